@@ -1,0 +1,37 @@
+"""Feature Normalized Knowledge Distillation for MMPretrain.
+
+``import fnkd_plugin`` registers the losses, :class:`DistillHead`, :class:`Distiller`, the teachers, the
+students, the data sets and the hooks with MMPretrain's registries, and makes the framework read
+checkpoints as data (see :mod:`fnkd_plugin.checkpoints`). :mod:`fnkd_plugin.functional` needs torch alone.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from fnkd_plugin._stack import OPENMMLAB_INSTALLED, require_openmmlab
+
+__version__ = '0.1.0'
+
+if TYPE_CHECKING or OPENMMLAB_INSTALLED:
+    from fnkd_plugin import checkpoints, datasets, distillers, engine, losses, students, teachers
+    from fnkd_plugin.distillers import Distiller, DistillHead, Prediction
+
+    checkpoints.guard_framework_loaders()
+
+    __all__ = [
+        'DistillHead',
+        'Distiller',
+        'Prediction',
+        'checkpoints',
+        'datasets',
+        'distillers',
+        'engine',
+        'losses',
+        'students',
+        'teachers',
+    ]
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name.startswith('__') or name == 'functional':
+            raise AttributeError(name)
+        require_openmmlab()
