@@ -1,0 +1,84 @@
+"""``tau='auto'``: a norm to rescale to, learned from the teacher on the first training batches."""
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub, print_log
+from torch import Tensor
+
+from fnkd_plugin.errors import SetupError
+
+CALIBRATION_BATCHES = 20
+LAMBDA = 3.0
+_KEY = 'fnkd_auto_tau'
+
+
+def _run_messages() -> MessageHub | None:
+    # Outside a Runner the current hub is MMEngine's own default, which outlives any one training.
+    hub = MessageHub.get_current_instance()
+    return None if hub.instance_name == 'mmengine' else hub
+
+
+class AutoTau:
+    r""":math:`\tau = \text{mean}\lVert f_t \rVert / 3`, the mean taken over the first training batches as they come.
+
+    Our choice, from the paper's rule :math:`\lambda^2 \tau^2 / \text{mean}\lVert f \rVert^2 \approx 1` at
+    :math:`\lambda = 3`. During the first 20 batches the running estimate is used, then it is kept and logged.
+    All processes use the mean over all of them. The estimate lives in the Runner's message hub, so that it
+    is stored with each checkpoint and a resumed run continues with the same.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._count = 0.0
+        self._batches = 0
+        hub = _run_messages()
+        if hub is not None:
+            # Runs started in the same second share a hub; a new loss starts anew.
+            hub.pop_info(_KEY)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the estimate will change no more."""
+        return self._batches >= CALIBRATION_BATCHES
+
+    @property
+    def tau(self) -> float:
+        """The estimate so far, NaN before the first batch."""
+        return self._sum / self._count / LAMBDA if self._count else float('nan')
+
+    @torch.compiler.disable
+    def update(self, feature_norm: Tensor) -> None:
+        """Take in the teacher's feature norms [N] of one batch.
+
+        Raises:
+            SetupError: If their mean is zero or not finite, since no tau > 0 follows from it.
+        """
+        hub = _run_messages()
+        if hub is not None and self._batches == 0 and hub.get_info(_KEY) is not None:
+            saved = hub.get_info(_KEY)
+            self._sum, self._count, self._batches = saved['sum'], saved['count'], saved['batches']
+            print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')
+            if self.settled:
+                return
+        batch = feature_norm.float()
+        total = torch.stack([batch.sum(), batch.new_tensor(float(len(batch)))])
+        all_reduce(total)
+        norm_sum, count = total.tolist()
+        self._sum += norm_sum
+        self._count += count
+        self._batches += 1
+        if not 0 < self.tau < float('inf'):
+            raise SetupError(
+                f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / count}; "
+                'check the teacher, or set tau to a number.'
+            )
+        if hub is not None:
+            hub.update_info(
+                _KEY, {'sum': self._sum, 'count': self._count, 'batches': self._batches}
+            )
+        if self.settled:
+            print_log(
+                f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm "
+                f'over {self._count:.0f} images.',
+                logger='current',
+            )

@@ -1,0 +1,44 @@
+"""Knowledge distillation with one temperature."""
+
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from fnkd_plugin.errors import check_number
+from fnkd_plugin.functional import scale_by_temperature
+from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.prediction import Prediction
+
+
+@MODELS.register_module()
+class KDLoss(SoftTargetLoss):
+    r"""Knowledge distillation, :math:`w \, T^2 \, H(\sigma(v/T), \sigma(z/T))` (Eq. 4 and 5).
+
+    The paper's :math:`(1-\alpha) H(q, \sigma(z)) + \alpha H(q_{kd}, \sigma(z/T))` is
+    ``DistillHead(hard_weight=1 - alpha, soft_loss=dict(type='KDLoss', loss_weight=alpha))``. Eq. 4 prints no
+    :math:`T^2`; the authors' code has it (``t_squared``), so that the soft gradient keeps its size as
+    :math:`T` grows.
+
+    Args:
+        temperature: :math:`T > 0`.
+        loss_weight: :math:`w \ge 0`.
+        t_squared: Whether to multiply by :math:`T^2`.
+
+    Raises:
+        SetupError: If a number is out of range or not finite.
+    """
+
+    def __init__(
+        self, temperature: float = 4.0, loss_weight: float = 1.0, t_squared: bool = True
+    ) -> None:
+        super().__init__(loss_weight)
+        self.temperature = check_number('KDLoss', 'temperature', temperature, positive=True)
+        self.t_squared = t_squared
+
+    def scaled_logits(self, prediction: Prediction) -> Tensor:
+        """:math:`z / T`, [N, K]."""
+        return scale_by_temperature(prediction.logits, self.temperature)
+
+    def forward(self, student: Prediction, teacher: Prediction) -> Tensor:
+        """See :meth:`SoftTargetLoss.forward`."""
+        loss = super().forward(student, teacher)
+        return loss * self.temperature**2 if self.t_squared else loss
