@@ -1,0 +1,202 @@
+"""Reading checkpoints as data: nothing in a file runs code, on either stack.
+
+Two holes of the frameworks are closed by ``import fnkd_plugin`` (:func:`guard_framework_loaders`): the fallback
+to a full unpickling when strict reading fails, and ``Runner.resume``, which runs ``meta['config']`` as Python.
+"""
+
+import functools
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+
+_RUNS_AS_PYTHON = ('config', 'cfg')
+_HISTORY = '_fnkd_history_buffer'
+
+
+class UnreadableCheckpointError(SetupError):
+    """A checkpoint that is missing, truncated, or no plain data."""
+
+
+def _inert_classes() -> list[Any]:
+    # What stock MMEngine checkpoints hold besides tensors and builtins: training logs as numpy arrays.
+    core = getattr(np, '_core', None) or np.core
+    kinds = (np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64, np.uint8, np.bool_)
+    return [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
+        *(type(np.dtype(kind)) for kind in kinds),
+    ]
+
+
+@contextmanager
+def _strict_reading() -> Iterator[None]:
+    # The environment variable outranks a caller's weights_only=False, which is the frameworks' fallback.
+    before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    try:
+        with torch.serialization.safe_globals(_inert_classes()):
+            yield
+    finally:
+        if before is None:
+            del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
+        else:
+            os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = before
+
+
+def _read(name: str, loader: Callable[[], Any]) -> Any:
+    try:
+        with _strict_reading():
+            checkpoint = loader()
+    except FileNotFoundError as error:
+        raise UnreadableCheckpointError(
+            f'Checkpoint {name} does not exist. Give its path, or set the environment variable that the config reads '
+            '(FNKD_WEIGHTS, FNKD_DATA).'
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise UnreadableCheckpointError(
+            f'Checkpoint {name} is not plain data, and what it holds could run code when read '
+            f'({str(error).splitlines()[0]}); or it is no checkpoint. Save its state_dict alone, or as .safetensors.'
+        ) from error
+    except (RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
+        raise UnreadableCheckpointError(
+            f'Checkpoint {name} cannot be read; it may be truncated ({str(error).splitlines()[0]}). '
+            'Fetch or save it again.'
+        ) from error
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        for key in _RUNS_AS_PYTHON:
+            checkpoint['meta'].pop(key, None)
+    return _revive(checkpoint)
+
+
+def guard_framework_loaders() -> None:
+    """Make every scheme of MMEngine's ``CheckpointLoader`` read strictly, and read ``.safetensors`` files too."""
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if not getattr(loader, '_fnkd_guarded', False):
+            CheckpointLoader.register_scheme(prefix, _guarded(loader), force=True)
+
+
+def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(loader)
+    def read(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
+        if str(filename).endswith('.safetensors') and os.path.isfile(filename):
+            device = 'cpu' if map_location is None else str(map_location)
+            return _read(filename, lambda: safetensors.torch.load_file(filename, device=device))
+        return _read(filename, lambda: loader(filename, map_location, **kwargs))
+
+    read._fnkd_guarded = True  # type: ignore[attr-defined]
+    return read
+
+
+def read_state_dict(source: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint of MMEngine, timm or plain torch: a path, a URL or a scheme of MMEngine.
+
+    Of several sets the EMA weights come first, as timm reads its own. Prefixes of DDP and ``torch.compile``
+    are cut.
+
+    Raises:
+        UnreadableCheckpointError: If the file is missing, truncated, no plain data, or holds no weights.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
+    if isinstance(checkpoint, dict):
+        for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+            if isinstance(checkpoint.get(key), dict):
+                checkpoint = checkpoint[key]
+                break
+    if not (isinstance(checkpoint, dict) and any(isinstance(v, Tensor) for v in checkpoint.values())):
+        raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
+    state = {}
+    for key, value in checkpoint.items():
+        if isinstance(value, Tensor):
+            for prefix in ('module.', '_orig_mod.', 'module.'):
+                key = key.removeprefix(prefix)
+            state[key] = value
+    return state
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load ``state`` into ``model`` and refuse to leave anything random.
+
+    Args:
+        model: The model.
+        state: Weights under the model's own keys; keys that the model lacks are refused too.
+        what: Which model and which file, for the error.
+
+    Raises:
+        SetupError: If keys are missing or unknown, or shapes differ; it names the first of each.
+    """
+    own = model.state_dict()
+    shapes = [
+        f'{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}'
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
+    unknown = [key for key in state if key not in own and not key.startswith('data_preprocessor.')]
+    faults = [
+        f'{len(keys)} {kind} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+        for kind, keys in (('missing', missing), ('of another shape', shapes), ('unknown', unknown))
+        if keys
+    ]
+    if faults:
+        raise SetupError(
+            f'{what}: the weights do not fit: {"; ".join(faults)}. Is it a checkpoint of another architecture '
+            'or number of classes?'
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` with logs and arrays as tensors, numbers and strings, so that strict reading needs no exceptions.
+
+    What is none of these (an object of some class) is left out of dicts and sequences.
+    """
+    if isinstance(value, HistoryBuffer):
+        log, count = value.data
+        return {_HISTORY: 1, 'log': _array(log), 'count': _array(count), 'max_length': value.max_length}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    if isinstance(value, OrderedDict):
+        return OrderedDict((k, to_plain(v)) for k, v in value.items() if _is_plain(v))
+    if isinstance(value, dict):
+        return {k: to_plain(v) for k, v in value.items() if _is_plain(v)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_plain(v) for v in value if _is_plain(v))
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    kinds = (HistoryBuffer, np.generic, np.ndarray, dict, list, tuple, set, Tensor, str, bytes, int, float)
+    return value is None or isinstance(value, kinds)
+
+
+def _array(values: np.ndarray) -> Any:
+    return torch.from_numpy(values.copy()) if values.dtype.kind in 'fiub' else values.tolist()
+
+
+def _revive(checkpoint: Any) -> Any:
+    """Training logs back from their plain form."""
+    hub = checkpoint.get('message_hub') if isinstance(checkpoint, dict) else None
+    scalars = hub.get('log_scalars') if isinstance(hub, dict) else None
+    for key, value in scalars.items() if isinstance(scalars, dict) else ():
+        if isinstance(value, dict) and _HISTORY in value:
+            log, count = value['log'].numpy(), value['count'].numpy()
+            scalars[key] = HistoryBuffer(log, count, value['max_length'])
+    return checkpoint

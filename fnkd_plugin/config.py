@@ -1,0 +1,113 @@
+"""Distilled configs and the plain ones inside them."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmpretrain import registry
+
+_DISTILLER_KEYS = ('type', 'student', 'teacher', 'head', 'pixels', 'data_preprocessor')
+_HEAD_KEYS = ('type', 'soft_loss', 'hard_weight', 'warmup', 'by_epoch', '_delete_')
+_OWN_HOOKS = ('SafeCheckpointHook', 'ReproducibleHook', 'EvaluateTeacherHook')
+
+
+def is_distilled(cfg: Config) -> bool:
+    """Whether the config's model is a ``Distiller``."""
+    kind = cfg.model.get('type')
+    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == 'Distiller'
+
+
+def plain_model(cfg: Config) -> ConfigDict:
+    """A copy of the student's model config (the model's own for a plain config), with its data preprocessor."""
+    model = copy.deepcopy(cfg.model.student if is_distilled(cfg) else cfg.model)
+    shared = cfg.get('data_preprocessor')
+    if is_distilled(cfg):
+        shared = cfg.model.get('data_preprocessor', shared)
+    if shared is not None:
+        model.setdefault('data_preprocessor', copy.deepcopy(shared))
+    return model
+
+
+def without_pretrained(model: ConfigDict) -> ConfigDict:
+    """``model`` without weights that building it would fetch or read: a checkpoint will replace them."""
+    for node in _dicts(model):
+        if node.get('pretrained'):
+            node['pretrained'] = False if _type_name(node).startswith(('Timm', 'TIMM')) else None
+        if _type_name(node) == 'TimmStudent':
+            node.pop('checkpoint', None)
+    return model
+
+
+def plain_config(cfg: Config) -> Config:
+    """The student's config for MMPretrain alone, to test its checkpoints where this plugin is not installed.
+
+    A ``TimmStudent`` becomes the stock ``TimmClassifier``, which reads the same checkpoint. Our hooks go; the
+    import of this plugin goes too, unless the config uses one of its data sets or hard-label losses.
+    """
+    plain = copy.deepcopy(cfg)
+    plain._cfg_dict['model'] = _stock_model(without_pretrained(plain_model(cfg)))
+    hooks = plain.get('default_hooks') or {}
+    for name in [n for n, hook in hooks.items() if hook and _type_name(hook) in _OWN_HOOKS]:
+        hooks.pop(name)
+    imports = plain.get('custom_imports')
+    if imports and not _uses_plugin(plain):
+        imports['imports'] = [name for name in imports['imports'] if name.split('.')[0] != 'fnkd_plugin']
+        if not imports['imports']:
+            plain._cfg_dict.pop('custom_imports')
+    return plain
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """``--cfg-options`` in place; ``model.*`` written for the plain model reaches the student of a distilled one.
+
+    ``model.student``, ``model.teacher``, ``model.pixels`` and the options of ``DistillHead`` under
+    ``model.head`` mean the distilled model's own.
+    """
+    if is_distilled(cfg):
+        options = {_student_key(key): value for key, value in options.items()}
+    cfg.merge_from_dict(options)
+
+
+def _student_key(key: str) -> str:
+    first, *rest = key.split('.')
+    if first != 'model' or not rest or rest[0] in ('type', 'student', 'teacher', 'pixels'):
+        return key
+    if rest[0] == 'head' and len(rest) > 1 and rest[1] in _HEAD_KEYS:
+        return key
+    return '.'.join(['model', 'student', *rest])
+
+
+def _stock_model(model: ConfigDict) -> ConfigDict:
+    if _type_name(model) == 'TimmStudent':
+        model['type'] = 'TimmClassifier'
+        model['model_name'] = model.pop('model')
+        model.pop('channels_last', None)
+    return model
+
+
+def _type_name(node: Any) -> str:
+    kind = node.get('type', '') if isinstance(node, dict) else ''
+    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def _dicts(node: Any) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+        children = list(node.values())
+    else:
+        children = list(node) if isinstance(node, (list, tuple)) else []
+    for child in children:
+        yield from _dicts(child)
+
+
+def _uses_plugin(cfg: Config) -> bool:
+    registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
+    for node in _dicts(cfg._cfg_dict):
+        kinds = [r.module_dict.get(_type_name(node)) for r in registries]
+        if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
+            return True
+    return any(str(p.get('ann_file', '')).startswith('tar://') for p in _dicts(cfg._cfg_dict))
+
+

@@ -1,0 +1,114 @@
+"""How the hard and the soft losses are weighed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.logging import MessageHub
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.prediction import Prediction
+
+
+@MODELS.register_module()
+class DistillHead(nn.Module):
+    """The soft losses of a distilled model, and the weight of its hard one.
+
+    Args:
+        soft_loss: A soft loss or its config, or several; their sum is the soft term.
+        hard_weight: What the student's own losses are multiplied by, >= 0.
+        warmup: Over how many epochs (or iterations) the soft term grows linearly to its full weight; 0 for
+            none. In epoch (iteration) ``i``, counted from 1, it has ``min(1, i / warmup)`` of it.
+        by_epoch: Whether ``warmup`` counts epochs or iterations.
+
+    Raises:
+        SetupError: If a number is out of range, or something that is no soft loss is given.
+    """
+
+    def __init__(
+        self,
+        soft_loss: dict | SoftTargetLoss | Sequence[dict | SoftTargetLoss],
+        hard_weight: float = 1.0,
+        warmup: float = 0,
+        by_epoch: bool = True,
+    ) -> None:
+        super().__init__()
+        several = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
+        self.soft_losses = nn.ModuleList(_build_soft_loss(loss) for loss in several)
+        if not self.soft_losses:
+            raise SetupError('DistillHead: soft_loss is empty; give at least one, such as KDLoss.')
+        self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)
+        self.warmup = check_number('DistillHead', 'warmup', warmup)
+        self.by_epoch = by_epoch
+
+    @property
+    def active(self) -> bool:
+        """Whether any soft loss has a weight; if not, the teacher is not run."""
+        return any(loss.loss_weight > 0 for loss in self.soft_losses)
+
+    @property
+    def needs_feature_norm(self) -> bool:
+        """Whether any soft loss with a weight reads feature norms."""
+        return any(loss.needs_feature_norm and loss.loss_weight > 0 for loss in self.soft_losses)
+
+    def forward(self, student: Prediction, teacher: Prediction) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The soft losses by name, and further scalars for the log.
+
+        ``loss_soft`` if there is one; ``loss_soft_kd`` and the like, after their classes, if there are several.
+        """
+        factor = self._warmup_factor()
+        losses: dict[str, Tensor] = {}
+        log_vars: dict[str, Tensor] = {}
+        for loss in self.soft_losses:
+            if loss.loss_weight == 0:
+                continue
+            loss.observe(teacher)
+            losses[self._name_of(loss, losses)] = loss(student, teacher) * factor
+            log_vars.update(loss.log_vars())
+        return losses, log_vars
+
+    def scale_hard(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The student's own losses times ``hard_weight``, ``'loss'`` renamed to ``'loss_hard'``.
+
+        The Runner logs the sum of all losses as ``'loss'``; a loss of that name would hide it.
+        """
+        scaled = {}
+        for name, value in losses.items():
+            if 'loss' in name and self.hard_weight != 1:
+                value = (
+                    value * self.hard_weight
+                    if isinstance(value, Tensor)
+                    else [part * self.hard_weight for part in value]
+                )
+            scaled['loss_hard' if name == 'loss' else name] = value
+        return scaled
+
+    def _name_of(self, loss: nn.Module, taken: dict[str, Tensor]) -> str:
+        if len(self.soft_losses) == 1:
+            return 'loss_soft'
+        name = 'loss_soft_' + type(loss).__name__.removesuffix('Loss').lower()
+        same = sum(other == name or other.startswith(name + '_') for other in taken)
+        return f'{name}_{same + 1}' if same else name
+
+    def _warmup_factor(self) -> float:
+        if self.warmup == 0:
+            return 1.0
+        done = MessageHub.get_current_instance().get_info('epoch' if self.by_epoch else 'iter')
+        if done is None:
+            raise RuntimeError(
+                'DistillHead: warmup needs a Runner, which counts epochs and iterations; '
+                'train with one, or set warmup=0.'
+            )
+        return min(1.0, (done + 1) / self.warmup)
+
+
+def _build_soft_loss(loss: dict | SoftTargetLoss) -> SoftTargetLoss:
+    built = loss if isinstance(loss, nn.Module) else MODELS.build(loss)
+    if not isinstance(built, SoftTargetLoss):
+        raise SetupError(
+            f'DistillHead: soft_loss must be a soft loss such as KDLoss or FNKDLoss, but is {type(built).__name__}; '
+            "losses on labels belong in the student's own head."
+        )
+    return built

@@ -1,0 +1,217 @@
+"""The distilled model, which *is* the student."""
+
+import functools
+import inspect
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmpretrain.models import heads
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.distillers.distill_head import DistillHead
+from fnkd_plugin.distillers.statistics import batch_statistics
+from fnkd_plugin.distillers.teacher_guard import TeacherGuard
+from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
+from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
+from fnkd_plugin.teachers.teacher import Teacher
+
+_Student = BaseModel if TYPE_CHECKING else object
+
+# Heads whose output is no softmax over classes, though an affine layer may well be their last.
+_OTHER_TASKS = {
+    'MultiLabelClsHead': 'a multi-label classifier',
+    'MultiTaskHead': 'a multi-task model',
+    'RegressionHead': 'a regression model',
+}
+
+
+class Distillation:
+    """What distilling adds to a student, in one plain object outside the module tree.
+
+    So that no ``state_dict``, optimiser, DDP, ``train()`` or ``apply`` finds the teacher; copies of the student
+    (EMA) share it.
+    """
+
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: AffineReader | None) -> None:
+        self.teacher = teacher
+        self.head = head
+        self.reader = reader
+        self.guard = TeacherGuard(teacher.name)
+
+    def __deepcopy__(self, memo: dict) -> 'Distillation':
+        return self
+
+    def ask_teacher(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
+        """The teacher's prediction of the student's batch; no random stream is moved."""
+        with isolated_rng():
+            prediction = self.teacher.predict(inputs, data_samples)
+        self.guard.check(prediction, data_samples)
+        return prediction
+
+
+@MODELS.register_module()
+class Distiller(_Student):
+    """A classifier that learns from a teacher while it trains, and is otherwise itself.
+
+    ``Distiller(student, teacher, head)`` builds the student and returns it, its class changed to a subclass of
+    :class:`Distiller` and its own. Only ``forward(mode='loss')`` differs: the teacher sees the same batch first,
+    then the student's own loss path runs, then :class:`DistillHead` adds the soft losses. Checkpoints,
+    parameters, hooks and tools see the plain student.
+
+    Args:
+        student: A single-label classifier of MMPretrain, or its config.
+        teacher: A :class:`~fnkd_plugin.teachers.Teacher`, or its config.
+        head: A :class:`DistillHead`, or its config.
+        pixels: What the student's batches are (``mean``, ``std`` on the 0 to 255 scale, ``channel_order``) where
+            its data preprocessor does not tell; see :func:`~fnkd_plugin.teachers.pixels.format_of_preprocessor`.
+        data_preprocessor: Handed to the student, for MMEngine, which puts a config's common one here.
+
+    Raises:
+        SetupError: If student, teacher and head do not fit; it names both sides and the mend.
+    """
+
+    _distillation: Distillation
+
+    def __new__(cls, student: dict | BaseModel | None = None, *args: Any, **kwargs: Any) -> 'Distiller':
+        if cls is not Distiller:  # a copy of an instance, made by copy or pickle
+            return super().__new__(cls)
+        if isinstance(student, dict):
+            student = dict(student)
+            if kwargs.get('data_preprocessor') is not None:
+                student.setdefault('data_preprocessor', kwargs['data_preprocessor'])
+            student = MODELS.build(student)
+        if not isinstance(student, BaseModel):
+            raise SetupError(f'Distiller: the student must be a model of MMPretrain, but is {type(student).__name__}.')
+        _check_student(student)
+        student.__class__ = _distilled_class(type(student))
+        return student  # type: ignore[return-value]
+
+    def __init__(
+        self,
+        student: dict | BaseModel,
+        teacher: dict | Teacher,
+        head: dict | DistillHead,
+        pixels: dict | None = None,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        # Not super().__init__(): __new__ returned the student complete.
+        with isolated_rng():
+            teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+            head = MODELS.build(head) if isinstance(head, dict) else head
+            reader = _fit(self, teacher, head, PixelFormat.of(**pixels) if pixels else None)
+        self._distillation = Distillation(teacher, head, reader)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time, so pickle and copy are told how.
+        return _new_distilled, (type(self).__mro__[2],), self.__dict__
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **kwargs: Any) -> Any:
+        """The student's forward; in mode ``'loss'`` with the soft losses added."""
+        if mode != 'loss':
+            return super().forward(inputs, data_samples, mode, **kwargs)
+        teaching = self._distillation
+        head, reader = teaching.head, teaching.reader
+        if not head.active:
+            return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
+        # The teacher first, so that its activations are gone before the student's are kept.
+        teacher = teaching.ask_teacher(inputs, data_samples)
+        assert reader is not None
+        reader.reading = True
+        try:
+            losses = head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
+        finally:
+            reader.reading = False
+        student = reader.take()
+        if student is None:
+            raise RuntimeError(
+                f'Distiller: the loss of {type(self).__mro__[2].__name__} never calls its last affine layer as a '
+                'module, so that its logits cannot be read.'
+            )
+        soft, log_vars = head(student, teacher)
+        losses.update(soft)
+        losses.update(log_vars)
+        losses.update(batch_statistics(student, teacher, data_samples))
+        return losses
+
+
+@functools.cache
+def _distilled_class(student: type) -> type:
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace['__module__'] = student.__module__
+
+    return types.new_class(f'Distilled{student.__name__}', (Distiller, student), {}, fill)
+
+
+def _new_distilled(student: type) -> Distiller:
+    cls = _distilled_class(student)
+    return cls.__new__(cls)
+
+
+def _check_student(student: BaseModel) -> None:
+    kind = type(student).__name__
+    if isinstance(student, Distiller):
+        raise SetupError('Distiller: the student distils already; give its own student.')
+    if hasattr(student, '_distillation'):
+        raise SetupError(f"Distiller: {kind} has an attribute '_distillation' of its own, which distilling would hide.")
+    for name, task in _OTHER_TASKS.items():
+        head_type = getattr(heads, name, None)
+        if head_type is not None and isinstance(getattr(student, 'head', None), head_type):
+            raise SetupError(
+                f'Distiller: the student is {task} ({type(student.head).__name__}); soft targets are distributions '
+                'over the classes of a single-label classifier. Give a student with such a head.'
+            )
+    if type(student).train_step is not BaseModel.train_step:
+        source = inspect.getsource(type(student).train_step)
+        if not any(call in source for call in ("mode='loss'", 'mode="loss"', 'super().train_step')):
+            raise SetupError(
+                f"Distiller: {kind} overrides train_step without calling forward(mode='loss'), where distilling "
+                "happens; it would train as if it had no teacher. Call forward(mode='loss') there."
+            )
+
+
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelFormat | None) -> AffineReader | None:
+    if not isinstance(teacher, Teacher):
+        raise SetupError(
+            f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
+            'wrap timm models in TimmTeacher and MMPretrain models in MMPretrainTeacher.'
+        )
+    if not isinstance(head, DistillHead):
+        raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
+    kind = type(student).__mro__[2].__name__
+    output, layer_outputs = probe(student, functools.partial(student, mode='tensor'))  # type: ignore[arg-type]
+    layer = find_last_affine(output, layer_outputs)
+    if layer is None:
+        inner = type(getattr(student, 'head', None) or student).__name__
+        raise SetupError(
+            f"Distiller: the student's last affine layer cannot be found: the output of {kind} ({inner}) is no "
+            'linear or 1x1-convolution layer\'s own output (a mean of several heads, a cosine, features without a '
+            'classifier?). Give a student with one linear classifier, such as LinearClsHead.'
+        )
+    if class_count(layer) != teacher.num_classes:
+        raise SetupError(
+            f'Distiller: the student has {class_count(layer)} classes, the teacher {teacher.name} has '
+            f"{teacher.num_classes}; give a teacher trained on the student's classes."
+        )
+    if head.needs_feature_norm and not teacher.has_feature_norm:
+        raise SetupError(
+            f'Distiller: a soft loss needs feature norms, but {teacher.name} has no one last affine layer whose '
+            'input has one; use KDLoss with it.'
+        )
+    own = format_of_preprocessor(student.data_preprocessor)  # type: ignore[arg-type]
+    source = own if pixels is None else PixelFormat(
+        pixels.mean or own.mean, pixels.std or own.std, pixels.channel_order or own.channel_order
+    )
+    teacher.prepare(source)
+    print_log(
+        f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; '
+        f'images: {source}.',
+        logger='current',
+    )
+    return AffineReader(layer)

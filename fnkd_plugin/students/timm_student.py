@@ -1,0 +1,124 @@
+"""timm models as MMPretrain classifiers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmpretrain.models import TimmClassifier
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.timm_models import check_timm_name
+
+_PREFIX = 'model.'
+
+
+@MODELS.register_module()
+class TimmStudent(TimmClassifier):
+    """A timm model as a classifier whose checkpoints are timm's own.
+
+    ``state_dict`` has timm's keys, also inside another module (EMA, DDP), where the stock ``TimmClassifier``
+    cannot load itself back. ``timm.create_model(checkpoint_path=...)`` and the stock ``TimmClassifier`` load its
+    checkpoints.
+
+    Args:
+        model: timm's name of it.
+        num_classes: K; timm's own if None.
+        checkpoint: Weights to start from; if their classifier has another number of classes it starts
+            afresh, as with ``pretrained``, and the log says so.
+        pretrained: Start from timm's pretrained weights from the hub.
+        loss: Config of the hard-label loss.
+        train_cfg: As of MMPretrain's classifiers: ``augments`` for mixup and the like.
+        channels_last: Keep weights and images in channels-last memory order, which makes convolutions, above all
+            depthwise ones, several times faster on CPUs and on tensor cores.
+        with_cp: Trade time for memory by gradient checkpointing.
+        data_preprocessor: As of MMPretrain's classifiers.
+        init_cfg: As of MMPretrain's classifiers.
+        **kwargs: Further arguments of ``timm.create_model``.
+
+    Raises:
+        SetupError: If timm knows no such model (near names are listed) or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        num_classes: int | None = None,
+        checkpoint: str | Path | None = None,
+        pretrained: bool = False,
+        loss: dict | nn.Module = dict(type='CrossEntropyLoss', loss_weight=1.0),  # noqa: B006
+        train_cfg: dict | None = None,
+        channels_last: bool = False,
+        with_cp: bool = False,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = f'TimmStudent({model})'
+        check_timm_name(name, model)
+        if checkpoint is not None and pretrained:
+            raise SetupError(f'{name}: give checkpoint or pretrained, not both.')
+        super().__init__(
+            model,
+            loss=loss,
+            train_cfg=train_cfg,
+            with_cp=with_cp,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+            pretrained=pretrained,
+            **({} if num_classes is None else {'num_classes': num_classes}),
+            **kwargs,
+        )
+        self.channels_last = channels_last
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if checkpoint is not None:
+            self._start_from(checkpoint, name)
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """See MMPretrain's classifiers."""
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return super().forward(inputs, data_samples, mode)
+
+    def _start_from(self, checkpoint: str | Path, name: str) -> None:
+        state = read_state_dict(checkpoint)
+        own = self.model.state_dict()
+        classifiers = self.model.pretrained_cfg.get('classifier') or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+        fresh = [
+            key
+            for key in own
+            if key.rpartition('.')[0] in classifiers and key in state and state[key].shape != own[key].shape
+        ]
+        if fresh:
+            print_log(
+                f'{name}: {checkpoint} has another number of classes; {", ".join(fresh)} start from random values.',
+                logger='current',
+            )
+        load_weights(self.model, {**state, **{key: own[key] for key in fresh}}, f'{name} and {checkpoint}')
+
+    @staticmethod
+    def _remove_state_dict_prefix(
+        module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict
+    ) -> None:
+        # In place: PyTorch ignores what the hook of a nested module returns.
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            value = state_dict.pop(key)
+            state_dict[prefix + key[len(prefix) :].removeprefix(_PREFIX)] = value
+
+    @staticmethod
+    def _add_state_dict_prefix(
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for key in [k for k in state_dict if k.startswith(prefix)]:
+            state_dict[prefix + _PREFIX + key[len(prefix) :]] = state_dict.pop(key)

@@ -1,0 +1,115 @@
+"""The same pixels under another normalisation and channel order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """How a batch of images [N, C, H, W] is normalised.
+
+    Attributes:
+        mean: Per channel, on the 0 to 255 scale and in the batch's own channel order; None if unknown.
+        std: As ``mean``.
+        channel_order: ``'rgb'``, ``'bgr'``, or None if unknown.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channel_order: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise SetupError(f'mean and std must be given together and be of one length: {self}.')
+        if self.std is not None and min(self.std) <= 0:
+            raise SetupError(f'std must be > 0: {self}.')
+        if self.channel_order not in ('rgb', 'bgr', None):
+            raise SetupError(f"channel_order must be 'rgb' or 'bgr', but is {self.channel_order!r}.")
+
+    @classmethod
+    def of(
+        cls,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        channel_order: str | None = 'rgb',
+    ) -> 'PixelFormat':
+        """From any sequences."""
+        return cls(
+            None if mean is None else tuple(float(m) for m in mean),
+            None if std is None else tuple(float(s) for s in std),
+            channel_order,
+        )
+
+    def __str__(self) -> str:
+        if self.mean is None or self.std is None:
+            return f'mean and std unknown, {self.channel_order or "channel order unknown"}'
+        numbers = [' '.join(f'{x:.5g}' for x in values) for values in (self.mean, self.std)]
+        return f'mean {numbers[0]}, std {numbers[1]}, {self.channel_order or "channel order unknown"}'
+
+
+def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
+    """What an MMPretrain data preprocessor makes of images, as far as it can be known from it alone.
+
+    ``to_rgb=True`` gives RGB. ``to_rgb=False`` keeps whatever the data set loads: BGR from
+    ``LoadImageFromFile``, RGB from CIFAR's loader; so it is unknown. Without ``mean`` the images may have
+    been normalised in the pipeline or not at all; so that is unknown too.
+    """
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+    to_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
+    numbers = [x.flatten().tolist() if isinstance(x, Tensor) else None for x in (mean, std)]
+    return PixelFormat.of(*numbers, channel_order='rgb' if to_rgb else None)
+
+
+def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Tensor]:
+    """The function that takes images of one format to another: undo, reorder, redo, as one scale and shift.
+
+    Equal formats pass through untouched, unknown entries counting as equal where both are unknown.
+
+    Raises:
+        SetupError: If the two cannot be related because something is unknown, or channel counts differ.
+    """
+    if source == target:
+        return _pass_through
+    if source.mean is None or target.mean is None or source.std is None or target.std is None:
+        if (source.mean, source.std) != (target.mean, target.std):
+            raise SetupError(f'the normalisation of one side is unknown ({source}; {target})')
+    elif len(source.mean) != len(target.mean):
+        raise SetupError(f'{len(source.mean)} channels are not {len(target.mean)} ({source}; {target})')
+    flip = False
+    if source.channel_order != target.channel_order and len(source.mean or (0, 0, 0)) == 3:
+        if source.channel_order is None or target.channel_order is None:
+            raise SetupError(f'the channel order of one side is unknown ({source}; {target})')
+        flip = True
+    if source.mean is None or target.mean is None or source.std is None or target.std is None:
+        return _Affine(None, None, flip)
+    step = -1 if flip else 1
+    mean, std = torch.tensor(source.mean[::step]), torch.tensor(source.std[::step])
+    target_mean, target_std = torch.tensor(target.mean), torch.tensor(target.std)
+    if torch.equal(mean, target_mean) and torch.equal(std, target_std):
+        return _Affine(None, None, flip) if flip else _pass_through
+    return _Affine(std / target_std, (mean - target_mean) / target_std, flip)
+
+
+def _pass_through(images: Tensor) -> Tensor:
+    return images
+
+
+class _Affine:
+    def __init__(self, scale: Tensor | None, shift: Tensor | None, flip: bool) -> None:
+        self.scale = None if scale is None else scale.view(-1, 1, 1)
+        self.shift = None if shift is None else shift.view(-1, 1, 1)
+        self.flip = flip
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.flip:
+            images = images.flip(1)
+        if self.scale is None or self.shift is None:
+            return images
+        if self.scale.device != images.device:
+            self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
+        return torch.addcmul(self.shift.to(images), images, self.scale.to(images))

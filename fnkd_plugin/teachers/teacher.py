@@ -1,0 +1,130 @@
+"""The interface of teachers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
+from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.teachers.pixels import PixelFormat, converter
+
+
+class Teacher(ABC):
+    """Images in the student's format to a :class:`Prediction`; no module, so that nothing finds or trains it.
+
+    Attributes:
+        name: For messages.
+        num_classes: K.
+        has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
+        classes: The names of its classes, if known.
+    """
+
+    name: str
+    num_classes: int
+    has_feature_norm: bool
+    classes: Sequence[str] | None = None
+
+    @abstractmethod
+    def prepare(self, source: PixelFormat) -> None:
+        """Learn, once and before training, how the student's images are normalised.
+
+        Raises:
+            SetupError: If the teacher's own format cannot be had from it.
+        """
+
+    @abstractmethod
+    def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
+        """What the teacher says of a batch, without gradient.
+
+        Args:
+            images: The student's preprocessed batch [N, C, H, W].
+            data_samples: The data samples of the batch, for teachers that know images by name.
+        """
+
+
+class ModelTeacher(Teacher):
+    """A teacher that is an ``nn.Module``: frozen, in eval mode (BN and dropout), on the images' device.
+
+    Args:
+        model: The trained model; its parameters stop requiring gradients.
+        forward: Images in the teacher's format to logits [N, K].
+        pixels: The format the model was trained on.
+        name: For messages.
+        input_size: Resize images to this height and width (bicubic) if they differ; None takes what comes.
+        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+
+    Raises:
+        SetupError: If the model's output is no tensor [N, K].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        pixels: PixelFormat,
+        name: str,
+        input_size: int | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.name = name
+        self.pixels = pixels
+        self.input_size = input_size
+        self._forward = forward
+        self._convert: Callable[[Tensor], Tensor] | None = None
+        self._device: torch.device | None = None
+        output, layer_outputs = probe(self.model, forward, input_size)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise SetupError(f'{name}: its output is no tensor of logits [N, K], but {_describe(output)}.')
+        layer = find_last_affine(output, layer_outputs)
+        self._reader = None if layer is None else AffineReader(layer)
+        self.has_feature_norm = layer is not None
+        self.num_classes = output.shape[1] if layer is None else class_count(layer)
+
+    def prepare(self, source: PixelFormat) -> None:
+        """See :meth:`Teacher.prepare`."""
+        try:
+            self._convert = converter(source, self.pixels)
+        except SetupError as error:
+            raise SetupError(
+                f"{self.name}: the student's images cannot be turned into the teacher's: {error}. Say what the "
+                "student's batches are with Distiller(pixels=dict(mean=..., std=..., channel_order='rgb')), "
+                'mean and std on the 0 to 255 scale.'
+            ) from error
+
+    def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
+        """See :meth:`Teacher.predict`."""
+        assert self._convert is not None, 'prepare() comes first'
+        if self._device != images.device:
+            self.model.to(images.device)
+            self._device = images.device
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            pixels = self._convert(images.float())
+            if self.input_size and pixels.shape[-2:] != (self.input_size, self.input_size):
+                size = (self.input_size, self.input_size)
+                pixels = F.interpolate(pixels, size, mode='bicubic', antialias=True)
+            pixels = pixels.contiguous(memory_format=self._memory_format)
+            if self._reader is None:
+                return Prediction(self._forward(pixels))
+            self._reader.reading = True
+            try:
+                self._forward(pixels)
+            finally:
+                self._reader.reading = False
+            prediction = self._reader.take()
+        assert prediction is not None
+        return prediction
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f'of shape {tuple(output.shape)}'
+    return type(output).__name__

@@ -1,0 +1,80 @@
+"""timm models as teachers."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from mmpretrain.registry import MODELS
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.teacher import ModelTeacher
+from fnkd_plugin.timm_models import check_timm_name, create_timm_model
+
+
+@MODELS.register_module()
+class TimmTeacher(ModelTeacher):
+    """A trained timm model as a frozen teacher, with timm's own normalisation (``pretrained_cfg``) in RGB.
+
+    Args:
+        model: timm's name of it.
+        checkpoint: Its weights: a path or URL of timm's, MMEngine's or torch's making.
+        pretrained: Use timm's pretrained weights from the hub instead.
+        num_classes: K; read from the checkpoint, or timm's own for pretrained weights, if None.
+        mean: Per channel on the 0 to 255 scale, where the model was not trained with timm's.
+        std: As ``mean``.
+        input_size: Resize images to this height and width if they differ. By default only models of a fixed
+            input size do, to theirs.
+        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        **kwargs: Further arguments of ``timm.create_model``.
+
+    Raises:
+        SetupError: If timm knows no such model (near names are listed), neither weights are given, both
+            are, or they do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        checkpoint: str | Path | None = None,
+        pretrained: bool = False,
+        num_classes: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        input_size: int | None = None,
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        name = f'TimmTeacher({model})'
+        check_timm_name(name, model)
+        if (checkpoint is None) == (not pretrained):
+            raise SetupError(
+                f'{name}: a teacher needs trained weights; give checkpoint=FILE or pretrained=True'
+                f'{", not both" if pretrained else ""}.'
+            )
+        cfg = timm.get_pretrained_cfg(model)
+        state = None if checkpoint is None else read_state_dict(checkpoint)
+        if state is not None and num_classes is None:
+            num_classes = _classes_of(state, cfg)
+        if pretrained and num_classes not in (None, cfg.num_classes):
+            raise SetupError(
+                f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; its head '
+                'would be random. Give checkpoint=FILE of a model trained on your classes.'
+            )
+        built = create_timm_model(name, model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        if state is not None:
+            load_weights(built, state, f'{name} and {checkpoint}')
+        data_cfg = timm.data.resolve_data_config({}, model=built)
+        pixels = PixelFormat.of(
+            mean or [255 * m for m in data_cfg['mean']], std or [255 * s for s in data_cfg['std']]
+        )
+        if input_size is None and cfg.fixed_input_size and 'img_size' not in kwargs:
+            input_size = data_cfg['input_size'][-1]
+        super().__init__(built, built, pixels, name, input_size, channels_last)
+
+
+def _classes_of(state: dict, cfg: Any) -> int | None:
+    classifier = cfg.classifier[0] if isinstance(cfg.classifier, (tuple, list)) else cfg.classifier
+    weight = state.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
