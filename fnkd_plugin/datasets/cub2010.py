@@ -1,0 +1,52 @@
+"""CUB-200 in its 2010 edition."""
+
+from pathlib import Path
+
+from mmpretrain.datasets import BaseDataset
+from mmpretrain.registry import DATASETS
+
+from fnkd_plugin.errors import SetupError
+
+_SPLITS = ('train', 'test')
+
+
+@DATASETS.register_module()
+class CUB2010(BaseDataset):
+    """CUB-200-2010 as one folder: ``images.tar``, ``classes.txt``, ``train.txt``, ``test.txt``.
+
+    Lines of the lists are ``<path in images/> <label>``. The test set's labels choose nothing: to tune, take
+    ``part='fit'`` and ``part='tune'`` of the training set, which hold out every fifth image.
+
+    Args:
+        data_root: The folder.
+        split: ``'train'`` or ``'test'``.
+        part: ``'all'``, ``'fit'`` (four fifths) or ``'tune'`` (every fifth).
+        **kwargs: See MMPretrain's ``BaseDataset``.
+
+    Raises:
+        FileNotFoundError: If the folder lacks the files.
+    """
+
+    def __init__(self, data_root: str, split: str = 'train', part: str = 'all', **kwargs: object) -> None:
+        if split not in _SPLITS or part not in ('all', 'fit', 'tune'):
+            raise SetupError(f"CUB2010: split {split!r} is none of {_SPLITS}, or part {part!r} of 'all', 'fit', 'tune'.")
+        root = Path(data_root)
+        missing = [n for n in ('images.tar', 'classes.txt', f'{split}.txt') if not (root / n).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f'CUB2010: {root} lacks {", ".join(missing)}. Set the environment variable FNKD_DATA to the folder '
+                'that holds cub200_2010, or data_root in the config.'
+            )
+        self.part = part
+        classes = (root / 'classes.txt').read_text().split()
+        super().__init__(ann_file=f'{split}.txt', data_root=data_root, metainfo={'classes': classes}, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """One dict of ``img_path`` and ``gt_label`` an image."""
+        lines = Path(self.ann_file).read_text().split('\n')
+        pairs = [line.rsplit(' ', 1) for line in lines if line]
+        images = f'tar://{self.data_root}/images.tar!images'
+        samples = [dict(img_path=f'{images}/{path}', gt_label=int(label)) for path, label in pairs]
+        if self.part == 'all':
+            return samples
+        return [s for i, s in enumerate(samples) if (i % 5 == 0) == (self.part == 'tune')]

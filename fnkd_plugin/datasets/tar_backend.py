@@ -1,0 +1,52 @@
+"""Images out of a tar archive, without unpacking it."""
+
+import os
+import tarfile
+from typing import Any
+
+from mmengine.fileio import BaseStorageBackend, register_backend
+
+_PREFIX = 'tar://'
+
+
+class TarBackend(BaseStorageBackend):
+    """MMEngine's file backend for ``tar://ARCHIVE.tar!MEMBER`` paths, uncompressed archives only.
+
+    Any transform that loads through MMEngine (``LoadImageFromFile``) reads such paths. The archive's index is
+    made once in each process; reads are positioned, so workers may share a file descriptor.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._archives: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {}
+
+    def get(self, filepath: str) -> bytes:
+        """The bytes of a member.
+
+        Raises:
+            FileNotFoundError: If there is no such archive or member.
+        """
+        archive, _, member = str(filepath).removeprefix(_PREFIX).partition('!')
+        if archive not in self._archives:
+            self._archives[archive] = self._open(archive)
+        descriptor, index = self._archives[archive]
+        if member not in index:
+            raise FileNotFoundError(f'{archive} has no member {member!r}.')
+        offset, size = index[member]
+        return os.pread(descriptor, size, offset)
+
+    def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
+        """The text of a member; see :meth:`get`."""
+        return self.get(filepath).decode(encoding)
+
+    def join_path(self, filepath: str, *filepaths: str) -> str:
+        """Parts joined by slashes, as names in an archive are."""
+        return '/'.join([filepath.rstrip('/'), *filepaths])
+
+    @staticmethod
+    def _open(archive: str) -> tuple[int, dict[str, tuple[int, int]]]:
+        with tarfile.open(archive, 'r:') as tar:
+            index = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
+        return os.open(archive, os.O_RDONLY), index
+
+
+register_backend('tar', TarBackend, prefixes='tar', force=True)

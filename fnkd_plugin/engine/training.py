@@ -1,0 +1,126 @@
+"""From a config to a Runner that trains it, as ``tools/train.py`` does."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from fnkd_plugin.config import is_distilled, plain_config
+from fnkd_plugin.errors import SetupError
+
+_LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        SetupError: If there is none, or it needs an environment variable that is not set.
+    """
+    if not Path(path).is_file():
+        raise SetupError(f'There is no config file {path}.')
+    try:
+        return Config.fromfile(path)
+    except KeyError as error:
+        raise SetupError(f'{path} cannot be read: {error}. Is an environment variable missing?') from error
+
+
+def add_default_hooks(cfg: Config) -> None:
+    """Exact resumption and plain checkpoints, unless the config sets them (None: off)."""
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('reproducible', dict(type='ReproducibleHook'))
+    hooks.setdefault('safe_checkpoint', dict(type='SafeCheckpointHook'))
+    for name in [name for name, hook in hooks.items() if hook is None]:
+        # MMEngine takes None for its own hooks only.
+        if name in ('reproducible', 'safe_checkpoint'):
+            hooks.pop(name)
+
+
+def set_loader_defaults(cfg: Config, pin_memory: bool = True, persistent_workers: bool = True) -> None:
+    """MMPretrain's defaults of data loaders, where they make sense."""
+    for name in _LOADERS:
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        loader.setdefault('pin_memory', pin_memory)
+        loader.setdefault('persistent_workers', persistent_workers)
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        if not pin_memory or not torch.cuda.is_available():
+            loader['pin_memory'] = False
+        if not persistent_workers or loader.get('num_workers', 0) == 0:
+            loader['persistent_workers'] = False
+
+
+def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
+    """Let several processes train or test on CPUs, which MMEngine's launcher does not.
+
+    It asks for a GPU for each process and names one to DDP; so the process group is made before, and the
+    wrapper is told of none.
+    """
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    if launcher != 'pytorch':
+        raise SetupError(f'--launcher {launcher} needs GPUs; on CPUs use --launcher pytorch (torchrun).')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))
+    cfg.model_wrapper_cfg['device_ids'] = None
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner; beside the dumped config, dump the plain one that stock tools test its checkpoints with."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if is_distilled(cfg) and is_main_process():
+        dump_plain_config(cfg, runner.work_dir)
+    return runner
+
+
+def dump_plain_config(cfg: Config, folder: str | Path) -> Path:
+    """Write the student's config as ``plain_<config>.py`` into ``folder``, for one process again."""
+    plain = plain_config(cfg)
+    for key, value in dict(load_from=None, resume=False, launcher='none').items():
+        plain[key] = value
+    plain._cfg_dict.pop('model_wrapper_cfg', None)
+    path = Path(folder) / f'plain_{Path(cfg.filename or "config").stem}.py'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f'.{os.getpid()}.py')
+    plain.dump(partial)
+    partial.replace(path)
+    return path
+
+
+def merge_arguments(cfg: Config, args: Any) -> None:
+    """Flags of ``tools/train.py`` (MMPretrain's) into the config, ``--cfg-options`` apart.
+
+    Raises:
+        SetupError: If ``--amp`` is asked for without a GPU.
+    """
+    cfg.launcher = args.launcher
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise SetupError("--amp needs a GPU (MMEngine's AmpOptimWrapper refuses CPUs); train without it.")
+        cfg.optim_wrapper['type'] = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        cfg.setdefault('auto_scale_lr', ConfigDict())['enable'] = True
+    if args.evaluate_teacher:
+        if not is_distilled(cfg):
+            raise SetupError('--evaluate-teacher: the config has no teacher; its model is no Distiller.')
+        cfg.setdefault('default_hooks', ConfigDict())['evaluate_teacher'] = dict(type='EvaluateTeacherHook')
