@@ -32,7 +32,7 @@ def plain_model(cfg: Config) -> ConfigDict:
 
 def without_pretrained(model: ConfigDict) -> ConfigDict:
     """``model`` without weights that building it would fetch or read: a checkpoint will replace them."""
-    for node in _dicts(model):
+    for node in dicts_in(model):
         if node.get('pretrained'):
             node['pretrained'] = False if _type_name(node).startswith(('Timm', 'TIMM')) else None
         if _type_name(node) == 'TimmStudent':
@@ -63,11 +63,27 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """``--cfg-options`` in place; ``model.*`` written for the plain model reaches the student of a distilled one.
 
     ``model.student``, ``model.teacher``, ``model.pixels`` and the options of ``DistillHead`` under
-    ``model.head`` mean the distilled model's own.
+    ``model.head`` mean the distilled model's own. A variable of the file, such as ``data_root``, is replaced
+    wherever the file used it, which MMEngine alone does not do.
     """
+    for key, value in options.items():
+        if isinstance(value, str) and isinstance(cfg.get(key), str) and cfg[key]:
+            _replaced(cfg._cfg_dict, cfg[key], value)
     if is_distilled(cfg):
         options = {_student_key(key): value for key, value in options.items()}
     cfg.merge_from_dict(options)
+
+
+def _replaced(node: Any, old: str, new: str) -> Any:
+    """``node`` with ``old``, and paths below it, replaced in place."""
+    if isinstance(node, dict):
+        for key in node:
+            node[key] = _replaced(node[key], old, new)
+    elif isinstance(node, list):
+        node[:] = [_replaced(child, old, new) for child in node]
+    elif isinstance(node, str) and (node == old or node.startswith(old + '/')):
+        return new + node[len(old) :]
+    return node
 
 
 def _student_key(key: str) -> str:
@@ -92,22 +108,23 @@ def _type_name(node: Any) -> str:
     return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
-def _dicts(node: Any) -> Iterator[dict]:
+def dicts_in(node: Any) -> Iterator[dict]:
+    """All dicts inside a config."""
     if isinstance(node, dict):
         yield node
         children = list(node.values())
     else:
         children = list(node) if isinstance(node, (list, tuple)) else []
     for child in children:
-        yield from _dicts(child)
+        yield from dicts_in(child)
 
 
 def _uses_plugin(cfg: Config) -> bool:
     registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
-    for node in _dicts(cfg._cfg_dict):
+    for node in dicts_in(cfg._cfg_dict):
         kinds = [r.module_dict.get(_type_name(node)) for r in registries]
         if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
             return True
-    return any(str(p.get('ann_file', '')).startswith('tar://') for p in _dicts(cfg._cfg_dict))
+    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(cfg._cfg_dict))
 
 

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     training.merge_arguments(cfg, args)
     training.add_default_hooks(cfg)
     merge_options(cfg, args.cfg_options)
+    training.check_data_roots(cfg)
     training.set_loader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     training.prepare_cpu_processes(cfg, args.launcher)
     training.build_runner(cfg).train()

@@ -4,6 +4,6 @@ model = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=True, end=0.5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=9.5, by_epoch=True, begin=0.5, end=10, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=10, val_interval=5)

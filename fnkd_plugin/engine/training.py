@@ -10,8 +10,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.config import is_distilled, plain_config
+from fnkd_plugin.config import dicts_in, is_distilled, plain_config
 from fnkd_plugin.errors import SetupError
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -55,6 +56,25 @@ def set_loader_defaults(cfg: Config, pin_memory: bool = True, persistent_workers
             loader['pin_memory'] = False
         if not persistent_workers or loader.get('num_workers', 0) == 0:
             loader['persistent_workers'] = False
+
+
+def check_data_roots(cfg: Config) -> None:
+    """Say which folder of data is missing, and how to give it.
+
+    Raises:
+        SetupError: If a data loader's ``data_root`` is no folder, and its data set cannot download it.
+    """
+    for name in _LOADERS:
+        for node in dicts_in(cfg.get(name)):
+            root = node.get('data_root')
+            if not root or '://' in root or os.path.isdir(root):
+                continue
+            kind = DATASETS.get(node['type']) if isinstance(node.get('type'), str) else node.get('type')
+            if not hasattr(kind, 'url_prefix'):  # CIFAR and MNIST fetch themselves
+                raise SetupError(
+                    f'{name}: there is no folder {root} with the data of {getattr(kind, "__name__", kind)}. Put the data there, '
+                    'or say where it is: --cfg-options data_root=FOLDER.'
+                )
 
 
 def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
