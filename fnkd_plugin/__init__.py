@@ -7,7 +7,7 @@ checkpoints as data (see :mod:`fnkd_plugin.checkpoints`). :mod:`fnkd_plugin.func
 
 from typing import TYPE_CHECKING, Any
 
-from fnkd_plugin._stack import OPENMMLAB_INSTALLED, require_openmmlab
+from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse, refuse_imports
 
 __version__ = '0.1.0'
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
         'teachers',
     ]
 else:
+    refuse_imports()
 
     def __getattr__(name: str) -> Any:
         if name.startswith('__') or name == 'functional':
             raise AttributeError(name)
-        require_openmmlab()
+        refuse()
