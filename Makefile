@@ -1,0 +1,51 @@
+# All that a developer does here, on Python 3.10 to 3.13 and nothing else; `make help` lists it.
+PYTHON ?= python3
+STACK ?= onedl
+# Outside the checkout, so that clones with equal requirements share one environment of 6 GB.
+ifeq ($(VENV),)
+override VENV := $(shell "$(PYTHON)" requirements/environment.py path "$(STACK)")
+endif
+RUN = "$(VENV)/bin/python"
+
+# The environment holds third-party packages only: the checkout's own package comes first, here and
+# in every process that the tests and the demo start.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: help setup demo test lint ruff mypy format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make setup   create the environment when it is missing'
+	@echo 'make demo    a teacher and its students on real digits: a table and a picture'
+	@echo 'make test    the tests; TEST_ARGS="-k norm -x" goes to pytest'
+	@echo 'make lint    ruff and mypy; make format lets ruff mend what it can'
+	@echo 'make clean   remove what the tools left in this checkout'
+	@echo
+	@echo 'STACK=$(STACK) (onedl or openmmlab)  PYTHON=$(PYTHON)'
+	@echo 'VENV=$(VENV)'
+
+setup:
+	@"$(PYTHON)" requirements/environment.py build "$(STACK)" "$(VENV)"
+
+demo: setup
+	$(RUN) tools/demo.py $(DEMO_ARGS)
+
+test: setup
+	$(RUN) -m pytest $(TEST_ARGS)
+
+lint: ruff mypy
+
+ruff: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+mypy: setup
+	$(RUN) -m mypy
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
