@@ -194,7 +194,7 @@ def _array(values: np.ndarray) -> Any:
 def _revive(checkpoint: Any) -> Any:
     """Training logs back from their plain form."""
     hub = checkpoint.get('message_hub') if isinstance(checkpoint, dict) else None
-    scalars = hub.get('log_scalars') if isinstance(hub, dict) else None
+    scalars: Any = hub.get('log_scalars') if isinstance(hub, dict) else None
     for key, value in scalars.items() if isinstance(scalars, dict) else ():
         if isinstance(value, dict) and _HISTORY in value:
             log, count = value['log'].numpy(), value['count'].numpy()

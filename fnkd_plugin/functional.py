@@ -78,8 +78,9 @@ def scale_by_feature_norm(
         s = \begin{cases} \min(1, \tau / r) & \text{clip, the authors' code} \\
                           \tau / r          & \text{normalize, Eq. 10} \end{cases}
 
-    so the bias is not scaled, as in the authors' code. At :math:`r = 0` both take :math:`s = 1` (our
-    choice: the paper's scale is infinite there, and :math:`z - b = 0` makes any finite scale equal).
+    so the bias is not scaled, as in the authors' code. At :math:`r = 0`, or so near that
+    :math:`\tau / r` has no finite gradient, both take :math:`s = 1` (our choice: the paper's scale is
+    infinite there, and :math:`z - b = 0` makes any finite scale equal).
     Gradient flows through the logits, the norm and the origin; detach what shall be held fixed.
 
     Args:
@@ -100,7 +101,8 @@ def scale_by_feature_norm(
     if mode == 'clip':
         scale = tau / r.clamp_min(tau)
     elif mode == 'normalize':
-        scale = tau / torch.where(r > 0, r, tau)
+        # Nearer to 0 than this, z - b is rounding noise, and the gradient of tau / r overflows.
+        scale = tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
     else:
         raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
     z = at_least_fp32(logits)

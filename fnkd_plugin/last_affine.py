@@ -113,7 +113,7 @@ class AffineReader:
         # An EMA copy of the model copies the hook with it; one reader serves both.
         return self
 
-    def _hook(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _hook(self, layer: nn.Linear | nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if self.reading:
             feature = at_least_fp32(inputs[0]).flatten(1)
             norm = torch.linalg.vector_norm(feature, dim=1)

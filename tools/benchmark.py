@@ -50,7 +50,7 @@ def _steps(student: str, teacher: str, size: int, batch: int) -> dict[str, Calla
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     samples = [DataSample().set_gt_label(i % CLASSES) for i in range(batch)]
     model = timm.create_model(teacher, num_classes=CLASSES)
-    frozen = ModelTeacher(model, model, PixelFormat.of(MEAN, STD), teacher, channels_last=True)
+    frozen = ModelTeacher(model, model, PixelFormat.of(MEAN, STD, 'rgb'), teacher, channels_last=True)
     head = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=5.0))
     plain, distilled = _student(student), Distiller(_student(student), frozen, head)
     optims = {m: OptimWrapper(torch.optim.SGD(m.parameters(), 0.01, momentum=0.9)) for m in (plain, distilled)}
@@ -94,7 +94,7 @@ def step(rounds: int) -> list[dict[str, Any]]:
 def _show(rows: list[dict[str, Any]]) -> None:
     table = Table(title='ms a step, median [95 % interval]')
     for column in ('pair', 'plain', 'teacher', 'distilled', 'added', 'added / distilled'):
-        table.add_column(column, justify='left' if column == 'pair' else 'right')
+        table.add_column(column, justify='left' if column == 'pair' else 'right', no_wrap=True)
     for row in rows:
         cells = ['{:.1f} [{:.1f}, {:.1f}]'.format(*row[f'{k}_ms']) for k in ('plain', 'teacher', 'distilled', 'added')]
         share = row['added_ms'][0] / row['distilled_ms'][0]

@@ -35,8 +35,9 @@ class DistillHead(nn.Module):
         by_epoch: bool = True,
     ) -> None:
         super().__init__()
-        several = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
-        self.soft_losses = nn.ModuleList(_build_soft_loss(loss) for loss in several)
+        several: list[Any] = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
+        # A plain list: soft losses have no parameters, and a ModuleList would forget their type.
+        self.soft_losses = [_build_soft_loss(loss) for loss in several]
         if not self.soft_losses:
             raise SetupError('DistillHead: soft_loss is empty; give at least one, such as KDLoss.')
         self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)

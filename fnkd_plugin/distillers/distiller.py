@@ -22,7 +22,13 @@ from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
 from fnkd_plugin.teachers.teacher import Teacher
 
-_Student = BaseModel if TYPE_CHECKING else object
+if TYPE_CHECKING:
+
+    class _Student(nn.Module):
+        data_preprocessor: nn.Module
+
+else:
+    _Student = object
 
 # Heads whose output is no softmax over classes, though an affine layer may well be their last.
 _OTHER_TASKS = {
@@ -39,7 +45,7 @@ class Distillation:
     (EMA) share it.
     """
 
-    def __init__(self, teacher: Teacher, head: DistillHead, reader: AffineReader | None) -> None:
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: AffineReader) -> None:
         self.teacher = teacher
         self.head = head
         self.reader = reader
@@ -90,8 +96,8 @@ class Distiller(_Student):
         if not isinstance(student, BaseModel):
             raise SetupError(f'Distiller: the student must be a model of MMPretrain, but is {type(student).__name__}.')
         _check_student(student)
-        student.__class__ = _distilled_class(type(student))
-        return student  # type: ignore[return-value]
+        student.__class__ = _distilled_class(type(student))  # type: ignore[arg-type]
+        return student
 
     def __init__(
         self,
@@ -105,7 +111,7 @@ class Distiller(_Student):
         with isolated_rng():
             teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
             head = MODELS.build(head) if isinstance(head, dict) else head
-            reader = _fit(self, teacher, head, PixelFormat.of(**pixels) if pixels else None)
+            reader = _fit(self, teacher, head, _pixels(pixels))
         self._distillation = Distillation(teacher, head, reader)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -122,7 +128,6 @@ class Distiller(_Student):
             return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
         # The teacher first, so that its activations are gone before the student's are kept.
         teacher = teaching.ask_teacher(inputs, data_samples)
-        assert reader is not None
         reader.reading = True
         try:
             losses = head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
@@ -150,7 +155,7 @@ def _distilled_class(student: type) -> type:
 
 
 def _new_distilled(student: type) -> Distiller:
-    cls = _distilled_class(student)
+    cls: Any = _distilled_class(student)
     return cls.__new__(cls)
 
 
@@ -176,7 +181,14 @@ def _check_student(student: BaseModel) -> None:
             )
 
 
-def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelFormat | None) -> AffineReader | None:
+def _pixels(options: dict | None) -> PixelFormat:
+    unknown = set(options or ()) - {'mean', 'std', 'channel_order'}
+    if unknown:
+        raise SetupError(f'Distiller: pixels has mean, std and channel_order, but no {", ".join(sorted(unknown))}.')
+    return PixelFormat.of(**(options or {}))
+
+
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelFormat) -> AffineReader:
     if not isinstance(teacher, Teacher):
         raise SetupError(
             f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
@@ -185,7 +197,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelF
     if not isinstance(head, DistillHead):
         raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
     kind = type(student).__mro__[2].__name__
-    output, layer_outputs = probe(student, functools.partial(student, mode='tensor'))  # type: ignore[arg-type]
+    output, layer_outputs = probe(student, functools.partial(student, mode='tensor'))
     layer = find_last_affine(output, layer_outputs)
     if layer is None:
         inner = type(getattr(student, 'head', None) or student).__name__
@@ -205,9 +217,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelF
             'input has one; use KDLoss with it.'
         )
     own = format_of_preprocessor(student.data_preprocessor)  # type: ignore[arg-type]
-    source = own if pixels is None else PixelFormat(
-        pixels.mean or own.mean, pixels.std or own.std, pixels.channel_order or own.channel_order
-    )
+    source = PixelFormat(pixels.mean or own.mean, pixels.std or own.std, pixels.channel_order or own.channel_order)
     teacher.prepare(source)
     print_log(
         f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; '

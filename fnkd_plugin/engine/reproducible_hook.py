@@ -29,11 +29,26 @@ class ReproducibleHook(Hook):
         """Seed the sampler's order and each sample's augmentations."""
         loader = runner.train_dataloader
         sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
-        if hasattr(sampler, 'seed'):
+        seed = _common_seed(runner)
+        if hasattr(sampler, 'seed') and not _has_own_seed(runner):
             # The sampler was built before a checkpoint told the seed.
-            sampler.seed = runner.seed
-        make_seeded(loader.dataset, sampler, derive_seed(runner.seed, _DATA))
+            sampler.seed = seed
+        make_seeded(loader.dataset, sampler, derive_seed(seed, _DATA))
+        if hasattr(runner.train_loop, 'dataloader_iterator'):
+            # Upstream's loop by iterations has started its workers already, with the data set as it was.
+            loader._iterator = None
+            runner.train_loop.dataloader_iterator = type(runner.train_loop.dataloader_iterator)(loader)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed mixup, dropout and whatever else draws in the main process."""
-        seed_all(derive_seed(runner.seed, _STEP, get_rank(), runner.iter))
+        seed_all(derive_seed(_common_seed(runner), _STEP, get_rank(), runner.iter))
+
+
+def _common_seed(runner: Any) -> int:
+    # With diff_rank_seed MMEngine adds the rank to each process's, which would shuffle their shards apart.
+    return runner.seed - (get_rank() if runner._randomness_cfg.get('diff_rank_seed') else 0)
+
+
+def _has_own_seed(runner: Any) -> bool:
+    sampler = (runner.cfg.get('train_dataloader') or {}).get('sampler')
+    return isinstance(sampler, dict) and sampler.get('seed') is not None

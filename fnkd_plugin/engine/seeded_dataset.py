@@ -1,13 +1,15 @@
 """A data set whose augmentations depend on nothing but (seed, view, sample)."""
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_dist_info
 
 
 class SampleIndex(int):
@@ -44,7 +46,7 @@ def seed_all(seed: int) -> None:
 
 @functools.cache
 def _seeded_dataset(base: type) -> type:
-    class Seeded(base):  # type: ignore[misc, valid-type]
+    class Seeded(base):
         def __getitem__(self, index: int) -> Any:
             epoch, time = getattr(index, 'epoch', 0), getattr(index, 'time', 0)
             seed_all(derive_seed(self._fnkd_seed, epoch, time, int(index)))
@@ -58,14 +60,28 @@ def _seeded_dataset(base: type) -> type:
 
 @functools.cache
 def _view_sampler(base: type) -> type:
-    class View(base):  # type: ignore[misc, valid-type]
-        def __iter__(self) -> Iterator[SampleIndex]:
-            seen: dict[int, int] = {}
-            epoch = getattr(self, 'epoch', 0)
-            for index in super().__iter__():
-                time = seen.get(index, 0)
-                seen[index] = time + 1
-                yield SampleIndex(index, epoch, time)
+    class View(base):
+        if issubclass(base, InfiniteSampler):
+
+            def _indices_of_rank(self) -> Iterator[SampleIndex]:
+                # Below MMEngine's skipping on resumption, which drops the first of these.
+                place = itertools.count(self.rank, self.world_size)
+                for index, i in zip(super()._indices_of_rank(), place, strict=False):
+                    yield SampleIndex(index, 0, i // self.size)
+
+        else:
+
+            def __iter__(self) -> Iterator[SampleIndex]:
+                # A sampler that repeats samples may do so on another process, which cannot be seen from here.
+                rank, step = 0, 1
+                if not isinstance(self, DefaultSampler):
+                    rank, step = get_dist_info()
+                seen: dict[int, int] = {}
+                epoch = getattr(self, 'epoch', 0)
+                for index in super().__iter__():
+                    time = seen.get(index, rank)
+                    seen[index] = time + step
+                    yield SampleIndex(index, epoch, time)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             return _new, (_view_sampler, base), self.__dict__
@@ -81,7 +97,7 @@ def _named_after(base: type, cls: type) -> type:
 
 def _new(make: Callable[[type], type], base: type) -> Any:
     # Pickle cannot find a class made at run time, so it is told how to make it.
-    cls = make(base)
+    cls: Any = make(base)
     return cls.__new__(cls)
 
 
@@ -94,6 +110,8 @@ def make_seeded(dataset: Any, sampler: Any, seed: int) -> None:
     augmentations get several, and so do samplers without epochs, pass by pass. A second call changes the seed.
     """
     if not hasattr(dataset, '_fnkd_seed'):
-        dataset.__class__ = _seeded_dataset(type(dataset))
-        sampler.__class__ = _view_sampler(type(sampler))
+        dataset.__class__ = _seeded_dataset(type(dataset))  # type: ignore[arg-type]
+        sampler.__class__ = _view_sampler(type(sampler))  # type: ignore[arg-type]
     dataset._fnkd_seed = seed
+    if isinstance(sampler, InfiniteSampler):
+        sampler.indices = sampler._indices_of_rank()

@@ -34,9 +34,9 @@ class PixelFormat:
     @classmethod
     def of(
         cls,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        channel_order: str | None = 'rgb',
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channel_order: str | None = None,
     ) -> 'PixelFormat':
         """From any sequences."""
         return cls(
@@ -61,8 +61,8 @@ def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
     """
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     to_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
-    numbers = [x.flatten().tolist() if isinstance(x, Tensor) else None for x in (mean, std)]
-    return PixelFormat.of(*numbers, channel_order='rgb' if to_rgb else None)
+    mean, std = (x.flatten().tolist() if isinstance(x, Tensor) else None for x in (mean, std))
+    return PixelFormat.of(mean, std, 'rgb' if to_rgb else None)
 
 
 def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Tensor]:

@@ -67,7 +67,7 @@ class TimmTeacher(ModelTeacher):
             load_weights(built, state, f'{name} and {checkpoint}')
         data_cfg = timm.data.resolve_data_config({}, model=built)
         pixels = PixelFormat.of(
-            mean or [255 * m for m in data_cfg['mean']], std or [255 * s for s in data_cfg['std']]
+            mean or [255 * m for m in data_cfg['mean']], std or [255 * s for s in data_cfg['std']], 'rgb'
         )
         if input_size is None and cfg.fixed_input_size and 'img_size' not in kwargs:
             input_size = data_cfg['input_size'][-1]
