@@ -3,7 +3,8 @@
 
 Each method gets three trials of (learning rate, its own weight) on four fifths of the training set, scored on
 the held-out fifth; the best trains on the whole training set and is scored on the test set once per seed. All runs go
-through tools/train.py. The results file grows run by run; a second call goes on where the first stopped.
+through tools/train.py. The results file grows run by run; a second call goes on where the first stopped, and
+``--methods`` lets several processes share the work.
 """
 
 import argparse
@@ -22,17 +23,17 @@ import train  # noqa: E402
 
 LR = 'optim_wrapper.optimizer.lr'
 TRIALS: dict[str, list[dict[str, Any]]] = {
-    'plain': [{LR: 0.01}, {LR: 0.02}, {LR: 0.04}],
-    'lsr': [{LR: 0.02, 'model.loss.eps': 0.1}, {LR: 0.02, 'model.loss.eps': 0.2}, {LR: 0.04, 'model.loss.eps': 0.1}],
+    'plain': [{LR: 0.02}, {LR: 0.04}, {LR: 0.08}],
+    'lsr': [{LR: 0.04, 'model.loss.eps': 0.1}, {LR: 0.08, 'model.loss.eps': 0.1}, {LR: 0.04, 'model.loss.eps': 0.3}],
     'kd': [
-        {LR: 0.02, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
-        {LR: 0.02, 'model.head.hard_weight': 0.1, 'model.head.soft_loss.loss_weight': 0.9},
         {LR: 0.04, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
+        {LR: 0.08, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
+        {LR: 0.04, 'model.head.hard_weight': 0.1, 'model.head.soft_loss.loss_weight': 0.9},
     ],
     'fnkd': [
-        {LR: 0.02, 'model.head.soft_loss.loss_weight': 9.0},
-        {LR: 0.02, 'model.head.soft_loss.loss_weight': 3.0},
         {LR: 0.04, 'model.head.soft_loss.loss_weight': 9.0},
+        {LR: 0.08, 'model.head.soft_loss.loss_weight': 9.0},
+        {LR: 0.04, 'model.head.soft_loss.loss_weight': 3.0},
     ],
 }
 TUNING = {
@@ -70,6 +71,11 @@ def run(method: str, options: dict[str, Any], seed: int, teacher: str, work_dir:
     return {'top1': last['accuracy/top1'], 'top5': last['accuracy/top5'], 'seconds': round(time.perf_counter() - start)}
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The results so far."""
+    return json.loads(path.read_text()) if path.exists() else {'versions': versions(), 'trials': {}, 'test': {}}
+
+
 def main() -> None:
     """Trials, then the chosen settings on the test set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,15 +85,14 @@ def main() -> None:
     parser.add_argument('--methods', nargs='+', choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     args = parser.parse_args()
-    results = json.loads(args.out.read_text()) if args.out.exists() else {'versions': versions(), 'trials': {}, 'test': {}}
 
     def keep(part: str, key: str, options: dict, seed: int) -> dict:
-        if key not in results[part]:
-            method = key.split('/')[0]
-            found = run(method, options, seed, args.teacher, args.work_dir / part / key)
+        if key not in read(args.out)[part]:
+            found = run(key.split('/')[0], options, seed, args.teacher, args.work_dir / part / key)
+            results = read(args.out)  # again: another process may have added to it, for other methods
             results[part][key] = {'options': options, 'seed': seed, **found}
             args.out.write_text(json.dumps(results, indent=1) + '\n')
-        return results[part][key]
+        return read(args.out)[part][key]
 
     for method in args.methods:
         trials = [
@@ -96,7 +101,7 @@ def main() -> None:
         best = max(trials)[1]
         for seed in args.seeds:
             keep('test', f'{method}/{seed}', TRIALS[method][best], seed)
-    for key, found in results['test'].items():
+    for key, found in read(args.out)['test'].items():
         print(f'{key:10} top-1 {found["top1"]:5.2f} %  top-5 {found["top5"]:5.2f} %  {found["options"]}')
 
 

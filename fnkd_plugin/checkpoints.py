@@ -41,22 +41,31 @@ def _inert_classes() -> list[Any]:
         core.multiarray._reconstruct,
         core.multiarray.scalar,
         *(type(np.dtype(kind)) for kind in kinds),
+        # Logs hold their own methods, which pickle looks up so. The fork allows the real one, and with it any
+        # attribute of all of these.
+        (_method_of_logs, 'builtins.getattr'),
     ]
+
+
+def _method_of_logs(owner: Any, name: str) -> Any:
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'it asks for getattr of {owner}')
 
 
 @contextmanager
 def _strict_reading() -> Iterator[None]:
-    # The environment variable outranks a caller's weights_only=False, which is the frameworks' fallback.
-    before = os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    # The environment variable outranks a caller's weights_only=False, which is the frameworks' fallback;
+    # its opposite, a usual remedy for upstream on torch >= 2.6, must go.
+    strict, lax = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    before = {name: os.environ.pop(name, None) for name in (strict, lax)}
+    os.environ[strict] = '1'
     try:
         with torch.serialization.safe_globals(_inert_classes()):
             yield
     finally:
-        if before is None:
-            del os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD']
-        else:
-            os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = before
+        del os.environ[strict]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _read(name: str, loader: Callable[[], Any]) -> Any:
@@ -71,17 +80,24 @@ def _read(name: str, loader: Callable[[], Any]) -> Any:
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpointError(
             f'Checkpoint {name} is not plain data, and what it holds could run code when read '
-            f'({str(error).splitlines()[0]}); or it is no checkpoint. Save its state_dict alone, or as .safetensors.'
+            f'({_reason(error)}); or it is no checkpoint. Save its state_dict alone, or as .safetensors.'
         ) from error
     except (RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise UnreadableCheckpointError(
-            f'Checkpoint {name} cannot be read; it may be truncated ({str(error).splitlines()[0]}). '
-            'Fetch or save it again.'
+            f'Checkpoint {name} cannot be read; it may be truncated ({_reason(error)}). Fetch or save it again.'
         ) from error
+    except OSError as error:
+        raise UnreadableCheckpointError(f'Checkpoint {name} cannot be fetched or read ({_reason(error)}).') from error
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
         for key in _RUNS_AS_PYTHON:
             checkpoint['meta'].pop(key, None)
     return _revive(checkpoint)
+
+
+def _reason(error: Exception) -> str:
+    # torch wraps the reader's own words in half a page of advice.
+    inner = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
+    return str(inner).strip().split('\n')[0].split('. Please use')[0].rstrip('.') or type(error).__name__
 
 
 def guard_framework_loaders() -> None:
@@ -94,13 +110,21 @@ def guard_framework_loaders() -> None:
 def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(loader)
     def read(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
-        if str(filename).endswith('.safetensors') and os.path.isfile(filename):
-            device = 'cpu' if map_location is None else str(map_location)
-            return _read(filename, lambda: safetensors.torch.load_file(filename, device=device))
+        path = os.path.expanduser(str(filename))
+        if os.path.isfile(path):
+            # Not by the framework's loader: the maintained fork lets files call getattr.
+            return _read(filename, lambda: _read_file(path, map_location))
         return _read(filename, lambda: loader(filename, map_location, **kwargs))
 
     read._fnkd_guarded = True  # type: ignore[attr-defined]
     return read
+
+
+def _read_file(path: str, map_location: Any) -> Any:
+    if path.endswith('.safetensors'):
+        device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
+        return safetensors.torch.load_file(path, device=str(device))
+    return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def read_state_dict(source: str | Path) -> dict[str, Tensor]:
@@ -178,7 +202,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: to_plain(v) for k, v in value.items() if _is_plain(v)}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(v) for v in value if _is_plain(v))
+        kept = [to_plain(v) for v in value if _is_plain(v)]
+        return tuple(kept) if isinstance(value, tuple) else kept
+    for kind in (bool, int, float, str, bytes):
+        if isinstance(value, kind):
+            return kind(value)  # of a subclass, such as an enum's, the plain one
     return value
 
 

@@ -51,6 +51,8 @@ def plain_config(cfg: Config) -> Config:
     hooks = plain.get('default_hooks') or {}
     for name in [n for n, hook in hooks.items() if hook and _type_name(hook) in _OWN_HOOKS]:
         hooks.pop(name)
+    if plain.get('custom_hooks'):
+        plain.custom_hooks = [hook for hook in plain.custom_hooks if _type_name(hook) not in _OWN_HOOKS]
     imports = plain.get('custom_imports')
     if imports and not _uses_plugin(plain):
         imports['imports'] = [name for name in imports['imports'] if name.split('.')[0] != 'fnkd_plugin']

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import at_least_fp32
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
@@ -57,7 +58,7 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
         The output, and for each affine layer that ran its output.
 
     Raises:
-        RuntimeError: If no size fits; the first error is its cause.
+        SetupError: If no size fits; the first error is its cause.
     """
     outputs: dict[nn.Module, Tensor] = {}
 
@@ -66,12 +67,13 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
 
     reference = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
+    trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     handles = [m.register_forward_hook(record) for m in model.modules() if _is_affine(m)]
     sizes = [size] if size else [*_size_hints(model), *_FALLBACK_SIZES]
     first_error: Exception | None = None
     try:
-        for module in modes:
-            module.training = False
+        # In some models eval() and train() do more than set flags: they gather biases, freeze stages.
+        model.eval()
         for side in dict.fromkeys(sizes):
             image = torch.zeros(1, _input_channels(model), side, side, device=reference.device, dtype=reference.dtype)
             outputs.clear()
@@ -83,9 +85,15 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
     finally:
         for handle in handles:
             handle.remove()
+        model.train(modes[model])
         for module, training in modes.items():
             module.training = training
-    raise RuntimeError(f'no image size of {sizes} can be run through the model: {first_error}') from first_error
+        for parameter, requires_grad in trainable.items():
+            parameter.requires_grad_(requires_grad)
+    raise SetupError(
+        f'{type(model).__name__}: no image of {", ".join(map(str, dict.fromkeys(sizes)))} pixels a side can be run '
+        f'through it in eval mode ({type(first_error).__name__}: {first_error}). Check its config.'
+    ) from first_error
 
 
 def find_last_affine(output: Any, layer_outputs: dict[nn.Module, Tensor]) -> nn.Module | None:

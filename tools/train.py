@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = training.load_config(args.config)
     training.merge_arguments(cfg, args)
-    training.add_default_hooks(cfg)
     merge_options(cfg, args.cfg_options)
+    training.add_default_hooks(cfg)
     training.check_data_roots(cfg)
     training.set_loader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     training.prepare_cpu_processes(cfg, args.launcher)
@@ -60,5 +60,5 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == '__main__':
     try:
         main()
-    except SetupError as error:
+    except (SetupError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')

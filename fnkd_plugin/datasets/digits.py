@@ -1,5 +1,7 @@
 """The handwritten digits that scikit-learn carries."""
 
+from typing import ClassVar
+
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
@@ -21,7 +23,7 @@ class Digits(BaseDataset):
         **kwargs: See MMPretrain's ``BaseDataset``.
     """
 
-    METAINFO = {'classes': [str(digit) for digit in range(10)]}
+    METAINFO: ClassVar[dict] = {'classes': [str(digit) for digit in range(10)]}
 
     def __init__(self, split: str, per_class: int | None = None, **kwargs: object) -> None:
         if split not in _PARTS:

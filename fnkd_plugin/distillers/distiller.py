@@ -111,7 +111,7 @@ class Distiller(_Student):
         with isolated_rng():
             teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
             head = MODELS.build(head) if isinstance(head, dict) else head
-            reader = _fit(self, teacher, head, _pixels(pixels))
+            reader = _fit(self, teacher, head, pixels or {})
         self._distillation = Distillation(teacher, head, reader)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -181,14 +181,14 @@ def _check_student(student: BaseModel) -> None:
             )
 
 
-def _pixels(options: dict | None) -> PixelFormat:
-    unknown = set(options or ()) - {'mean', 'std', 'channel_order'}
+def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
+    unknown = sorted(set(stated) - {'mean', 'std', 'channel_order'})
     if unknown:
-        raise SetupError(f'Distiller: pixels has mean, std and channel_order, but no {", ".join(sorted(unknown))}.')
-    return PixelFormat.of(**(options or {}))
+        raise SetupError(f'Distiller: pixels takes mean, std and channel_order, but no {", ".join(unknown)}.')
+    return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
 
 
-def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelFormat) -> AffineReader:
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) -> AffineReader:
     if not isinstance(teacher, Teacher):
         raise SetupError(
             f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
@@ -216,8 +216,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: PixelF
             f'Distiller: a soft loss needs feature norms, but {teacher.name} has no one last affine layer whose '
             'input has one; use KDLoss with it.'
         )
-    own = format_of_preprocessor(student.data_preprocessor)  # type: ignore[arg-type]
-    source = PixelFormat(pixels.mean or own.mean, pixels.std or own.std, pixels.channel_order or own.channel_order)
+    source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     teacher.prepare(source)
     print_log(
         f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; '

@@ -12,6 +12,7 @@ from mmpretrain.structures import DataSample
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.distillers import Distiller
+from fnkd_plugin.rng import isolated_rng
 
 
 @HOOKS.register_module()
@@ -34,7 +35,7 @@ class EvaluateTeacherHook(Hook):
         right = total = 0
         training = model.training
         model.eval()
-        with torch.no_grad():
+        with isolated_rng(), torch.no_grad():
             for batch in loop.dataloader:
                 data = model.data_preprocessor(batch, False)
                 logits = model._distillation.ask_teacher(data['inputs'], data['data_samples']).logits.float()

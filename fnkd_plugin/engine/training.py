@@ -1,6 +1,7 @@
 """From a config to a Runner that trains it, as ``tools/train.py`` does."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ def set_loader_defaults(cfg: Config, pin_memory: bool = True, persistent_workers
             loader['persistent_workers'] = False
 
 
-def check_data_roots(cfg: Config) -> None:
+def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS) -> None:
     """Say which folder of data is missing, and how to give it.
 
     Raises:
         SetupError: If a data loader's ``data_root`` is no folder, and its data set cannot download it.
     """
-    for name in _LOADERS:
+    for name in loaders:
         for node in dicts_in(cfg.get(name)):
             root = node.get('data_root')
             if not root or '://' in root or os.path.isdir(root):
@@ -121,7 +122,7 @@ def merge_arguments(cfg: Config, args: Any) -> None:
     """Flags of ``tools/train.py`` (MMPretrain's) into the config, ``--cfg-options`` apart.
 
     Raises:
-        SetupError: If ``--amp`` is asked for without a GPU.
+        SetupError: If a flag asks for what this machine or config has not.
     """
     cfg.launcher = args.launcher
     if args.no_validate:
@@ -139,7 +140,12 @@ def merge_arguments(cfg: Config, args: Any) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        cfg.setdefault('auto_scale_lr', ConfigDict())['enable'] = True
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise SetupError(
+                '--auto-scale-lr: the config does not say for which batch size its learning rate is meant; give '
+                'auto_scale_lr=dict(base_batch_size=N) in it.'
+            )
+        cfg.auto_scale_lr['enable'] = True
     if args.evaluate_teacher:
         if not is_distilled(cfg):
             raise SetupError('--evaluate-teacher: the config has no teacher; its model is no Distiller.')

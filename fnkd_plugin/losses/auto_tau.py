@@ -25,9 +25,14 @@ class AutoTau:
     :math:`\lambda = 3`. During the first 20 batches the running estimate is used, then it is kept and logged.
     All processes use the mean over all of them. The estimate lives in the Runner's message hub, so that it
     is stored with each checkpoint and a resumed run continues with the same.
+
+    Attributes:
+        tau: The estimate so far, NaN before the first batch. All that a compiled graph reads: counters, which
+            change from batch to batch, would have it compiled anew each time.
     """
 
     def __init__(self) -> None:
+        self.tau = float('nan')
         self._sum = 0.0
         self._count = 0.0
         self._batches = 0
@@ -41,22 +46,20 @@ class AutoTau:
         """Whether the estimate will change no more."""
         return self._batches >= CALIBRATION_BATCHES
 
-    @property
-    def tau(self) -> float:
-        """The estimate so far, NaN before the first batch."""
-        return self._sum / self._count / LAMBDA if self._count else float('nan')
-
     @torch.compiler.disable
     def update(self, feature_norm: Tensor) -> None:
-        """Take in the teacher's feature norms [N] of one batch.
+        """Take in the teacher's feature norms [N] of one batch, until settled.
 
         Raises:
             SetupError: If their mean is zero or not finite, since no tau > 0 follows from it.
         """
+        if self.settled:
+            return
         hub = _run_messages()
         if hub is not None and self._batches == 0 and hub.get_info(_KEY) is not None:
             saved = hub.get_info(_KEY)
             self._sum, self._count, self._batches = saved['sum'], saved['count'], saved['batches']
+            self.tau = self._sum / self._count / LAMBDA
             print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')
             if self.settled:
                 return
@@ -67,6 +70,7 @@ class AutoTau:
         self._sum += norm_sum
         self._count += count
         self._batches += 1
+        self.tau = self._sum / self._count / LAMBDA
         if not 0 < self.tau < float('inf'):
             raise SetupError(
                 f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / count}; "

@@ -67,7 +67,7 @@ class FNKDLoss(SoftTargetLoss):
 
     def observe(self, teacher: Prediction) -> None:
         """Let ``tau='auto'`` learn from the first batches."""
-        if self._auto is not None and not self._auto.settled:
+        if self._auto is not None:
             assert teacher.feature_norm is not None
             self._auto.update(teacher.feature_norm)
 

@@ -61,17 +61,24 @@ class TimmStudent(TimmClassifier):
         check_timm_name(name, model)
         if checkpoint is not None and pretrained:
             raise SetupError(f'{name}: give checkpoint or pretrained, not both.')
-        super().__init__(
-            model,
-            loss=loss,
-            train_cfg=train_cfg,
-            with_cp=with_cp,
-            data_preprocessor=data_preprocessor,
-            init_cfg=init_cfg,
-            pretrained=pretrained,
-            **({} if num_classes is None else {'num_classes': num_classes}),
-            **kwargs,
-        )
+        if num_classes is not None:
+            kwargs['num_classes'] = num_classes
+        try:
+            super().__init__(
+                model,
+                loss=loss,
+                train_cfg=train_cfg,
+                with_cp=with_cp,
+                data_preprocessor=data_preprocessor,
+                init_cfg=init_cfg,
+                pretrained=pretrained,
+                **kwargs,
+            )
+        except (TypeError, RuntimeError, OSError) as error:
+            raise SetupError(f'{name}: timm cannot make it: {error}') from error
+        # timm initialised the model when it made it. MMEngine, at the start of training, would call the
+        # init_weights of timm's models again, and overwrite pretrained weights.
+        self.model.is_init = True
         self.channels_last = channels_last
         if channels_last:
             self.model.to(memory_format=torch.channels_last)

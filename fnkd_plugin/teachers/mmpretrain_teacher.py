@@ -1,5 +1,6 @@
 """MMPretrain models as teachers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmpretrain.registry import MODELS
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.config import plain_model, without_pretrained
-from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
+from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 
@@ -24,6 +25,8 @@ class MMPretrainTeacher(ModelTeacher):
     Args:
         config: A config file, a :class:`Config`, or a name of MMPretrain's model zoo.
         checkpoint: Its weights, a path or URL; for a zoo name the zoo's own if None.
+        mean: Per channel on the 0 to 255 scale, needed where the data preprocessor has none and the student's has.
+        std: As ``mean``.
         channel_order: ``'rgb'`` or ``'bgr'``, needed where the data preprocessor has ``to_rgb=False`` (so
             that the order depends on the loader) and the student's differs.
         input_size: Resize images to this height and width if they differ.
@@ -37,6 +40,8 @@ class MMPretrainTeacher(ModelTeacher):
         self,
         config: str | Path | Config,
         checkpoint: str | Path | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         channel_order: str | None = None,
         input_size: int | None = None,
         channels_last: bool = False,
@@ -49,9 +54,7 @@ class MMPretrainTeacher(ModelTeacher):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(without_pretrained(plain_model(cfg)))
         load_weights(model, read_state_dict(checkpoint), f'{name} and {checkpoint}')
-        pixels = format_of_preprocessor(model.data_preprocessor)
-        if channel_order is not None:
-            pixels = PixelFormat(pixels.mean, pixels.std, channel_order)
+        pixels = format_of_preprocessor(model.data_preprocessor).restated(name, mean, std, channel_order)
         super().__init__(model, _Logits(model), pixels, name, input_size, channels_last)
 
 

@@ -45,6 +45,19 @@ class PixelFormat:
             channel_order,
         )
 
+    def restated(
+        self,
+        owner: str,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        channel_order: str | None = None,
+    ) -> 'PixelFormat':
+        """This format with what is given in place of its own entries; errors begin with ``owner``."""
+        try:
+            return PixelFormat.of(mean or self.mean, std or self.std, channel_order or self.channel_order)
+        except SetupError as error:
+            raise SetupError(f'{owner}: {error}') from error
+
     def __str__(self) -> str:
         if self.mean is None or self.std is None:
             return f'mean and std unknown, {self.channel_order or "channel order unknown"}'
@@ -60,13 +73,13 @@ def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
     been normalised in the pipeline or not at all; so that is unknown too.
     """
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-    to_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
+    to_rgb = getattr(preprocessor, 'to_rgb', False)
     mean, std = (x.flatten().tolist() if isinstance(x, Tensor) else None for x in (mean, std))
     return PixelFormat.of(mean, std, 'rgb' if to_rgb else None)
 
 
 def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Tensor]:
-    """The function that takes images of one format to another: undo, reorder, redo, as one scale and shift.
+    """The function from the student's format to the teacher's: undo, reorder, redo, as one scale and shift.
 
     Equal formats pass through untouched, unknown entries counting as equal where both are unknown.
 
@@ -77,13 +90,13 @@ def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Te
         return _pass_through
     if source.mean is None or target.mean is None or source.std is None or target.std is None:
         if (source.mean, source.std) != (target.mean, target.std):
-            raise SetupError(f'the normalisation of one side is unknown ({source}; {target})')
+            raise SetupError(f'the {_unknown_side(source.mean)} mean and std are unknown')
     elif len(source.mean) != len(target.mean):
-        raise SetupError(f'{len(source.mean)} channels are not {len(target.mean)} ({source}; {target})')
+        raise SetupError(f'{len(source.mean)} channels are not {len(target.mean)}')
     flip = False
     if source.channel_order != target.channel_order and len(source.mean or (0, 0, 0)) == 3:
         if source.channel_order is None or target.channel_order is None:
-            raise SetupError(f'the channel order of one side is unknown ({source}; {target})')
+            raise SetupError(f'the {_unknown_side(source.channel_order)} channel order is unknown')
         flip = True
     if source.mean is None or target.mean is None or source.std is None or target.std is None:
         return _Affine(None, None, flip)
@@ -93,6 +106,10 @@ def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Te
     if torch.equal(mean, target_mean) and torch.equal(std, target_std):
         return _Affine(None, None, flip) if flip else _pass_through
     return _Affine(std / target_std, (mean - target_mean) / target_std, flip)
+
+
+def _unknown_side(of_source: object) -> str:
+    return "student's" if of_source is None else "teacher's"
 
 
 def _pass_through(images: Tensor) -> Tensor:

@@ -95,9 +95,10 @@ class ModelTeacher(Teacher):
             self._convert = converter(source, self.pixels)
         except SetupError as error:
             raise SetupError(
-                f"{self.name}: the student's images cannot be turned into the teacher's: {error}. Say what the "
-                "student's batches are with Distiller(pixels=dict(mean=..., std=..., channel_order='rgb')), "
-                'mean and std on the 0 to 255 scale.'
+                f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
+                f"{error}. Say what the student's are with Distiller(pixels=dict(mean=..., std=..., "
+                "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
+                'are on the 0 to 255 scale.'
             ) from error
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:

@@ -66,12 +66,10 @@ class TimmTeacher(ModelTeacher):
         if state is not None:
             load_weights(built, state, f'{name} and {checkpoint}')
         data_cfg = timm.data.resolve_data_config({}, model=built)
-        pixels = PixelFormat.of(
-            mean or [255 * m for m in data_cfg['mean']], std or [255 * s for s in data_cfg['std']], 'rgb'
-        )
+        pixels = PixelFormat.of([255 * m for m in data_cfg['mean']], [255 * s for s in data_cfg['std']], 'rgb')
         if input_size is None and cfg.fixed_input_size and 'img_size' not in kwargs:
             input_size = data_cfg['input_size'][-1]
-        super().__init__(built, built, pixels, name, input_size, channels_last)
+        super().__init__(built, built, pixels.restated(name, mean, std), name, input_size, channels_last)
 
 
 def _classes_of(state: dict, cfg: Any) -> int | None:

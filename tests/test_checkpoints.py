@@ -1,0 +1,305 @@
+"""Reading and writing checkpoints; what is in a file runs nothing."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain import get_model
+from mmpretrain.registry import HOOKS
+
+from fnkd_plugin.checkpoints import (
+    UnreadableCheckpointError,
+    guard_framework_loaders,
+    load_weights,
+    read_state_dict,
+    to_plain,
+)
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.students import TimmStudent
+from fnkd_plugin.teachers import MMPretrainTeacher, TimmTeacher
+from tests.helpers import assert_same_weights, build, config, resnet, timm_checkpoint, timm_student
+from tests.test_engine.runs import run
+
+MODEL = resnet()
+ONE_EPOCH = dict(train_cfg=dict(by_epoch=True, max_epochs=1))
+
+
+class Bomb:
+    """Runs a shell command when unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f'touch {self.marker}',)
+
+
+def load_from(path: Path, folder: Path) -> Any:
+    return run(MODEL, folder, load_from=str(path), **ONE_EPOCH)
+
+
+def resume(path: Path, folder: Path) -> Any:
+    return run(MODEL, folder, load_from=str(path), resume=True, train_cfg=dict(by_epoch=True, max_epochs=2))
+
+
+def pretrained(path: Path, folder: Path) -> Any:
+    return build({**MODEL, 'init_cfg': dict(type='Pretrained', checkpoint=str(path))})
+
+
+def pretrained_backbone(path: Path, folder: Path) -> Any:
+    init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    return build({**MODEL, 'backbone': {**MODEL['backbone'], 'init_cfg': init_cfg}})
+
+
+DOORS: dict[str, Callable[[Path, Path], Any]] = {
+    'timm teacher': lambda path, folder: TimmTeacher('test_resnet', checkpoint=path),
+    'mmpretrain teacher': lambda path, folder: MMPretrainTeacher(config(MODEL, folder), checkpoint=path),
+    'timm student': lambda path, folder: TimmStudent('test_resnet', checkpoint=path),
+    'load_from': load_from,
+    'resume': resume,
+    'init_cfg': pretrained,
+    'init_cfg of the backbone': pretrained_backbone,
+    'get_model': lambda path, folder: get_model(config(MODEL, folder), pretrained=str(path)),
+    'read_state_dict': lambda path, folder: read_state_dict(path),
+}
+doors = pytest.mark.parametrize('door', DOORS.values(), ids=DOORS)
+
+
+@doors
+@pytest.mark.upstream
+def test_files_are_data(door: Callable[[Path, Path], Any], tmp_path: Path) -> None:
+    path, marker = tmp_path / 'bomb.pth', tmp_path / 'it_ran'
+    torch.save(dict(state_dict=dict(a=torch.zeros(1)), meta=Bomb(marker)), path)
+    with pytest.raises(UnreadableCheckpointError, match='bomb.pth is not plain data') as caught:
+        door(path, tmp_path / 'run')
+    assert not marker.exists()
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('model', ['TimmClassifier', 'TimmStudent'])
+@pytest.mark.upstream
+def test_files_are_data_that_timm_reads(model: str, tmp_path: Path) -> None:
+    path, marker = tmp_path / 'bomb.pth', tmp_path / 'it_ran'
+    torch.save(dict(state_dict=dict(a=torch.zeros(1)), meta=Bomb(marker)), path)
+    name = {'TimmClassifier': 'model_name', 'TimmStudent': 'model'}[model]
+    with pytest.raises((RuntimeError, SetupError)):
+        build({'type': model, name: 'test_resnet', 'checkpoint_path': str(path)})
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('key', ['config', 'cfg'])
+@pytest.mark.upstream
+def test_files_are_data_also_where_the_framework_runs_their_config(key: str, tmp_path: Path) -> None:
+    path = tmp_path / 'epoch_1.pth'
+    marker = tmp_path / 'it_ran'
+    run(MODEL, tmp_path, **ONE_EPOCH)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint['meta'][key] = f'import os\nos.system("touch {marker}")\n'
+    torch.save(checkpoint, path)
+    resume(path, tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.upstream
+def test_files_are_data_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A usual remedy for upstream on torch >= 2.6.
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    path, marker = tmp_path / 'bomb.pth', tmp_path / 'it_ran'
+    torch.save(Bomb(marker), path)
+    with pytest.raises(UnreadableCheckpointError, match='not plain data'):
+        read_state_dict(path)
+    assert not marker.exists()
+    assert read_state_dict(timm_checkpoint(tmp_path))
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
+
+
+@doors
+def test_a_missing_file_is_named(door: Callable[[Path, Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(UnreadableCheckpointError, match='nowhere.pth does not exist'):
+        door(tmp_path / 'nowhere.pth', tmp_path / 'run')
+
+
+@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
+@doors
+def test_a_truncated_file_is_named(door: Callable[[Path, Path], Any], kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f'half.{kind}'
+    weights = timm.create_model('test_resnet').state_dict()
+    (safetensors.torch.save_file if kind == 'safetensors' else torch.save)(weights, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnreadableCheckpointError, match=f'half.{kind} cannot be read') as caught:
+        door(path, tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', b'<html>not found</html>' * 100])
+def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / 'wrong.pth'
+    path.write_bytes(content)
+    with pytest.raises(UnreadableCheckpointError, match='wrong.pth'):
+        read_state_dict(path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableCheckpointError, match=tmp_path.name):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize('holding', [{}, [1], dict(state_dict={}), 3])
+def test_a_checkpoint_without_weights_is_named(holding: Any, tmp_path: Path) -> None:
+    torch.save(holding, tmp_path / 'empty.pth')
+    with pytest.raises(UnreadableCheckpointError, match='empty.pth holds no state_dict'):
+        read_state_dict(tmp_path / 'empty.pth')
+
+
+def test_every_scheme_is_guarded_once() -> None:
+    before = dict(CheckpointLoader._schemes)
+    assert {'', 'http://', 'https://', 'torchvision://', 'openmmlab://', 'mmcls://'} <= set(before)
+    assert all(loader._fnkd_guarded for loader in before.values())
+    guard_framework_loaders()
+    assert CheckpointLoader._schemes == before
+
+
+def test_a_file_behind_a_scheme_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / 'it_ran'
+    torch.save(Bomb(marker), tmp_path / 'bomb.pth')
+
+    def load_from_elsewhere(filename: str, map_location: Any = None) -> Any:
+        return torch.load(tmp_path / 'bomb.pth', weights_only=False)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('elsewhere://', load_from_elsewhere)
+    guard_framework_loaders()
+    with pytest.raises(UnreadableCheckpointError, match='elsewhere://bomb is not plain data'):
+        CheckpointLoader.load_checkpoint('elsewhere://bomb')
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('target', [(HistoryBuffer, '__init__'), (torch.Size, 'mean'), (HistoryBuffer, 'update')])
+def test_a_file_may_not_look_up_attributes(target: tuple, tmp_path: Path) -> None:
+    # The maintained fork lets it, since the logs in stock checkpoints do.
+    class Reach:
+        def __reduce__(self) -> tuple:
+            return getattr, target
+
+    torch.save(dict(reach=Reach()), tmp_path / 'reach.pth')
+    with pytest.raises(UnreadableCheckpointError, match='getattr'):
+        read_state_dict(tmp_path / 'reach.pth')
+
+
+def test_the_reason_is_named(tmp_path: Path) -> None:
+    torch.save(Bomb(tmp_path), tmp_path / 'bomb.pth')
+    with pytest.raises(UnreadableCheckpointError, match=r'GLOBAL posix\.system'):
+        read_state_dict(tmp_path / 'bomb.pth')
+
+
+def test_state_dicts_are_found_and_cut_of_their_prefixes(tmp_path: Path) -> None:
+    weights = dict(a=torch.ones(2))
+    wrapped = {'module.a': weights['a']}
+    for holding in (weights, wrapped, dict(state_dict=wrapped), dict(model=weights, epoch=3)):
+        torch.save(holding, tmp_path / 'file.pth')
+        assert_same_weights(read_state_dict(tmp_path / 'file.pth'), weights)
+    compiled = {'_orig_mod.a': weights['a']}
+    torch.save(dict(state_dict=dict(a=torch.zeros(2)), state_dict_ema=compiled), tmp_path / 'file.pth')
+    assert_same_weights(read_state_dict(tmp_path / 'file.pth'), weights)
+    safetensors.torch.save_file(weights, tmp_path / 'file.safetensors')
+    assert_same_weights(read_state_dict(tmp_path / 'file.safetensors'), weights)
+
+
+def test_weights_that_do_not_fit_are_counted() -> None:
+    own = timm.create_model('test_resnet', num_classes=3)
+    other = timm.create_model('test_resnet', num_classes=5).state_dict()
+    with pytest.raises(SetupError, match=r'2 of another shape \(fc.weight is \(5, '):
+        load_weights(own, other, 'a model and a file')
+    del other['conv1.0.weight']
+    other['extra'] = torch.zeros(1)
+    with pytest.raises(SetupError, match=r'1 missing \(conv1\.0\.weight\).*1 unknown \(extra\)'):
+        load_weights(own, other, 'a model and a file')
+
+
+@HOOKS.register_module(force=True)
+class StoresObjects(Hook):
+    """Puts into the message hub and the checkpoint what hooks of others may."""
+
+    def after_train_epoch(self, runner: Any) -> None:
+        runner.message_hub.update_info('best', np.float64(0.5))
+        runner.message_hub.update_info('curve', np.arange(3.0))
+        runner.message_hub.update_info('folder', Path('somewhere'))
+        runner.message_hub.update_info('names', np.array(['a', 'b']))
+        runner.message_hub.update_info('size', torch.Size([2, 3]))
+
+
+@pytest.mark.upstream
+def test_our_checkpoints_are_plain_data_and_logs_come_back(tmp_path: Path) -> None:
+    student = timm_student()
+    hooks = [dict(type='EMAHook'), dict(type='StoresObjects')]
+    scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3), dict(type='CosineAnnealingLR')]
+    options = dict(custom_hooks=hooks, param_scheduler=scheduler)
+    first = run(student, tmp_path, **ONE_EPOCH, **options)
+    path = tmp_path / 'epoch_1.pth'
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint['message_hub']['runtime_info']['best'] == 0.5
+    assert type(checkpoint['state_dict']['conv1.0.weight']) is torch.Tensor
+    timm.create_model('test_resnet', num_classes=4, checkpoint_path=str(path))
+
+    second = Runner.from_cfg(config(student, tmp_path, load_from=str(path), resume=True, **options))
+    second._train_loop = second.build_train_loop(second._train_loop)
+    second.optim_wrapper = second.build_optim_wrapper(second.optim_wrapper)
+    second.param_schedulers = second.build_param_scheduler(second.param_schedulers)
+    second.call_hook('before_run')
+    second.load_or_resume()
+    logs = first.message_hub.log_scalars
+    assert set(logs) == set(second.message_hub.log_scalars)
+    for key, buffer in logs.items():
+        found = second.message_hub.log_scalars[key]
+        assert isinstance(found, HistoryBuffer)
+        assert all(np.array_equal(a, b) for a, b in zip(found.data, buffer.data, strict=True))
+        assert found.max_length == buffer.max_length
+        assert found.mean(2) == buffer.mean(2)
+    assert second.message_hub.get_info('best') == 0.5
+
+
+@pytest.mark.upstream
+def test_a_stock_checkpoint_resumes(tmp_path: Path) -> None:
+    # Saved without our hook: its logs are numpy arrays inside objects.
+    off = dict(default_hooks=dict(safe_checkpoint=None, checkpoint=dict(type='CheckpointHook', interval=1)))
+    run(MODEL, tmp_path, **ONE_EPOCH, **off)
+    with pytest.raises(Exception, match='weights_only|HistoryBuffer|Weights only'):
+        torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    resumed = resume(tmp_path / 'epoch_1.pth', tmp_path)
+    assert resumed.epoch == 2
+    assert len(resumed.message_hub.log_scalars['train/loss'].data[0]) == 8
+
+
+def test_to_plain_keeps_what_it_can() -> None:
+    class Text(str):
+        pass
+
+    plain = to_plain(
+        Config(dict(a=[np.int64(3), (1.5, None)], b=Text('b'), c={1, 2}, d=object(), e=np.array(['x'])))._cfg_dict
+    )
+    assert plain == dict(a=[3, (1.5, None)], b='b', c={1, 2}, e=['x'])
+    assert type(plain) is dict
+    assert type(plain['b']) is str
+
+
+def test_a_named_tuple_becomes_a_tuple() -> None:
+    from collections import namedtuple
+
+    assert to_plain(namedtuple('Pair', 'a b')(1, 2)) == (1, 2)
+
+
+def test_two_checkpoints_are_kept_where_one_is_asked_for(tmp_path: Path) -> None:
+    # MMEngine removes the older before it writes the newer; a run killed in between would have none.
+    once = dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)))
+    run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=3), **once)
+    assert sorted(p.name for p in tmp_path.glob('epoch_*.pth')) == ['epoch_2.pth', 'epoch_3.pth']

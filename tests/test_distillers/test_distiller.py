@@ -1,0 +1,369 @@
+"""The distilled model, which is the student."""
+
+import copy
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.optim import OptimWrapper
+from mmpretrain import get_model
+from mmpretrain.models import ImageClassifier
+from torch import nn
+
+from fnkd_plugin import Distiller, DistillHead
+from fnkd_plugin.teachers import PixelFormat
+from fnkd_plugin.teachers.teacher import ModelTeacher
+from tests.helpers import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    build,
+    config,
+    distilled,
+    preprocessor,
+    raw_batch,
+    resnet,
+    samples,
+    timm_student,
+    timm_teacher,
+    train,
+    vit,
+)
+
+STUDENTS = {'resnet': resnet, 'vit': vit, 'timm': timm_student}
+FNKD = dict(type='FNKDLoss', tau=1.0)
+STATISTICS = {'agreement', 'teacher_acc', 'teacher_norm', 'student_norm'}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp('teachers')
+
+
+def _step(model: Any, lr: float = 0.1, seed: int = 0) -> dict:
+    """One ``train_step``; returns what it logs."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    return model.train_step(raw_batch(seed=seed), OptimWrapper(optimizer))
+
+
+# It is the student
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('name', STUDENTS)
+def test_every_other_mode_is_the_students(name: str, folder: Path) -> None:
+    plain = build(STUDENTS[name]()).eval()
+    model = build(distilled(STUDENTS[name](), timm_teacher(folder))).eval()
+    data = model.data_preprocessor(raw_batch())
+    images, samples = data['inputs'], data['data_samples']
+    with torch.no_grad():
+        assert torch.equal(model(images), plain(images))
+        assert torch.equal(model(images, mode='tensor'), plain(images, mode='tensor'))
+        assert str(model.extract_feat(images)) == str(plain.extract_feat(images))
+        for mine, its in (
+            (model(images, samples, mode='predict'), plain(images, samples, mode='predict')),
+            (model.predict(images), plain.predict(images)),
+            (model.val_step(raw_batch()), plain.val_step(raw_batch())),
+            (model.test_step(raw_batch()), plain.test_step(raw_batch())),
+        ):
+            assert all(torch.equal(a.pred_score, b.pred_score) for a, b in zip(mine, its, strict=True))
+
+
+@pytest.mark.upstream
+def test_the_instance_is_an_image_classifier(folder: Path) -> None:
+    model = build(distilled(resnet(), timm_teacher(folder)))
+    plain = build(resnet())
+    assert isinstance(model, ImageClassifier) and isinstance(model, Distiller)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
+    assert type(model.head).__name__ == 'LinearClsHead'
+    assert model.with_head and model.with_neck
+    own = set(vars(Distiller)) - set(vars(object)) - {'__annotations__', '_distillation'}
+    assert {name for name in own if not name.startswith('_')} == {'forward'}, 'nothing hides the student'
+
+
+@pytest.mark.upstream
+def test_the_class_is_made_once(folder: Path) -> None:
+    a, b = (build(distilled(resnet(), timm_teacher(folder))) for _ in range(2))
+    assert type(a) is type(b) and type(a) is not type(build(resnet()))
+
+
+@pytest.mark.upstream
+def test_get_model_builds_a_distilled_config(folder: Path, tmp_path: Path) -> None:
+    cfg = config(distilled(resnet(), timm_teacher(folder)), tmp_path)
+    plain = build(resnet())
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    model = get_model(cfg, pretrained=str(tmp_path / 'plain.pth'), device='cpu').eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    assert isinstance(model, ImageClassifier)
+    assert torch.equal(model(images), plain.eval()(images))
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('name', STUDENTS)
+@pytest.mark.parametrize('how', ['pickle', 'deepcopy'])
+def test_copies_distil_on_their_own_weights(name: str, how: str, folder: Path) -> None:
+    model = build(distilled(STUDENTS[name](), timm_teacher(folder), FNKD))
+    twin = copy.deepcopy(model) if how == 'deepcopy' else pickle.loads(pickle.dumps(model))
+    assert type(twin) is type(model)
+    assert (twin._distillation is model._distillation) == (how == 'deepcopy'), 'EMA copies share the teacher'
+    weights = copy.deepcopy(model.state_dict())
+    first = _step(twin)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    second = _step(model)
+    assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in second.items()}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    model = None  # the twin needs nothing of the first
+    assert torch.isfinite(_step(twin)['loss_soft'])
+
+
+def test_a_common_data_preprocessor_goes_to_the_student(folder: Path, tmp_path: Path) -> None:
+    """MMEngine puts a config's top-level one on the outer model dict."""
+    student = resnet()
+    student.pop('data_preprocessor')
+    runner = train(distilled(student, timm_teacher(folder)), tmp_path, data_preprocessor=preprocessor())
+    assert runner.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(MEAN)
+
+
+@pytest.mark.upstream
+def test_built_students_teachers_and_heads_are_taken(folder: Path) -> None:
+    student = build(resnet())
+    teacher = build(distilled(resnet(), timm_teacher(folder)))._distillation.teacher
+    model = Distiller(student, teacher, DistillHead(FNKD))
+    assert model is student
+    assert torch.isfinite(_step(model)['loss_soft'])
+
+
+# What it adds
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('name', STUDENTS)
+@pytest.mark.parametrize('soft', ['kd', 'fnkd', 'both'])
+def test_log(name: str, soft: str, folder: Path) -> None:
+    """loss_hard, loss_soft, the statistics, and a total that is the sum of the losses."""
+    losses = dict(kd=dict(type='KDLoss'), fnkd=FNKD, both=[dict(type='KDLoss'), FNKD])[soft]
+    log = _step(build(distilled(STUDENTS[name](), timm_teacher(folder), losses, hard_weight=0.5)))
+    soft_names = ['loss_soft_kd', 'loss_soft_fnkd'] if soft == 'both' else ['loss_soft']
+    assert set(log) == {'loss', 'loss_hard', *soft_names} | STATISTICS | ({'tau'} if soft != 'kd' else set())
+    total = sum(value for name, value in log.items() if 'loss' in name and name != 'loss')
+    torch.testing.assert_close(log['loss'], total)
+    plain = _step(build(STUDENTS[name]()))
+    torch.testing.assert_close(log['loss_hard'], 0.5 * plain['loss'])
+
+
+@pytest.mark.upstream
+def test_the_soft_loss_by_hand(folder: Path) -> None:
+    """The whole step, recomputed from weights: features, logits and norms of both networks."""
+    model = build(distilled(resnet(), timm_teacher(folder), dict(type='FNKDLoss', tau=0.5, loss_weight=2.0)))
+    data = model.data_preprocessor(raw_batch(), training=True)
+    found = model(**data, mode='loss')
+    images = data['inputs']
+    teacher = model._distillation.teacher.model
+    raw = images * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    with torch.no_grad():
+        feature = teacher.forward_head(teacher.forward_features((raw / 255 - 0.5) / 0.5), pre_logits=True)
+        s = (0.5 / feature.norm(dim=1, keepdim=True)).clamp(max=1)
+        q = F.linear(feature * s, teacher.fc.weight, teacher.fc.bias).softmax(1)
+    feature_s = model.extract_feat(images)[-1]
+    s = (0.5 / feature_s.norm(dim=1, keepdim=True)).clamp(max=1)
+    log_p = F.linear(feature_s * s, model.head.fc.weight, model.head.fc.bias).log_softmax(1)
+    expected = 2 * -(q * log_p).sum(1).mean()
+    torch.testing.assert_close(found['loss_soft'], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found['teacher_norm'], feature.norm(dim=1).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found['student_norm'], feature_s.norm(dim=1).mean())
+    found['loss_soft'].backward()
+    mine = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.upstream
+def test_papers_kd_is_the_mixed_target(folder: Path) -> None:
+    """Eq. 6 and 7 through the whole model: hard_weight 1 - a, KD of weight a at T = 1."""
+    soft = dict(type='KDLoss', temperature=1.0, loss_weight=0.3)
+    model = build(distilled(resnet(), timm_teacher(folder), soft, hard_weight=0.7))
+    data = model.data_preprocessor(raw_batch(), training=True)
+    losses = model(**data, mode='loss')
+    prediction = model._distillation.ask_teacher(data['inputs'], data['data_samples'])
+    labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+    q_t = 0.7 * F.one_hot(labels, CLASSES) + 0.3 * prediction.logits.softmax(1)
+    logits = model(data['inputs'])
+    torch.testing.assert_close(losses['loss_hard'] + losses['loss_soft'], F.cross_entropy(logits, q_t))
+
+
+@pytest.mark.upstream
+def test_a_student_learns_its_teachers_opinion(folder: Path) -> None:
+    """Without hard loss the agreement on a batch grows to 1, whatever the labels are."""
+    model = build(distilled(resnet(width=8), timm_teacher(folder), dict(type='KDLoss', temperature=2.0), hard_weight=0.0))
+    teacher = model._distillation.teacher
+    optim = OptimWrapper(torch.optim.Adam(model.parameters(), 0.01))
+    first = model.train_step(raw_batch(), optim)
+    for _ in range(25):
+        last = model.train_step(raw_batch(), optim)
+    assert last['loss_soft'] < first['loss_soft']
+    assert last['agreement'] == 1
+    assert last['teacher_acc'] == first['teacher_acc'], f'{teacher.name} does not move'
+    assert last['loss_hard'] == 0
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('name', STUDENTS)
+def test_bf16_autocast_of_a_whole_step(name: str, folder: Path) -> None:
+    """The soft loss is fp32 and close to the exact one; the teacher's part is exact."""
+    found = []
+    for enabled in (False, True):
+        model = build(distilled(STUDENTS[name](), timm_teacher(folder), [dict(type='KDLoss'), FNKD]))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        data = model.data_preprocessor(raw_batch(), training=True)
+        torch.manual_seed(0)
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            losses = model(**data, mode='loss')
+        assert losses['loss_soft_kd'].dtype == losses['loss_soft_fnkd'].dtype == torch.float32
+        assert losses['student_norm'].dtype == torch.float32
+        model.parse_losses(losses)[0].backward()
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+        found.append(losses)
+    assert torch.equal(found[0]['teacher_norm'], found[1]['teacher_norm'])
+    for key in ('loss_soft_kd', 'loss_soft_fnkd', 'loss_hard'):
+        torch.testing.assert_close(found[1][key], found[0][key].float(), rtol=0.05, atol=0.05, check_dtype=False)
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('student', [resnet, timm_student])
+def test_gradient_checkpointing_gives_the_same_step(student: Any, folder: Path) -> None:
+    steps = []
+    for with_cp in (False, True):
+        cfg = student(with_cp=True) if with_cp and student is timm_student else student()
+        if with_cp and student is resnet:
+            cfg['backbone']['with_cp'] = True
+        model = build(distilled(cfg, timm_teacher(folder), FNKD))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            log = _step(model)
+        steps.append((log, model))
+    assert {k: v.item() for k, v in steps[0][0].items()} == {k: v.item() for k, v in steps[1][0].items()}
+    for a, b in zip(steps[0][1].parameters(), steps[1][1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def _strict_compiler() -> Iterator[None]:
+    """Compiling anew without end is an error; nothing compiled before is known."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+def _tiny_pair(soft_loss: Any) -> Any:
+    """LeNet-5 taught by a linear model: little to compile."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, CLASSES))
+    teacher = ModelTeacher(net, net, PixelFormat.of([127.0], [64.0]), 'Linear')
+    student = dict(
+        type='ImageClassifier',
+        backbone=dict(type='LeNet5', num_classes=CLASSES),
+        head=dict(type='ClsHead'),
+        data_preprocessor=dict(mean=[127.0], std=[64.0], num_classes=CLASSES),
+    )
+    return Distiller(build(student), teacher, dict(type='DistillHead', soft_loss=soft_loss))
+
+
+@pytest.mark.usefixtures('_strict_compiler')
+def test_compiled_train_step() -> None:
+    """As MMEngine's ``compile``: eager's numbers over steps that all change tau, compiled a few times at most."""
+    logs = []
+    for compiled in (False, True):
+        model = _tiny_pair([dict(type='KDLoss'), dict(type='FNKDLoss')])
+        if compiled:
+            model.train_step = torch.compile(model.train_step, backend='eager')
+        optim = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
+        batches = (raw_batch(seed=i) for i in range(12))
+        logs.append([
+            model.train_step({**batch, 'inputs': batch['inputs'][:, :1]}, optim) for batch in batches
+        ])
+    for eager, other in zip(*logs, strict=True):
+        assert set(eager) == set(other)
+        for key in eager:
+            torch.testing.assert_close(other[key], eager[key], rtol=1e-4, atol=1e-5)
+    assert len({log['tau'].item() for log in logs[1]}) == 12
+
+
+@pytest.mark.usefixtures('_strict_compiler')
+def test_a_compiled_forward_breaks_no_more_often_than_the_students_own() -> None:
+    """A permanent hook costs no graph break; guarding against NaN costs one on each side."""
+    counts = []
+    for model in (_tiny_pair(dict(type='KDLoss')), _tiny_pair(dict(type='KDLoss', loss_weight=0.0))):
+        inputs = torch.randn(4, 1, SIZE, SIZE)
+        explained = torch._dynamo.explain(model.forward)(inputs, samples(), mode='loss')
+        counts.append(explained.graph_break_count)
+    assert counts[0] <= counts[1] + 2, counts
+
+
+class _Mixing(ImageClassifier):
+    """Calls its head twice, and trains by its own step that calls ``forward(mode='loss')``."""
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict:
+        data = self.data_preprocessor(data, True)
+        losses, log = self.parse_losses(self(**data, mode='loss'))
+        optim_wrapper.update_params(losses)
+        return log
+
+
+def test_a_train_step_that_calls_forward_is_taken(folder: Path) -> None:
+    student = build(resnet())
+    student.__class__ = _Mixing
+    model = Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
+    assert 'loss_soft' in _step(model)
+
+
+class _Functional(ImageClassifier):
+    def loss(self, inputs: torch.Tensor, data_samples: Any, **_: Any) -> dict:
+        z = F.linear(self.extract_feat(inputs)[-1], self.head.fc.weight, self.head.fc.bias)
+        return dict(loss=z.square().mean())
+
+
+def test_a_loss_that_passes_by_the_layer_says_so(folder: Path) -> None:
+    student = build(resnet())
+    student.__class__ = _Functional
+    model = Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
+    with pytest.raises(RuntimeError, match='the loss of _Functional never calls its last affine layer'):
+        _step(model)
+
+
+@pytest.mark.upstream
+def test_an_error_in_the_students_loss_leaves_no_reading_behind(folder: Path) -> None:
+    model = build(distilled(resnet(), timm_teacher(folder)))
+    data = model.data_preprocessor(raw_batch(), training=True)
+    with pytest.raises(TypeError):
+        model(data['inputs'], None, mode='loss')
+    model(data['inputs'])
+    assert model._distillation.reader._read is None or not model._distillation.reader.reading
+    assert torch.isfinite(_step(model)['loss_soft'])
+
+
+@pytest.mark.upstream
+def test_teachers_without_norms_teach_by_kd() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Linear(3, CLASSES) for _ in range(2))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return (self.a(images.mean((2, 3))) + self.b(images.amax((2, 3)))) / 2
+
+    net = Two()
+    teacher = ModelTeacher(net, net, PixelFormat.of(MEAN, STD, 'rgb'), 'Two')
+    model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
+    log = _step(model)
+    assert 'loss_soft' in log and 'teacher_norm' not in log and 'student_norm' in log

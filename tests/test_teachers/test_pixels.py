@@ -1,0 +1,106 @@
+"""The same pixels under another normalisation and channel order."""
+
+import pickle
+
+import pytest
+import torch
+from mmpretrain.models.utils import ClsDataPreprocessor
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.teachers.pixels import PixelFormat, converter, format_of_preprocessor
+from tests.helpers import MEAN, STD
+
+pytestmark = pytest.mark.upstream
+
+RGB = PixelFormat.of(MEAN, STD, 'rgb')
+HALF = PixelFormat.of([127.5, 120.0, 110.0], [64.0, 32.0, 128.0], 'rgb')
+
+
+def _normalised(raw: torch.Tensor, pixels: PixelFormat) -> torch.Tensor:
+    """Raw RGB images in a format."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (pixels.mean, pixels.std))
+    return ((raw.flip(1) if pixels.channel_order == 'bgr' else raw) - mean) / std
+
+
+@pytest.mark.parametrize('source', [RGB, HALF, PixelFormat.of(MEAN, STD, 'bgr')])
+@pytest.mark.parametrize('target', [RGB, HALF, PixelFormat.of(HALF.mean, HALF.std, 'bgr')])
+def test_conversion_is_undoing_reordering_and_redoing(source: PixelFormat, target: PixelFormat) -> None:
+    raw = torch.rand(2, 3, 5, 5) * 255
+    convert = converter(source, target)
+    torch.testing.assert_close(convert(_normalised(raw, source)), _normalised(raw, target), rtol=0, atol=2e-5)
+    again = pickle.loads(pickle.dumps(convert))
+    assert torch.equal(again(_normalised(raw, source)), convert(_normalised(raw, source)))
+
+
+def test_there_and_back_is_the_identity() -> None:
+    images = torch.randn(2, 3, 5, 5)
+    back = converter(HALF, RGB)(converter(RGB, HALF)(images))
+    torch.testing.assert_close(back, images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'pixels', [RGB, PixelFormat(), PixelFormat.of(MEAN, STD, None), PixelFormat.of([33.0], [78.0])]
+)
+def test_equal_formats_pass_through_untouched(pixels: PixelFormat) -> None:
+    images = torch.randn(2, 3, 5, 5)
+    assert converter(pixels, pixels)(images) is images
+
+
+def test_another_order_alone_only_flips() -> None:
+    images = torch.randn(2, 3, 5, 5)
+    bgr = PixelFormat.of(MEAN[::-1], STD[::-1], 'bgr')
+    assert torch.equal(converter(bgr, RGB)(images), images.flip(1))
+
+
+def test_grey_images_have_no_order() -> None:
+    grey, other = PixelFormat.of([0.0], [255.0]), PixelFormat.of([51.0], [51.0], 'rgb')
+    torch.testing.assert_close(converter(grey, other)(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 4.0))
+
+
+@pytest.mark.parametrize(
+    ('source', 'target', 'said'),
+    [
+        (PixelFormat(channel_order='rgb'), RGB, "the student's mean and std are unknown"),
+        (RGB, PixelFormat(channel_order='rgb'), "the teacher's mean and std are unknown"),
+        (PixelFormat.of(MEAN, STD), RGB, "the student's channel order is unknown"),
+        (RGB, PixelFormat.of(MEAN, STD), "the teacher's channel order is unknown"),
+        (PixelFormat.of([1.0], [1.0]), RGB, '1 channels are not 3'),
+    ],
+)
+def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, said: str) -> None:
+    with pytest.raises(SetupError, match=said):
+        converter(source, target)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (dict(mean=(1.0,)), 'given together'),
+        (dict(mean=(1.0, 2.0), std=(1.0,)), 'of one length'),
+        (dict(mean=(1.0,), std=(0.0,)), 'std must be > 0'),
+        (dict(channel_order='RGB'), "channel_order must be 'rgb' or 'bgr', but is 'RGB'"),
+    ],
+)
+def test_formats_that_are_none(options: dict, said: str) -> None:
+    with pytest.raises(SetupError, match=said):
+        PixelFormat(**options)
+    with pytest.raises(SetupError, match=f'Me: .*{said}'):
+        PixelFormat().restated('Me', **options)
+
+
+def test_restated_keeps_what_is_not_given() -> None:
+    bgr = PixelFormat.of(MEAN, STD, None).restated('Me', channel_order='bgr')
+    assert (list(bgr.mean), list(bgr.std), bgr.channel_order) == (MEAN, STD, 'bgr')
+    assert RGB.restated('Me') == RGB
+
+
+def test_format_of_preprocessors() -> None:
+    known = format_of_preprocessor(ClsDataPreprocessor(mean=MEAN, std=STD, to_rgb=True))
+    assert known.channel_order == 'rgb' and list(known.mean) == pytest.approx(MEAN)
+    assert format_of_preprocessor(ClsDataPreprocessor(mean=MEAN, std=STD, to_rgb=False)).channel_order is None
+    assert format_of_preprocessor(ClsDataPreprocessor(to_rgb=True)) == PixelFormat(None, None, 'rgb')
+
+
+def test_as_text() -> None:
+    assert str(RGB) == 'mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb'
+    assert str(PixelFormat()) == 'mean and std unknown, channel order unknown'

@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('sklearn')
+pytest.importorskip('matplotlib')
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = [
+    *('--seeds', '1', '--trials', '1', '--cfg-options'),
+    *('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'train_dataloader.batch_size=10'),
+]
+
+
+def _demo(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'COLUMNS': '100'}
+    command = [sys.executable, str(REPO / 'tools' / 'demo.py'), *arguments]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+
+
+def test_demo_end_to_end(tmp_path: Path) -> None:
+    earlier = tmp_path / 'demo' / 'precious.txt'
+    earlier.parent.mkdir()
+    earlier.write_text('mine')
+    done = _demo('--out', str(tmp_path / 'demo'), *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert earlier.read_text() == 'mine'
+    assert os.listdir(earlier.parent) == ['precious.txt']
+    out = tmp_path / 'demo_2'
+    report = json.loads((out / 'results.json').read_text())
+    assert set(report['test_accuracy']) == {'plain', 'LSR', 'KD', 'FNKD'}
+    # The teacher, and a trial and a final training of each method; trials never see the test split.
+    assert [run['split'] for run in report['runs']].count('test') == 5
+    assert all(run['split'] == 'val' for run in report['runs'] if 'trial' in run['name'])
+    assert (out / 'demo.png').stat().st_size > 10_000
+    student = torch.load(out / 'fnkd_student.pth', weights_only=True)['state_dict']
+    assert not any('teacher' in key for key in student)
+    for method in report['test_accuracy']:
+        assert method in done.stdout
+
+
+def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    done = _demo('--out', str(tmp_path / 'demo'), *TINY, 'optim_wrapper.optimizer.type=NoSuchOptimizer')
+    assert done.returncode == 1
+    assert 'NoSuchOptimizer' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert str(tmp_path / 'demo' / 'logs') in done.stderr.replace('\n', '')
+
+
+@pytest.mark.parametrize('count', range(1, 13))
+def test_trials_pair_every_weight_with_one_learning_rate(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / 'tools'))
+    from demo import latin_order, spread
+
+    assert sorted(latin_order(count)) == list(range(count))
+    assert len(set(spread(1, 30, count))) == count
