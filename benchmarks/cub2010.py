@@ -24,15 +24,15 @@ import train  # noqa: E402
 LR = 'optim_wrapper.optimizer.lr'
 TRIALS: dict[str, list[dict[str, Any]]] = {
     'plain': [{LR: 0.02}, {LR: 0.04}, {LR: 0.08}],
-    'lsr': [{LR: 0.04, 'model.loss.eps': 0.1}, {LR: 0.08, 'model.loss.eps': 0.1}, {LR: 0.04, 'model.loss.eps': 0.3}],
+    'lsr': [{LR: 0.02, 'model.loss.eps': 0.1}, {LR: 0.04, 'model.loss.eps': 0.1}, {LR: 0.04, 'model.loss.eps': 0.3}],
     'kd': [
+        {LR: 0.02, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
         {LR: 0.04, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
-        {LR: 0.08, 'model.head.hard_weight': 0.5, 'model.head.soft_loss.loss_weight': 0.5},
         {LR: 0.04, 'model.head.hard_weight': 0.1, 'model.head.soft_loss.loss_weight': 0.9},
     ],
     'fnkd': [
+        {LR: 0.02, 'model.head.soft_loss.loss_weight': 9.0},
         {LR: 0.04, 'model.head.soft_loss.loss_weight': 9.0},
-        {LR: 0.08, 'model.head.soft_loss.loss_weight': 9.0},
         {LR: 0.04, 'model.head.soft_loss.loss_weight': 3.0},
     ],
 }

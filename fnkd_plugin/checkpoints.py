@@ -204,8 +204,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         kept = [to_plain(v) for v in value if _is_plain(v)]
         return tuple(kept) if isinstance(value, tuple) else kept
-    for kind in (bool, int, float, str, bytes):
-        if isinstance(value, kind):
+    kinds: tuple[Callable[[Any], Any], ...] = (bool, int, float, str, bytes)
+    for kind in kinds:
+        if isinstance(value, kind):  # type: ignore[arg-type]
             return kind(value)  # of a subclass, such as an enum's, the plain one
     return value
 

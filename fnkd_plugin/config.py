@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -128,5 +127,3 @@ def _uses_plugin(cfg: Config) -> bool:
         if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
             return True
     return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(cfg._cfg_dict))
-
-

@@ -127,9 +127,7 @@ def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
     return (1 - eps) * q + eps / num_classes
 
 
-def alsr_target(
-    labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float
-) -> Tensor:
+def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
     r"""Anisotropic label smoothing, :math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho` (Eq. 3).
 
     :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours falls back to LSR

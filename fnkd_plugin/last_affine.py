@@ -22,11 +22,7 @@ def _is_affine(module: nn.Module) -> bool:
 
 def _same_numbers(a: Any, b: Tensor) -> bool:
     # The same storage, not equal values: a flattened or permuted view is still the layer's own output.
-    return (
-        isinstance(a, Tensor)
-        and a.numel() == b.numel()
-        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
-    )
+    return isinstance(a, Tensor) and a.numel() == b.numel() and a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _size_hints(model: nn.Module) -> list[int]:
@@ -136,4 +132,3 @@ class AffineReader:
 def class_count(layer: nn.Module) -> int:
     """K of an affine classifier layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]
-

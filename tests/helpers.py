@@ -81,9 +81,7 @@ def vit(**options: Any) -> dict:
 
 def timm_student(model: str = 'test_resnet', **options: Any) -> dict:
     """The config of a ``TimmStudent``."""
-    return dict(
-        type='TimmStudent', model=model, num_classes=CLASSES, data_preprocessor=preprocessor(), **options
-    )
+    return dict(type='TimmStudent', model=model, num_classes=CLASSES, data_preprocessor=preprocessor(), **options)
 
 
 def timm_checkpoint(
@@ -160,9 +158,7 @@ def build(model: dict, seed: int = 0) -> Any:
 
 def samples(count: int = 4) -> list[DataSample]:
     """Data samples with labels and file names."""
-    return [
-        DataSample(metainfo=dict(img_path=f'image_{i}.png')).set_gt_label(i % CLASSES) for i in range(count)
-    ]
+    return [DataSample(metainfo=dict(img_path=f'image_{i}.png')).set_gt_label(i % CLASSES) for i in range(count)]
 
 
 def raw_batch(count: int = 4, seed: int = 0, size: int = SIZE) -> dict:

@@ -80,7 +80,7 @@ doors = pytest.mark.parametrize('door', DOORS.values(), ids=DOORS)
 def test_files_are_data(door: Callable[[Path, Path], Any], tmp_path: Path) -> None:
     path, marker = tmp_path / 'bomb.pth', tmp_path / 'it_ran'
     torch.save(dict(state_dict=dict(a=torch.zeros(1)), meta=Bomb(marker)), path)
-    with pytest.raises(UnreadableCheckpointError, match='bomb.pth is not plain data') as caught:
+    with pytest.raises(UnreadableCheckpointError, match=r'bomb.pth is not plain data') as caught:
         door(path, tmp_path / 'run')
     assert not marker.exists()
     assert '\n' not in str(caught.value)
@@ -125,7 +125,7 @@ def test_files_are_data_whatever_the_environment_says(tmp_path: Path, monkeypatc
 
 @doors
 def test_a_missing_file_is_named(door: Callable[[Path, Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(UnreadableCheckpointError, match='nowhere.pth does not exist'):
+    with pytest.raises(UnreadableCheckpointError, match=r'nowhere.pth does not exist'):
         door(tmp_path / 'nowhere.pth', tmp_path / 'run')
 
 
@@ -145,7 +145,7 @@ def test_a_truncated_file_is_named(door: Callable[[Path, Path], Any], kind: str,
 def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / 'wrong.pth'
     path.write_bytes(content)
-    with pytest.raises(UnreadableCheckpointError, match='wrong.pth'):
+    with pytest.raises(UnreadableCheckpointError, match=r'wrong.pth'):
         read_state_dict(path)
 
 
@@ -157,7 +157,7 @@ def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize('holding', [{}, [1], dict(state_dict={}), 3])
 def test_a_checkpoint_without_weights_is_named(holding: Any, tmp_path: Path) -> None:
     torch.save(holding, tmp_path / 'empty.pth')
-    with pytest.raises(UnreadableCheckpointError, match='empty.pth holds no state_dict'):
+    with pytest.raises(UnreadableCheckpointError, match=r'empty.pth holds no state_dict'):
         read_state_dict(tmp_path / 'empty.pth')
 
 
@@ -273,7 +273,7 @@ def test_a_stock_checkpoint_resumes(tmp_path: Path) -> None:
     # Saved without our hook: its logs are numpy arrays inside objects.
     off = dict(default_hooks=dict(safe_checkpoint=None, checkpoint=dict(type='CheckpointHook', interval=1)))
     run(MODEL, tmp_path, **ONE_EPOCH, **off)
-    with pytest.raises(Exception, match='weights_only|HistoryBuffer|Weights only'):
+    with pytest.raises(Exception, match=r'weights_only|HistoryBuffer|Weights only'):
         torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     resumed = resume(tmp_path / 'epoch_1.pth', tmp_path)
     assert resumed.epoch == 2

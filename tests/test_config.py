@@ -43,13 +43,17 @@ def test_without_pretrained() -> None:
 
 
 def test_plain_config_has_nothing_of_ours() -> None:
-    cfg = _config(custom_imports=dict(imports=['fnkd_plugin', 'mine'], allow_failed_imports=False))
+    cfg = _config(
+        custom_imports=dict(imports=['fnkd_plugin', 'mine'], allow_failed_imports=False),
+        custom_hooks=[dict(type='EvaluateTeacherHook'), dict(type='EMAHook')],
+    )
     cfg.default_hooks.update(
         reproducible=dict(type='ReproducibleHook'), safe=dict(type='SafeCheckpointHook'), none=None
     )
     plain = plain_config(cfg)
     assert plain.model == resnet()
     assert set(plain.default_hooks) == {'logger', 'checkpoint', 'none'}
+    assert plain.custom_hooks == [dict(type='EMAHook')]
     assert plain.custom_imports['imports'] == ['mine']
     assert is_distilled(cfg) and cfg.default_hooks.safe is not None, 'a copy'
     cfg.custom_imports = dict(imports=['fnkd_plugin'])
@@ -119,5 +123,8 @@ def test_a_variable_of_the_file_is_replaced_wherever_it_was_used() -> None:
 
 def test_dicts_in() -> None:
     assert list(dicts_in(dict(a=[dict(b=1)], c=(dict(d=dict()),)))) == [
-        dict(a=[dict(b=1)], c=(dict(d={}),)), dict(b=1), dict(d={}), {}
+        dict(a=[dict(b=1)], c=(dict(d={}),)),
+        dict(b=1),
+        dict(d={}),
+        {},
     ]

@@ -94,9 +94,7 @@ def test_soft_cross_entropy_of_huge_logits_is_finite() -> None:
 def test_temperature_one_changes_nothing_and_a_high_one_tends_to_uniform() -> None:
     v = _logits()
     assert torch.equal(scale_by_temperature(v, 1.0), v)
-    torch.testing.assert_close(
-        scale_by_temperature(v, 1e9).softmax(1), torch.full_like(v, 1 / K), rtol=0, atol=1e-8
-    )
+    torch.testing.assert_close(scale_by_temperature(v, 1e9).softmax(1), torch.full_like(v, 1 / K), rtol=0, atol=1e-8)
 
 
 def test_high_temperature_to_second_order() -> None:
@@ -122,9 +120,7 @@ def test_rescaling_equals_recomputing_from_the_rescaled_feature(mode: str, bias:
     a = _Affine(0, norms=[0.5, 1.9, 2.0, 2.1, 40.0], bias=bias)
     s = tau / a.r if mode == 'normalize' else (tau / a.r).clamp(max=1)
     expected = F.linear(a.f * s[:, None], a.W, a.b)
-    torch.testing.assert_close(
-        scale_by_feature_norm(a.z, a.r, a.b, tau, mode), expected, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(scale_by_feature_norm(a.z, a.r, a.b, tau, mode), expected, rtol=0, atol=1e-12)
 
 
 def test_clip_leaves_small_norms_alone() -> None:
@@ -157,16 +153,12 @@ def test_normalized_logits_do_not_depend_on_the_norm() -> None:
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('mode', ['clip', 'normalize'])
 @pytest.mark.parametrize('norm', [0.0, 1e-42, 1e-30, 1e-20])
-def test_a_vanishing_feature_has_finite_value_and_gradient(
-    mode: str, norm: float, dtype: torch.dtype
-) -> None:
+def test_a_vanishing_feature_has_finite_value_and_gradient(mode: str, norm: float, dtype: torch.dtype) -> None:
     f = torch.zeros(1, D, dtype=dtype)
     f[0, 0] = norm
     f.requires_grad_()
     layer = torch.nn.Linear(D, K, dtype=dtype)
-    scaled = scale_by_feature_norm(
-        layer(f), torch.linalg.vector_norm(f, dim=1), layer.bias, 2.0, mode
-    )
+    scaled = scale_by_feature_norm(layer(f), torch.linalg.vector_norm(f, dim=1), layer.bias, 2.0, mode)
     assert torch.isfinite(scaled).all()
     grads = torch.autograd.grad(soft_cross_entropy(scaled, torch.randn(1, K)), [f, *layer.parameters()])
     assert all(torch.isfinite(grad).all() for grad in grads)

@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -39,7 +38,6 @@ from tests.helpers import (
     timm_checkpoint,
     timm_student,
     timm_teacher,
-    train,
     vit,
 )
 
@@ -116,7 +114,9 @@ def _bite_vit() -> tuple[dict, dict]:
                 _scope_='mmpretrain',
             ),
             constructor='LearningRateDecayOptimWrapperConstructor',
-            paramwise_cfg=dict(layer_decay_rate=0.5, custom_keys={'.ln': dict(decay_mult=0.0), '.cls_token': dict(decay_mult=0.0)}),
+            paramwise_cfg=dict(
+                layer_decay_rate=0.5, custom_keys={'.ln': dict(decay_mult=0.0), '.cls_token': dict(decay_mult=0.0)}
+            ),
         ),
         param_scheduler=[dict(type='CosineAnnealingLR', T_max=2, by_epoch=True, convert_to_iter_based=True)],
     )
@@ -146,7 +146,11 @@ def _bite_timm() -> tuple[dict, dict]:
 
 
 BITING = {'resnet': _bite_resnet, 'vit': _bite_vit, 'switch': _bite_switch, 'timm': _bite_timm}
-_PIPELINE = [dict(type='RandomCrop', crop_size=SIZE, padding=4), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
+_PIPELINE = [
+    dict(type='RandomCrop', crop_size=SIZE, padding=4),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
 
 
 def _outcome(model: dict, work_dir: Path, options: dict) -> tuple[Runner, dict[str, Any]]:
@@ -234,7 +238,9 @@ def test_off_is_plain_also_in_the_first_weights_and_streams() -> None:
 def test_off_is_plain_with_a_nan_teacher(tmp_path: Path) -> None:
     """0 * NaN is NaN: at weight 0 the teacher is not run."""
     checkpoint = timm_checkpoint(tmp_path)
-    torch.save({k: v * float('nan') if v.is_floating_point() else v for k, v in torch.load(checkpoint).items()}, checkpoint)
+    torch.save(
+        {k: v * float('nan') if v.is_floating_point() else v for k, v in torch.load(checkpoint).items()}, checkpoint
+    )
     model = build(distilled(resnet(), timm_teacher(tmp_path), dict(type='KDLoss', loss_weight=0.0)))
     losses = model(**model.data_preprocessor(raw_batch(), training=True), mode='loss')
     assert list(losses) == ['loss_hard'] and torch.isfinite(losses['loss_hard'])
@@ -296,7 +302,7 @@ def test_native_students(name: str, students: dict) -> None:
     assert list(checkpoint['state_dict']) == list(stock.state_dict())
     assert [k for k in checkpoint['ema_state_dict'] if k != 'steps'] == ['module.' + k for k in stock.state_dict()]
     stock.load_state_dict(checkpoint['state_dict'], strict=True)
-    ema = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)][0].module
+    ema = next(hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)).module
     images = torch.randn(2, 3, SIZE, SIZE)
     # MMEngine stores the averaged weights as the model's own.
     assert torch.equal(stock.eval()(images), ema.eval()(images))
@@ -316,9 +322,7 @@ def test_native_students_without_this_plugin(students: dict, tmp_path: Path) -> 
         cfg.custom_imports = dict(imports=['fnkd_plugin'], allow_failed_imports=False)
         cfg.train_dataloader.dataset.type = 'CIFAR10'  # the tests' own data set is not there
         arguments += [str(dump_plain_config(cfg, tmp_path / name)), str(path), str(tmp_path / f'{name}.pt')]
-    done = subprocess.run(
-        [sys.executable, '-c', _STOCK, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, '-c', _STOCK, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, (_, student, path) in students.items():
         ours = build(student)
@@ -408,9 +412,7 @@ def test_frozen_teachers(tmp_path: Path) -> None:
     teacher = _dropping_teacher()
     before = copy.deepcopy(teacher.model.state_dict())
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=1.0)))
-    runner = Runner.from_cfg(
-        config(resnet(), tmp_path, custom_hooks=[dict(type='EMAHook', update_buffers=True)])
-    )
+    runner = Runner.from_cfg(config(resnet(), tmp_path, custom_hooks=[dict(type='EMAHook', update_buffers=True)]))
     runner.model = model
     plain_names = [name for name, _ in build(resnet()).named_modules()]
     assert [name for name, _ in model.named_modules()] == plain_names
@@ -522,10 +524,14 @@ def _fit(student: dict | None = None, teacher: dict | None = None, head: dict | 
     """A function of a folder that builds a distilled model with one thing wrong."""
 
     def make(folder: Path) -> None:
-        given = timm_teacher(folder) if teacher is None else {
-            key: str(value).replace('FOLDER', str(folder)) if key == 'checkpoint' else value
-            for key, value in teacher.items()
-        }
+        given = (
+            timm_teacher(folder)
+            if teacher is None
+            else {
+                key: str(value).replace('FOLDER', str(folder)) if key == 'checkpoint' else value
+                for key, value in teacher.items()
+            }
+        )
         timm_checkpoint(folder, 'test_resnet', 7)
         build(
             dict(
@@ -547,7 +553,12 @@ def _head(**head: Any) -> dict:
 
 
 _DEIT = vit(
-    backbone=dict(type='DistilledVisionTransformer', arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32), img_size=SIZE, patch_size=8),
+    backbone=dict(
+        type='DistilledVisionTransformer',
+        arch=dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32),
+        img_size=SIZE,
+        patch_size=8,
+    ),
     head=dict(type='DeiTClsHead', num_classes=CLASSES, in_channels=16),
 )
 _CONST = dict(type='TimmTeacher', model='test_resnet')
@@ -601,7 +612,13 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'checkpoint of another architecture': (
         _fit(teacher=dict(_SEVEN, model='test_efficientnet', num_classes=7)),
-        ['TimmTeacher(test_efficientnet)', 'test_resnet_7_7.pth', 'missing (conv_stem.weight', 'unknown (', 'architecture'],
+        [
+            'TimmTeacher(test_efficientnet)',
+            'test_resnet_7_7.pth',
+            'missing (conv_stem.weight',
+            'unknown (',
+            'architecture',
+        ],
     ),
     'no such checkpoint': (
         _fit(teacher=dict(_CONST, checkpoint='FOLDER/nowhere.pth')),
@@ -730,7 +747,9 @@ def test_said_at_build_time_by_the_runner(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match='the student has 4 classes'):
         checkpoint = timm_checkpoint(tmp_path, num_classes=7)
         Runner.from_cfg(
-            config(distilled(resnet(), dict(type='TimmTeacher', model='test_resnet', checkpoint=str(checkpoint))), tmp_path)
+            config(
+                distilled(resnet(), dict(type='TimmTeacher', model='test_resnet', checkpoint=str(checkpoint))), tmp_path
+            )
         )
 
 

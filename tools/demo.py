@@ -7,72 +7,28 @@ the smaller learning rate in a tie, are then trained anew with each seed and tes
 """
 
 import argparse
-import importlib.metadata
-import json
 import multiprocessing
 import os
-import platform
-import resource
-import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # One thread a process, and none that spins: the processes are as many as the cores.
 os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
 
-from demo_picture import draw
+from demo_methods import LEARNING_RATES, METHODS, Method, latin_order, spread
+from demo_report import table_of, write_results
 from demo_worker import Job, feature_norms, run, start
-from rich.box import SIMPLE_HEAVY
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'demo'
-LEARNING_RATES = (0.01, 0.16)
-SEARCH_SEED = 100
-MAX_WORKERS = 4  # each takes some 0.7 GB
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train the student, and what is tuned of it besides the learning rate."""
-
-    title: str
-    config: str
-    weight_name: str = ''
-    weights: tuple[float, float] = (0.0, 0.0)
-    weight_options: Callable[[float], dict[str, float]] = lambda weight: {}
-    needs_teacher: bool = False
-
-
-METHODS = (
-    Method('plain', 'plain_digits.py'),
-    Method('LSR', 'lsr_digits.py', 'ε', (0.02, 0.4), lambda eps: {'model.head.loss.eps': eps}),
-    Method(
-        'KD',
-        'kd_digits.py',
-        'α',
-        (0.3, 0.95),
-        lambda alpha: {'model.head.soft_loss.loss_weight': alpha, 'model.head.hard_weight': 1 - alpha},
-        needs_teacher=True,
-    ),
-    Method(
-        'FNKD',
-        'fnkd_digits.py',
-        'λ²',
-        (1.0, 30.0),
-        lambda weight: {'model.head.soft_loss.loss_weight': weight},
-        needs_teacher=True,
-    ),
-)
 TEACHER = 'teacher_digits.py'
+MAX_WORKERS = 4  # each takes some 0.7 GB
 
 
 class DemoError(Exception):
@@ -81,6 +37,8 @@ class DemoError(Exception):
 
 class Demo:
     """The trainings of one demo, in a pool of worker processes."""
+
+    search_seed = 100
 
     def __init__(
         self, out: Path, seeds: int, trials: int, options: Sequence[tuple[str, str]], console: Console
@@ -116,7 +74,7 @@ class Demo:
         rates = spread(*LEARNING_RATES, self.trials)
         weights = spread(*method.weights, self.trials) if method.weight_name else [None] * self.trials
         return [
-            self.student_job(method, f'trial{i}', 'val', SEARCH_SEED, rate, weights[j])
+            self.student_job(method, f'trial{i}', 'val', self.search_seed, rate, weights[j])
             for i, (rate, j) in enumerate(zip(rates, latin_order(self.trials), strict=True))
         ]
 
@@ -194,23 +152,9 @@ class Demo:
             raise DemoError(f'{name}: {type(error).__name__}: {error}\nThe logs are in {self.out / "logs"}.') from error
 
 
-def spread(low: float, high: float, count: int) -> list[float]:
-    """``count`` numbers at equal ratios from ``low`` to ``high``; of one, their geometric mean."""
-    if count == 1:
-        return [(low * high) ** 0.5]
-    return [round(low * (high / low) ** (i / (count - 1)), 6) for i in range(count)]
-
-
-def latin_order(count: int) -> list[int]:
-    """An order in which low and high weights meet low and high learning rates alike."""
-    step = next(s for s in range(max(2, int(count**0.5)), 2 * count + 2) if _coprime(s, count))
-    return [(step * i + step // 2) % count for i in range(count)]
-
-
-def _coprime(a: int, b: int) -> bool:
-    while b:
-        a, b = b, a % b
-    return a == 1
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def fresh_folder(wanted: Path) -> Path:
@@ -221,74 +165,6 @@ def fresh_folder(wanted: Path) -> Path:
         folder = wanted.with_name(f'{wanted.name}_{number}')
     (folder / 'logs').mkdir(parents=True)
     return folder
-
-
-def table_of(demo: Demo) -> Table:
-    """The comparison."""
-    table = Table(title='Test accuracy of the student, %', title_justify='left', box=SIMPLE_HEAVY)
-    table.add_column('method')
-    for name in ('mean ± std', 'over plain', 'each seed', 'lr', 'soft weight'):
-        table.add_column(name, justify='right', no_wrap=True)
-    plain = statistics.mean(demo.finals(METHODS[0]))
-    for method in METHODS:
-        accuracies, best = demo.finals(method), demo.best_trial(method)
-        mean = statistics.mean(accuracies)
-        table.add_row(
-            method.title,
-            f'{mean:.1f} ± {statistics.pstdev(accuracies):.1f}',
-            '' if method is METHODS[0] else f'{mean - plain:+.1f}',
-            ' '.join(f'{a:.1f}' for a in accuracies),
-            f'{best["lr"]:.3g}',
-            f'{method.weight_name} = {best["weight"]:.3g}' if method.weight_name else '',
-        )
-    table.add_section()
-    table.add_row('teacher', f'{demo.result("teacher")["accuracy"]:.1f}', '', '', '', '')
-    return table
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
-    names = ('torch', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain', 'scikit-learn')
-    installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
-    return dict(
-        versions=dict(python=platform.python_version(), **{n: installed[n] for n in names if n in installed}),
-        machine=dict(system=platform.platform(), cores=available_cores()),
-    )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def write_results(demo: Demo, seconds: float, workers: int) -> dict[str, Path]:
-    """Write all files; what they are, by title."""
-    files = {
-        'picture': demo.out / 'demo.png',
-        'results': demo.out / 'results.json',
-        "FNKD student's checkpoint": demo.out / 'fnkd_student.pth',
-        'its plain config': demo.out / 'fnkd_student.py',
-        'all trainings': demo.out / 'runs',
-    }
-    finals = {m.title: demo.finals(m) for m in METHODS}
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    report = dict(
-        **surroundings(),
-        workers=workers,
-        seconds=round(seconds, 1),
-        cpu_seconds=round(time.process_time() + children.ru_utime + children.ru_stime, 1),
-        seeds=list(demo.seeds),
-        search_seed=SEARCH_SEED,
-        test_accuracy=finals,
-        chosen={m.title: {k: demo.best_trial(m)[k] for k in ('lr', 'weight', 'accuracy')} for m in METHODS},
-        runs=demo.results,
-    )
-    files['results'].write_text(json.dumps(report, indent=2))
-    student = demo.result('fnkd_seed0')
-    shutil.copy(student['checkpoint'], files["FNKD student's checkpoint"])
-    shutil.copy(demo.out / 'runs' / 'fnkd_seed0' / 'plain_fnkd_digits.py', files['its plain config'])
-    draw(files['picture'], finals, demo.result('teacher')['accuracy'], demo.norms)
-    return files
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,5 @@
 # The student: a small ConvMixer (3,562 parameters) that sees five scans of each digit.
-_base_ = ['../_base_/default_runtime.py', '_base_/digits.py', '_base_/schedule_600i.py']
+_base_ = ['../_base_/default_runtime.py', '_base_/digits.py', '_base_/schedule_400i.py']
 model = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -12,6 +12,6 @@ model = dict(
 )
 default_hooks = dict(
     logger=dict(interval=50),
-    checkpoint=dict(by_epoch=False, interval=600, max_keep_ckpts=1),
+    checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)

@@ -12,10 +12,10 @@ from mmpretrain.models import heads
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from fnkd_plugin.errors import SetupError
 from fnkd_plugin.distillers.distill_head import DistillHead
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
@@ -86,6 +86,7 @@ class Distiller(_Student):
     _distillation: Distillation
 
     def __new__(cls, student: dict | BaseModel | None = None, *args: Any, **kwargs: Any) -> 'Distiller':
+        """The student itself, built and made to distil."""
         if cls is not Distiller:  # a copy of an instance, made by copy or pickle
             return super().__new__(cls)
         if isinstance(student, dict):
@@ -203,7 +204,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
         inner = type(getattr(student, 'head', None) or student).__name__
         raise SetupError(
             f"Distiller: the student's last affine layer cannot be found: the output of {kind} ({inner}) is no "
-            'linear or 1x1-convolution layer\'s own output (a mean of several heads, a cosine, features without a '
+            "linear or 1x1-convolution layer's own output (a mean of several heads, a cosine, features without a "
             'classifier?). Give a student with one linear classifier, such as LinearClsHead.'
         )
     if class_count(layer) != teacher.num_classes:
@@ -219,8 +220,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     teacher.prepare(source)
     print_log(
-        f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; '
-        f'images: {source}.',
+        f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; images: {source}.',
         logger='current',
     )
     return AffineReader(layer)

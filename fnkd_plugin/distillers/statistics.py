@@ -10,9 +10,7 @@ from fnkd_plugin.prediction import Prediction
 
 
 @torch.no_grad()
-def batch_statistics(
-    student: Prediction, teacher: Prediction, data_samples: Sequence[Any] | None
-) -> dict[str, Tensor]:
+def batch_statistics(student: Prediction, teacher: Prediction, data_samples: Sequence[Any] | None) -> dict[str, Tensor]:
     """Scalars on the batch's device; nothing waits for it.
 
     Returns:

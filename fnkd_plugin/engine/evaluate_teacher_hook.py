@@ -10,8 +10,8 @@ from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 from mmpretrain.structures import DataSample
 
-from fnkd_plugin.errors import SetupError
 from fnkd_plugin.distillers import Distiller
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.rng import isolated_rng
 
 

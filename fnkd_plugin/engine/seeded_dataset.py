@@ -18,7 +18,7 @@ class SampleIndex(int):
     epoch: int
     time: int
 
-    def __new__(cls, index: int, epoch: int, time: int) -> 'SampleIndex':
+    def __new__(cls, index: int, epoch: int, time: int) -> 'SampleIndex':  # noqa: D102
         self = super().__new__(cls, index)
         self.epoch, self.time = epoch, time
         return self
@@ -28,7 +28,7 @@ class SampleIndex(int):
 
 
 def derive_seed(*key: int) -> int:
-    """A 64-bit seed that depends on every number of ``key``, >= 0, and their order."""
+    """A 64-bit seed that depends on every number of ``key``, >= 0, and their order, among keys of one length."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 

@@ -71,10 +71,10 @@ def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS) -> None:
             if not root or '://' in root or os.path.isdir(root):
                 continue
             kind = DATASETS.get(node['type']) if isinstance(node.get('type'), str) else node.get('type')
-            if not hasattr(kind, 'url_prefix'):  # CIFAR and MNIST fetch themselves
+            if not (hasattr(kind, 'url') or hasattr(kind, 'url_prefix')):  # CIFAR and MNIST fetch themselves
                 raise SetupError(
-                    f'{name}: there is no folder {root} with the data of {getattr(kind, "__name__", kind)}. Put the data there, '
-                    'or say where it is: --cfg-options data_root=FOLDER.'
+                    f'{name}: there is no folder {root} with the data of {getattr(kind, "__name__", kind)}. Put the '
+                    'data there, or say where it is: --cfg-options data_root=FOLDER.'
                 )
 
 

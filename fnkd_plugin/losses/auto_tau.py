@@ -77,9 +77,7 @@ class AutoTau:
                 'check the teacher, or set tau to a number.'
             )
         if hub is not None:
-            hub.update_info(
-                _KEY, {'sum': self._sum, 'count': self._count, 'batches': self._batches}
-            )
+            hub.update_info(_KEY, {'sum': self._sum, 'count': self._count, 'batches': self._batches})
         if self.settled:
             print_log(
                 f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm "

@@ -27,9 +27,7 @@ class KDLoss(SoftTargetLoss):
         SetupError: If a number is out of range or not finite.
     """
 
-    def __init__(
-        self, temperature: float = 4.0, loss_weight: float = 1.0, t_squared: bool = True
-    ) -> None:
+    def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0, t_squared: bool = True) -> None:
         super().__init__(loss_weight)
         self.temperature = check_number('KDLoss', 'temperature', temperature, positive=True)
         self.t_squared = t_squared

@@ -9,8 +9,8 @@ from mmpretrain.models import TimmClassifier
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from fnkd_plugin.errors import SetupError
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.timm_models import check_timm_name
 
 _PREFIX = 'model.'

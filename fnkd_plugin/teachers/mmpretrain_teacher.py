@@ -9,9 +9,9 @@ from mmengine.registry import DefaultScope
 from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
-from fnkd_plugin.errors import SetupError
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.config import plain_model, without_pretrained
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 

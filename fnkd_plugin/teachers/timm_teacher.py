@@ -6,8 +6,8 @@ from typing import Any
 import timm
 from mmpretrain.registry import MODELS
 
-from fnkd_plugin.errors import SetupError
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.timm_models import check_timm_name, create_timm_model

@@ -75,7 +75,7 @@ def test_warmup_factor(by_epoch: bool, unit: str) -> None:
 def test_warmup_without_a_runner_says_what_counts() -> None:
     hub = MessageHub.get_current_instance()
     hub.pop_info('epoch', None)
-    with pytest.raises(RuntimeError, match='warmup needs a Runner, which counts epochs.*warmup=0'):
+    with pytest.raises(RuntimeError, match=r'warmup needs a Runner, which counts epochs.*warmup=0'):
         DistillHead(KD, warmup=2)(*_pair())
 
 

@@ -204,7 +204,9 @@ def test_papers_kd_is_the_mixed_target(folder: Path) -> None:
 @pytest.mark.upstream
 def test_a_student_learns_its_teachers_opinion(folder: Path) -> None:
     """Without hard loss the agreement on a batch grows to 1, whatever the labels are."""
-    model = build(distilled(resnet(width=8), timm_teacher(folder), dict(type='KDLoss', temperature=2.0), hard_weight=0.0))
+    model = build(
+        distilled(resnet(width=8), timm_teacher(folder), dict(type='KDLoss', temperature=2.0), hard_weight=0.0)
+    )
     teacher = model._distillation.teacher
     optim = OptimWrapper(torch.optim.Adam(model.parameters(), 0.01))
     first = model.train_step(raw_batch(), optim)
@@ -289,9 +291,7 @@ def test_compiled_train_step() -> None:
             model.train_step = torch.compile(model.train_step, backend='eager')
         optim = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01))
         batches = (raw_batch(seed=i) for i in range(12))
-        logs.append([
-            model.train_step({**batch, 'inputs': batch['inputs'][:, :1]}, optim) for batch in batches
-        ])
+        logs.append([model.train_step({**batch, 'inputs': batch['inputs'][:, :1]}, optim) for batch in batches])
     for eager, other in zip(*logs, strict=True):
         assert set(eager) == set(other)
         for key in eager:

@@ -49,13 +49,16 @@ class Seen(Hook):
 
 def loader(dataset: Any = None, **options: Any) -> dict:
     """A training data loader of random crops and flips."""
-    return dict(
-        batch_size=4,
-        num_workers=0,
-        dataset=dataset or dict(type='RandomImages', pipeline=RANDOM_PIPELINE),
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        collate_fn=dict(type='default_collate'),
-    ) | options
+    return (
+        dict(
+            batch_size=4,
+            num_workers=0,
+            dataset=dataset or dict(type='RandomImages', pipeline=RANDOM_PIPELINE),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=dict(type='default_collate'),
+        )
+        | options
+    )
 
 
 def run(model: Any, work_dir: Path, **options: Any) -> Runner:

@@ -68,7 +68,14 @@ def test_ema_reloads() -> None:
 
 def test_the_stock_timm_classifier_loads_it() -> None:
     student = build(timm_student())
-    stock = build({**{k: v for k, v in timm_student().items() if k != 'model'}, 'type': 'TimmClassifier', 'model_name': 'test_resnet'}, seed=1)
+    stock = build(
+        {
+            **{k: v for k, v in timm_student().items() if k != 'model'},
+            'type': 'TimmClassifier',
+            'model_name': 'test_resnet',
+        },
+        seed=1,
+    )
     stock.load_state_dict(student.state_dict(), strict=True)
     assert torch.equal(stock.eval()(IMAGES), student.eval()(IMAGES))
     student.load_state_dict(stock.state_dict(), strict=True)
@@ -127,7 +134,7 @@ def test_a_classifier_of_other_classes_starts_afresh_and_says_so(
 
 
 def test_faults(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r"TimmStudent\(test_resnett\).*Did you mean .*test_resnet"):
+    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnett\).*Did you mean .*test_resnet'):
         build(timm_student('test_resnett'))
     other = timm_checkpoint(tmp_path, 'test_efficientnet')
     with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\) and .*missing .*another architecture'):

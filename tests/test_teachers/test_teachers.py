@@ -7,10 +7,8 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from mmengine.config import Config
 from torch import nn
 
-from fnkd_plugin.config import plain_config
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.teachers import MMPretrainTeacher, PixelFormat, TimmTeacher
@@ -27,7 +25,6 @@ from tests.helpers import (
     resnet,
     timm_checkpoint,
     timm_student,
-    timm_teacher,
     train,
 )
 
@@ -55,9 +52,7 @@ def test_timm_prediction(name: str, tmp_path: Path) -> None:
         feature = plain.forward_head(plain.forward_features(IMAGES), pre_logits=True)
         torch.testing.assert_close(prediction.feature_norm, feature.norm(dim=1))
         half = plain.get_classifier()(feature / feature.norm(dim=1, keepdim=True))
-        torch.testing.assert_close(
-            scale_by_feature_norm(*prediction, 1.0, 'normalize'), half, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(scale_by_feature_norm(*prediction, 1.0, 'normalize'), half, rtol=1e-4, atol=1e-4)
 
 
 def test_timms_normalisation_is_the_default_and_can_be_replaced(tmp_path: Path) -> None:
@@ -119,7 +114,9 @@ def test_an_averaging_timm_teacher_has_no_norm() -> None:
     assert prediction.logits.shape == (1, CLASSES)
 
 
-@pytest.mark.parametrize(('net', 'said'), [(nn.Conv2d(3, 4, 1), 'of shape'), (nn.Conv2d(3, 4, 1), r'no tensor of logits \[N, K\]')])
+@pytest.mark.parametrize(
+    ('net', 'said'), [(nn.Conv2d(3, 4, 1), 'of shape'), (nn.Conv2d(3, 4, 1), r'no tensor of logits \[N, K\]')]
+)
 def test_outputs_that_are_no_logits(net: nn.Module, said: str) -> None:
     with pytest.raises(SetupError, match=f'Net: .*{said}'):
         ModelTeacher(net, net, HALVES, 'Net')
@@ -192,11 +189,20 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
     ('options', 'parts'),
     [
         (dict(config='nowhere.py'), ['MMPretrainTeacher(nowhere.py)', 'no such config file']),
-        (dict(config='resnet19_of_mine'), ['MMPretrainTeacher(resnet19_of_mine)', 'no config file (*.py)', 'model zoo']),
+        (
+            dict(config='resnet19_of_mine'),
+            ['MMPretrainTeacher(resnet19_of_mine)', 'no config file (*.py)', 'model zoo'],
+        ),
         (dict(config='FILE'), ['teacher.py)', 'trained weights', 'checkpoint=FILE']),
-        (dict(config='FILE', checkpoint='OTHER'), ['teacher.py)', 'other.pth', 'do not fit', 'head.fc.weight is (7, 32)']),
+        (
+            dict(config='FILE', checkpoint='OTHER'),
+            ['teacher.py)', 'other.pth', 'do not fit', 'head.fc.weight is (7, 32)'],
+        ),
         (dict(config='FILE', checkpoint='OTHER', channel_order='x'), ['teacher.py)', 'do not fit']),
-        (dict(config='FILE', checkpoint='RIGHT', channel_order='x'), ['teacher.py)', "channel_order must be 'rgb' or 'bgr'"]),
+        (
+            dict(config='FILE', checkpoint='RIGHT', channel_order='x'),
+            ['teacher.py)', "channel_order must be 'rgb' or 'bgr'"],
+        ),
     ],
 )
 def test_mmpretrain_faults(options: dict, parts: list[str], tmp_path: Path) -> None:
@@ -207,8 +213,3 @@ def test_mmpretrain_faults(options: dict, parts: list[str], tmp_path: Path) -> N
     with pytest.raises(SetupError) as error:
         MMPretrainTeacher(**{key: files.get(value, value) for key, value in options.items()})
     assert [part for part in parts if part not in str(error.value)] == [], str(error.value)
-
-
-def test_a_plain_config_of_a_teachers_student_is_left(tmp_path: Path) -> None:
-    cfg = config(distilled(timm_student(), timm_teacher(tmp_path)), tmp_path)
-    assert isinstance(plain_config(cfg), Config)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-PLAIN = '''
-custom_imports = dict(imports=['tests.helpers'], allow_failed_imports=False)
+PLAIN = """
+custom_imports = dict(imports=['tests.test_tools.images'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=4)
 model = dict(
@@ -17,10 +17,10 @@ pipeline = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs')]
 train_dataloader = dict(
-    batch_size=4, num_workers=0, dataset=dict(type='RandomImages', count=16, pipeline=pipeline),
+    batch_size=4, num_workers=0, dataset=dict(type='NoiseImages', count=16, pipeline=pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True))
 val_dataloader = dict(
-    batch_size=4, num_workers=0, dataset=dict(type='RandomImages', count=10, pipeline=[dict(type='PackInputs')]),
+    batch_size=4, num_workers=0, dataset=dict(type='NoiseImages', count=10, pipeline=[dict(type='PackInputs')]),
     sampler=dict(type='DefaultSampler', shuffle=False))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 2))
@@ -31,16 +31,16 @@ val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1), logger=dict(type='LoggerHook', interval=1))
 custom_hooks = [dict(type='EMAHook', momentum=0.1)]
-'''
+"""
 
-DISTILLED = '''
+DISTILLED = """
 _base_ = 'plain.py'
-custom_imports = dict(imports=['fnkd_plugin', 'tests.helpers'], allow_failed_imports=False)
+custom_imports = dict(imports=['fnkd_plugin', 'tests.test_tools.images'], allow_failed_imports=False)
 model = dict(
     _delete_=True, type='Distiller', student={{_base_.model}},
     teacher=dict(type='TimmTeacher', model='test_resnet', checkpoint='TEACHER'),
     head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')))
-'''
+"""
 
 
 def write_configs(folder: Path, teacher: Path) -> tuple[Path, Path]:

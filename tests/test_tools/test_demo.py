@@ -55,7 +55,7 @@ def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize('count', range(1, 13))
 def test_trials_pair_every_weight_with_one_learning_rate(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPO / 'tools'))
-    from demo import latin_order, spread
+    from demo_methods import latin_order, spread
 
     assert sorted(latin_order(count)) == list(range(count))
     assert len(set(spread(1, 30, count))) == count

@@ -6,7 +6,7 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='PackInputs')]
 train_dataloader = dict(
-    batch_size=25,
+    batch_size=16,
     num_workers=0,
     dataset=dict(type='Digits', split='train', per_class=5, pipeline=train_pipeline, serialize_data=False),
     sampler=dict(type='InfiniteSampler', shuffle=True),
