@@ -185,7 +185,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='folder; if in use, OUT_2 and so on')
     parser.add_argument('--seeds', type=_count, default=3, help='trainings of each method with its chosen values')
-    parser.add_argument('--trials', type=_count, default=5, help='trials of each method on the validation split')
+    parser.add_argument('--trials', type=_count, default=4, help='trials of each method on the validation split')
     parser.add_argument(
         '--cfg-options', nargs='+', type=_option, default=[], metavar='KEY=VALUE', help='handed to every training'
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LEARNING_RATES = (0.01, 0.16)
+LEARNING_RATES = (0.005, 0.04)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 _base_ = 'plain_digits.py'
-teacher_checkpoint = 'work_dirs/teacher_digits/iter_400.pth'  # made by teacher_digits.py
+teacher_checkpoint = 'work_dirs/teacher_digits/iter_300.pth'  # made by teacher_digits.py
 model = dict(
     _delete_=True,
     type='Distiller',

@@ -1,5 +1,5 @@
 # The student: a small ConvMixer (3,562 parameters) that sees five scans of each digit.
-_base_ = ['../_base_/default_runtime.py', '_base_/digits.py', '_base_/schedule_400i.py']
+_base_ = ['../_base_/default_runtime.py', '_base_/digits.py', '_base_/schedule_800i.py']
 model = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -11,7 +11,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=10, in_channels=32, loss=dict(type='CrossEntropyLoss')),
 )
 default_hooks = dict(
-    logger=dict(interval=50),
-    checkpoint=dict(by_epoch=False, interval=400, max_keep_ckpts=1),
+    logger=dict(interval=100),
+    checkpoint=dict(by_epoch=False, interval=800, max_keep_ckpts=1),
 )
 log_processor = dict(by_epoch=False)

@@ -1,12 +1,13 @@
 """What a killed and resumed run, or one with other workers, ends with."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.dataset import InfiniteSampler
 
-import tests.test_engine.runs  # noqa: F401
+from fnkd_plugin.engine import reproducible_hook
 from tests.helpers import distilled, resnet, timm_teacher, vit
 from tests.test_engine.runs import RANDOM_PIPELINE, assert_resumes_exactly, batches, loader, run
 
@@ -143,6 +144,15 @@ def test_a_samplers_own_seed_stays(tmp_path: Path) -> None:
     sampler = dict(type='DefaultSampler', shuffle=True, seed=123)
     runner = run(small_vit(), tmp_path, train_dataloader=loader(sampler=sampler))
     assert runner.train_dataloader.sampler.seed == 123
+
+
+def test_a_seed_of_each_process_leaves_the_order_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    # MMEngine's own seed of process 2 of a run with seed 5; shards of two orders would overlap.
+    runner = SimpleNamespace(seed=7, _randomness_cfg=dict(diff_rank_seed=True))
+    monkeypatch.setattr(reproducible_hook, 'get_rank', lambda: 2)
+    assert reproducible_hook._common_seed(runner) == 5
+    runner._randomness_cfg = dict(seed=7)
+    assert reproducible_hook._common_seed(runner) == 7
 
 
 def test_objects_keep_their_types(tmp_path: Path) -> None:

@@ -11,11 +11,9 @@ from mmpretrain.registry import DATASETS
 class NoiseImages(BaseDataset):
     """``count`` random images of 16 pixels and 4 classes."""
 
-    METAINFO = dict(classes=['a', 'b', 'c', 'd'])
-
     def __init__(self, count: int, **kwargs: Any) -> None:
         self.count = count
-        super().__init__(ann_file='', **kwargs)
+        super().__init__(ann_file='', metainfo=dict(classes=['a', 'b', 'c', 'd']), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         images = np.random.RandomState(0).randint(0, 256, (self.count, 16, 16, 3)).astype(np.uint8)

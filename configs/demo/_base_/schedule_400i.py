@@ -1,9 +1,0 @@
-# AdamW with a tenth of warm-up and a cosine to zero, by iteration: with 50 images epochs mean little.
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.03, weight_decay=0.5))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, end=40),
-    dict(type='CosineAnnealingLR', T_max=360, by_epoch=False, begin=40, end=400),
-]
-train_cfg = dict(by_epoch=False, max_iters=400, val_interval=400)
-val_cfg = dict()
-test_cfg = dict()
