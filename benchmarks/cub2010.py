@@ -65,7 +65,8 @@ def run(method: str, options: dict[str, Any], seed: int, teacher: str, work_dir:
     if method in ('kd', 'fnkd'):
         words.append(f'teacher_checkpoint={teacher}')
     config = ROOT / 'configs' / f'{method}_lite0_cub2010.py'
-    train.main([str(config), '--work-dir', str(work_dir), '--cfg-options', 'default_hooks.checkpoint.interval=-1', *words])
+    words.append('default_hooks.checkpoint.interval=-1')
+    train.main([str(config), '--work-dir', str(work_dir), '--cfg-options', *words])
     scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))[-1]
     last = [json.loads(line) for line in scalars.read_text().splitlines() if 'accuracy/top1' in line][-1]
     return {'top1': last['accuracy/top1'], 'top5': last['accuracy/top5'], 'seconds': round(time.perf_counter() - start)}
@@ -95,10 +96,8 @@ def main() -> None:
         return read(args.out)[part][key]
 
     for method in args.methods:
-        trials = [
-            (keep('trials', f'{method}/{i}', {**TUNING, **trial}, 0)['top1'], i) for i, trial in enumerate(TRIALS[method])
-        ]
-        best = max(trials)[1]
+        tuned = [keep('trials', f'{method}/{i}', {**TUNING, **t}, 0)['top1'] for i, t in enumerate(TRIALS[method])]
+        best = tuned.index(max(tuned))
         for seed in args.seeds:
             keep('test', f'{method}/{seed}', TRIALS[method][best], seed)
     for key, found in read(args.out)['test'].items():

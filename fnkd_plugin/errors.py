@@ -7,9 +7,7 @@ class SetupError(ValueError):
     """Something a config or command line asks for does not fit; said before training starts."""
 
 
-def check_number(
-    owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf
-) -> float:
+def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
     """Return ``value`` as a finite float in [0, below), or in (0, below) if ``positive``.
 
     Raises:

@@ -24,14 +24,9 @@ def resolve(python: str, stack: str) -> tuple[str, dict[str, str]]:
     # Wheels lying about on this machine must not decide the pins.
     env = {k: v for k, v in os.environ.items() if k not in ('PIP_FIND_LINKS', 'PIP_CONSTRAINT')}
     command = [python, '-m', 'pip', 'install', '--quiet', '--dry-run', '--ignore-installed']
-    report = subprocess.run(
-        [*command, '--report', '-', *files], env=env, check=True, stdout=subprocess.PIPE
-    )
+    report = subprocess.run([*command, '--report', '-', *files], env=env, check=True, stdout=subprocess.PIPE)
     data = json.loads(report.stdout)
-    pins = {
-        item['metadata']['name'].lower().replace('_', '-'): item['metadata']['version']
-        for item in data['install']
-    }
+    pins = {item['metadata']['name'].lower().replace('_', '-'): item['metadata']['version'] for item in data['install']}
     pins['opencv-python-headless'] = pins['opencv-python']  # environment.py says why
     return data['environment']['python_version'], pins
 

@@ -56,15 +56,15 @@ def test_student_of_each_config_builds(path: Path) -> None:
 def test_teacher_then_student_end_to_end(cub_root: Path, tmp_path: Path) -> None:
     """Teacher config, then FNKD config, through tools/train.py; smaller nets stand in for the two ResNets."""
     train = _train_tool()
-    small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cub_root}', 'train_dataloader.batch_size=2',
-             'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']  # fmt: skip
+    loaders = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
+    small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cub_root}', *loaders]
     tiny = ['model.model=test_resnet', 'model.pretrained=False']
     teacher_dir, student_dir = tmp_path / 'teacher', tmp_path / 'student'
-    train.main([str(ROOT / 'configs/teachers/r152_cub.py'), '--work-dir', str(teacher_dir), '--cfg-options', *small, *tiny])
-    train.main(
-        [str(ROOT / 'configs/fnkd_r50_cub.py'), '--work-dir', str(student_dir), '--evaluate-teacher', '--cfg-options']
-        + [*small, *tiny, 'model.teacher.model=test_resnet', f'teacher_checkpoint={teacher_dir / "epoch_1.pth"}']
-    )
+    flags = ['--work-dir', str(teacher_dir), '--cfg-options', *small, *tiny]
+    train.main([str(ROOT / 'configs/teachers/r152_cub.py'), *flags])
+    taught = ['model.teacher.model=test_resnet', f'teacher_checkpoint={teacher_dir / "epoch_1.pth"}']
+    flags = ['--work-dir', str(student_dir), '--evaluate-teacher', '--cfg-options', *small, *tiny, *taught]
+    train.main([str(ROOT / 'configs/fnkd_r50_cub.py'), *flags])
     saved = torch.load(student_dir / 'epoch_1.pth', weights_only=True)
     assert set(saved['state_dict']) == set(timm.create_model('test_resnet', num_classes=200).state_dict())
     log = next(student_dir.glob('*/*.log')).read_text()
@@ -85,7 +85,8 @@ def test_paper_pair_builds(tmp_path: Path) -> None:
 
 def test_missing_data_and_teacher_say_what_to_do(cub_root: Path, tmp_path: Path) -> None:
     train = _train_tool()
-    config = [str(ROOT / 'configs/fnkd_r50_cub.py'), '--work-dir', str(tmp_path), '--cfg-options', 'model.pretrained=False']
+    flags = ['--work-dir', str(tmp_path), '--cfg-options', 'model.pretrained=False']
+    config = [str(ROOT / 'configs/fnkd_r50_cub.py'), *flags]
     with pytest.raises(SetupError, match=r'no folder .*nowhere.*--cfg-options data_root=FOLDER'):
         train.main([*config, 'data_root=nowhere'])
     with pytest.raises(SetupError, match=r'none\.pth does not exist'):

@@ -20,12 +20,12 @@ class Method:
 
 METHODS = (
     Method('plain', 'plain_digits.py'),
-    Method('LSR', 'lsr_digits.py', 'ε', (0.02, 0.4), lambda eps: {'model.head.loss.eps': eps}),
+    Method('LSR', 'lsr_digits.py', 'ε', (0.05, 0.6), lambda eps: {'model.head.loss.eps': eps}),
     Method(
         'KD',
         'kd_digits.py',
         'α',
-        (0.3, 0.95),
+        (0.1, 0.9),
         lambda alpha: {'model.head.soft_loss.loss_weight': alpha, 'model.head.hard_weight': 1 - alpha},
         needs_teacher=True,
     ),
@@ -33,7 +33,7 @@ METHODS = (
         'FNKD',
         'fnkd_digits.py',
         'λ²',
-        (1.0, 30.0),
+        (3.0, 100.0),
         lambda weight: {'model.head.soft_loss.loss_weight': weight},
         needs_teacher=True,
     ),

@@ -8,6 +8,7 @@ from mmpretrain.registry import DATASETS
 from fnkd_plugin.errors import SetupError
 
 _SPLITS = ('train', 'test')
+_PARTS = ('all', 'fit', 'tune')
 
 
 @DATASETS.register_module()
@@ -24,16 +25,16 @@ class CUB2010(BaseDataset):
         **kwargs: See MMPretrain's ``BaseDataset``.
 
     Raises:
-        FileNotFoundError: If the folder lacks the files.
+        SetupError: If the folder lacks the files.
     """
 
     def __init__(self, data_root: str, split: str = 'train', part: str = 'all', **kwargs: object) -> None:
-        if split not in _SPLITS or part not in ('all', 'fit', 'tune'):
-            raise SetupError(f"CUB2010: split {split!r} is none of {_SPLITS}, or part {part!r} of 'all', 'fit', 'tune'.")
+        if split not in _SPLITS or part not in _PARTS:
+            raise SetupError(f'CUB2010: split {split!r} is none of {_SPLITS}, or part {part!r} none of {_PARTS}.')
         root = Path(data_root)
         missing = [n for n in ('images.tar', 'classes.txt', f'{split}.txt') if not (root / n).is_file()]
         if missing:
-            raise FileNotFoundError(
+            raise SetupError(
                 f'CUB2010: {root} lacks {", ".join(missing)}. Set the environment variable FNKD_DATA to the folder '
                 'that holds cub200_2010, or data_root in the config.'
             )

@@ -48,7 +48,7 @@ def test_the_parts_of_the_training_set_are_apart(root: Path) -> None:
 
 def test_what_is_missing_is_named(root: Path) -> None:
     (root / 'images.tar').unlink()
-    with pytest.raises(FileNotFoundError, match=r'lacks images\.tar\. Set the environment variable FNKD_DATA'):
+    with pytest.raises(SetupError, match=r'lacks images\.tar\. Set the environment variable FNKD_DATA'):
         CUB2010(data_root=str(root))
     with pytest.raises(SetupError, match="split 'val'"):
         CUB2010(data_root=str(root), split='val')

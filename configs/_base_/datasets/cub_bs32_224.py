@@ -1,8 +1,6 @@
 # CUB-200-2011 at 224 pixels; the folder holds images/, images.txt, image_class_labels.txt, train_test_split.txt.
 data_root = 'data/CUB_200_2011'
-data_preprocessor = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=200
-)
+data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=200)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='ResizeEdge', scale=256, interpolation='bicubic'),
