@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ def run(job: Job) -> dict[str, Any]:
     began, cpu = time.perf_counter(), time.process_time()
     from train import main
 
-    main(job.arguments())
+    try:
+        main(job.arguments())
+    except BaseException:
+        # The parent shows one line; the log has the rest.
+        traceback.print_exc()
+        raise
     return dict(
         name=job.name,
         method=job.method,

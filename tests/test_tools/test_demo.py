@@ -45,9 +45,9 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
-    done = _demo('--out', str(tmp_path / 'demo'), *TINY, 'optim_wrapper.optimizer.type=NoSuchOptimizer')
+    done = _demo('--out', str(tmp_path / 'demo'), *TINY, 'train_dataloader.dataset.split=nowhere')
     assert done.returncode == 1
-    assert 'NoSuchOptimizer' in done.stderr
+    assert "SetupError: Digits: split 'nowhere'" in done.stderr
     assert 'Traceback' not in done.stderr
     assert str(tmp_path / 'demo' / 'logs') in done.stderr.replace('\n', '')
 
