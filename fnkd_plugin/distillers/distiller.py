@@ -56,6 +56,7 @@ class Distillation:
 
     def ask_teacher(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
         """The teacher's prediction of the student's batch; no random stream is moved."""
+        self.guard.look_back()
         with isolated_rng():
             prediction = self.teacher.predict(inputs, data_samples)
         self.guard.check(prediction, data_samples)
@@ -109,19 +110,25 @@ class Distiller(_Student):
         data_preprocessor: dict | None = None,
     ) -> None:
         # Not super().__init__(): __new__ returned the student complete.
-        with isolated_rng():
-            teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
-            head = MODELS.build(head) if isinstance(head, dict) else head
-            reader = _fit(self, teacher, head, pixels or {})
+        try:
+            with isolated_rng():
+                teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+                head = MODELS.build(head) if isinstance(head, dict) else head
+                reader = _fit(self, teacher, head, pixels or {})
+        except BaseException:
+            self.__class__ = _student_class(self)  # a student that was given built stays what it was
+            raise
         self._distillation = Distillation(teacher, head, reader)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, so pickle and copy are told how.
-        return _new_distilled, (type(self).__mro__[2],), self.__dict__
+        return _new_distilled, (_student_class(self),), self.__dict__
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **kwargs: Any) -> Any:
         """The student's forward; in mode ``'loss'`` with the soft losses added."""
         if mode != 'loss':
+            if mode == 'predict':  # the last batch of an epoch, before it is evaluated
+                self._distillation.guard.look_back()
             return super().forward(inputs, data_samples, mode, **kwargs)
         teaching = self._distillation
         head, reader = teaching.head, teaching.reader
@@ -137,7 +144,7 @@ class Distiller(_Student):
         student = reader.take()
         if student is None:
             raise RuntimeError(
-                f'Distiller: the loss of {type(self).__mro__[2].__name__} never calls its last affine layer as a '
+                f'Distiller: the loss of {_student_class(self).__name__} never calls its last affine layer as a '
                 'module, so that its logits cannot be read.'
             )
         soft, log_vars = head(student, teacher)
@@ -153,6 +160,10 @@ def _distilled_class(student: type) -> type:
         namespace['__module__'] = student.__module__
 
     return types.new_class(f'Distilled{student.__name__}', (Distiller, student), {}, fill)
+
+
+def _student_class(distilled: Any) -> Any:
+    return type(distilled).__mro__[2]
 
 
 def _new_distilled(student: type) -> Distiller:
@@ -174,7 +185,10 @@ def _check_student(student: BaseModel) -> None:
                 'over the classes of a single-label classifier. Give a student with such a head.'
             )
     if type(student).train_step is not BaseModel.train_step:
-        source = inspect.getsource(type(student).train_step)
+        try:
+            source = inspect.getsource(type(student).train_step)
+        except (OSError, TypeError):  # a class without a source file; then it is not known to call forward
+            source = ''
         if not any(call in source for call in ("mode='loss'", 'mode="loss"', 'super().train_step')):
             raise SetupError(
                 f"Distiller: {kind} overrides train_step without calling forward(mode='loss'), where distilling "
@@ -197,7 +211,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
         )
     if not isinstance(head, DistillHead):
         raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
-    kind = type(student).__mro__[2].__name__
+    kind = _student_class(student).__name__
     output, layer_outputs = probe(student, functools.partial(student, mode='tensor'))
     layer = find_last_affine(output, layer_outputs)
     if layer is None:

@@ -12,29 +12,46 @@ from fnkd_plugin.prediction import Prediction
 class TeacherGuard:
     """Raises on the first batch whose teacher logits are not finite, and names its images.
 
-    On a CPU that is before the student's step. On an accelerator looking at once would make every step wait
-    for the teacher, so each batch is looked at when the next one comes.
+    On a CPU that is before the student's step. On CUDA, looking at once would make every step wait for the
+    teacher: the flags travel to the host behind the teacher's kernels, and :meth:`look_back` reads them when
+    the next batch comes, before anything of it is queued.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._pending: tuple[Tensor, Sequence[Any] | None] | None = None
+        self._pending: tuple[Tensor, torch.cuda.Event | None, Sequence[Any] | None] | None = None
 
     @torch.compiler.disable
     def check(self, prediction: Prediction, data_samples: Sequence[Any] | None) -> None:
-        """Check this batch (CPU) or the one before (accelerator).
+        """Check a batch, on CUDA by the next :meth:`look_back`.
 
         Raises:
             FloatingPointError: If a logit is NaN or infinite.
         """
-        if self._pending is not None:
-            self._raise_if_broken(*self._pending)
-            self._pending = None
         finite = torch.isfinite(prediction.logits).all(1)
-        if finite.is_cpu:
+        if not finite.is_cuda:
             self._raise_if_broken(finite, data_samples)
-        else:
-            self._pending = finite, data_samples
+            return
+        flags = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
+        flags.copy_(finite, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._pending = flags, arrived, data_samples
+
+    @torch.compiler.disable
+    def look_back(self) -> None:
+        """Raise for the batch before, if it was broken; waits for no more than its flags.
+
+        Raises:
+            FloatingPointError: As :meth:`check`.
+        """
+        if self._pending is None:
+            return
+        flags, arrived, data_samples = self._pending
+        self._pending = None
+        if arrived is not None:
+            arrived.synchronize()
+        self._raise_if_broken(flags, data_samples)
 
     def _raise_if_broken(self, finite: Tensor, data_samples: Sequence[Any] | None) -> None:
         if finite.all():

@@ -367,3 +367,13 @@ def test_teachers_without_norms_teach_by_kd() -> None:
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
     log = _step(model)
     assert 'loss_soft' in log and 'teacher_norm' not in log and 'student_norm' in log
+
+
+def test_a_refused_pair_leaves_a_built_student_as_it_was(folder: Path) -> None:
+    student = build(resnet())
+    with pytest.raises(ValueError, match='the teacher must be one of'):
+        Distiller(student, teacher='nobody', head=DistillHead(dict(type='KDLoss')))
+    assert type(student) is ImageClassifier
+    assert isinstance(
+        Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss'))), Distiller
+    )
