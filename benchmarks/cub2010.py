@@ -8,6 +8,7 @@ through tools/train.py. The results file grows run by run; a second call goes on
 """
 
 import argparse
+import fcntl
 import json
 import platform
 import sys
@@ -90,10 +91,15 @@ def main() -> None:
     def keep(part: str, key: str, options: dict, seed: int) -> dict:
         if key not in read(args.out)[part]:
             found = run(key.split('/')[0], options, seed, args.teacher, args.work_dir / part / key)
-            results = read(args.out)  # again: another process may have added to it, for other methods
-            results[part][key] = {'options': options, 'seed': seed, **found}
-            args.out.write_text(json.dumps(results, indent=1) + '\n')
-        return read(args.out)[part][key]
+            with open(args.out.with_suffix('.lock'), 'w') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # other processes add other methods' runs
+                results = read(args.out)
+                results[part][key] = {'options': options, 'seed': seed, **found}
+                args.out.write_text(json.dumps(results, indent=1) + '\n')
+        kept = read(args.out)[part][key]
+        if (kept['options'], kept['seed']) != (options, seed):
+            sys.exit(f'{args.out}: {part} {key} was run with other options; move the file away to start anew.')
+        return kept
 
     for method in args.methods:
         tuned = [keep('trials', f'{method}/{i}', {**TUNING, **t}, 0)['top1'] for i, t in enumerate(TRIALS[method])]
