@@ -7,9 +7,10 @@ to a full unpickling when strict reading fails, and ``Runner.resume``, which run
 import functools
 import os
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as _framework
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
 _RUNS_AS_PYTHON = ('config', 'cfg')
 _HISTORY = '_fnkd_history_buffer'
+_SHAPE = r'torch\.Size\(\[(.*?)\]\)'
+_MISMATCH = re.compile(rf'size mismatch for (\S+): .*? {_SHAPE} .*? {_SHAPE}')
 
 
 class UnreadableCheckpointError(SetupError):
@@ -60,10 +64,16 @@ def _strict_reading() -> Iterator[None]:
     strict, lax = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
     before = {name: os.environ.pop(name, None) for name in (strict, lax)}
     os.environ[strict] = '1'
+    # The fork adds classes of its own to ours, and with them the real getattr.
+    theirs = getattr(_framework, 'get_torch_safe_globals', None)
+    if theirs is not None:
+        _framework.get_torch_safe_globals = list
     try:
         with torch.serialization.safe_globals(_inert_classes()):
             yield
     finally:
+        if theirs is not None:
+            _framework.get_torch_safe_globals = theirs
         del os.environ[strict]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
@@ -72,6 +82,8 @@ def _read(name: str, loader: Callable[[], Any]) -> Any:
     try:
         with _strict_reading():
             checkpoint = loader()
+    except (UnreadableCheckpointError, ImportError):
+        raise
     except FileNotFoundError as error:
         raise UnreadableCheckpointError(
             f'Checkpoint {name} does not exist. Give its path, or set the environment variable that the config reads '
@@ -82,12 +94,12 @@ def _read(name: str, loader: Callable[[], Any]) -> Any:
             f'Checkpoint {name} is not plain data, and what it holds could run code when read '
             f'({_reason(error)}); or it is no checkpoint. Save its state_dict alone, or as .safetensors.'
         ) from error
-    except (RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise UnreadableCheckpointError(f'Checkpoint {name} cannot be fetched or read ({_reason(error)}).') from error
+    except Exception as error:  # the reader fails in as many ways as there are bytes to get wrong
         raise UnreadableCheckpointError(
             f'Checkpoint {name} cannot be read; it may be truncated ({_reason(error)}). Fetch or save it again.'
         ) from error
-    except OSError as error:
-        raise UnreadableCheckpointError(f'Checkpoint {name} cannot be fetched or read ({_reason(error)}).') from error
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
         for key in _RUNS_AS_PYTHON:
             checkpoint['meta'].pop(key, None)
@@ -112,7 +124,7 @@ def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
     def read(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
         path = os.path.expanduser(str(filename))
         if os.path.isfile(path):
-            # Not by the framework's loader: the maintained fork lets files call getattr.
+            # Not by the framework's loader, which knows no .safetensors.
             return _read(filename, lambda: _read_file(path, map_location))
         return _read(filename, lambda: loader(filename, map_location, **kwargs))
 
@@ -146,7 +158,7 @@ def read_state_dict(source: str | Path) -> dict[str, Tensor]:
         raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
     state = {}
     for key, value in checkpoint.items():
-        if isinstance(value, Tensor):
+        if isinstance(key, str) and isinstance(value, Tensor):
             for prefix in ('module.', '_orig_mod.', 'module.'):
                 key = key.removeprefix(prefix)
             state[key] = value
@@ -164,15 +176,25 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     Raises:
         SetupError: If keys are missing or unknown, or shapes differ; it names the first of each.
     """
-    own = model.state_dict()
-    shapes = [
-        f'{key} is {tuple(state[key].shape)}, not {tuple(own[key].shape)}'
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    missing = [key for key in own if key not in state and not key.endswith('num_batches_tracked')]
-    unknown = [key for key in state if key not in own and not key.startswith('data_preprocessor.')]
-    faults = [
+    # Told by the loading itself, since models resize and rename weights while they load them.
+    missing: list[str] = []
+    unknown: list[str] = []
+    shapes: list[str] = []
+    faults: list[str] = []
+
+    def note(_: nn.Module, incompatible: Any) -> None:
+        missing.extend(key for key in incompatible.missing_keys if not key.endswith('num_batches_tracked'))
+        unknown.extend(key for key in incompatible.unexpected_keys if not key.startswith('data_preprocessor.'))
+
+    handle = model.register_load_state_dict_post_hook(note)
+    try:
+        model.load_state_dict(dict(state), strict=False)
+    except Exception as error:  # the model's own hooks may fail in any way on weights that are not its own
+        shapes = [f'{key} is ({its}), not ({own})' for key, its, own in _MISMATCH.findall(str(error))]
+        faults = [] if shapes else [' '.join(str(error).split()) or type(error).__name__]
+    finally:
+        handle.remove()
+    faults += [
         f'{len(keys)} {kind} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
         for kind, keys in (('missing', missing), ('of another shape', shapes), ('unknown', unknown))
         if keys
@@ -182,7 +204,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             f'{what}: the weights do not fit: {"; ".join(faults)}. Is it a checkpoint of another architecture '
             'or number of classes?'
         )
-    model.load_state_dict(dict(state), strict=False)
 
 
 def to_plain(value: Any) -> Any:
@@ -226,6 +247,6 @@ def _revive(checkpoint: Any) -> Any:
     scalars: Any = hub.get('log_scalars') if isinstance(hub, dict) else None
     for key, value in scalars.items() if isinstance(scalars, dict) else ():
         if isinstance(value, dict) and _HISTORY in value:
-            log, count = value['log'].numpy(), value['count'].numpy()
-            scalars[key] = HistoryBuffer(log, count, value['max_length'])
+            with suppress(Exception):  # one that is not of our making; MMEngine passes over it and says so
+                scalars[key] = HistoryBuffer(value['log'].numpy(), value['count'].numpy(), value['max_length'])
     return checkpoint

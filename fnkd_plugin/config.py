@@ -1,20 +1,23 @@
 """Distilled configs and the plain ones inside them."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 from mmpretrain import registry
 
-_DISTILLER_KEYS = ('type', 'student', 'teacher', 'head', 'pixels', 'data_preprocessor')
 _HEAD_KEYS = ('type', 'soft_loss', 'hard_weight', 'warmup', 'by_epoch', '_delete_')
 _OWN_HOOKS = ('SafeCheckpointHook', 'ReproducibleHook', 'EvaluateTeacherHook')
+# What MMEngine reads of a config; all else is the file's own.
+_RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
 
 
 def is_distilled(cfg: Config) -> bool:
     """Whether the config's model is a ``Distiller``."""
-    kind = cfg.model.get('type')
+    kind = (cfg.get('model') or {}).get('type')
     return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == 'Distiller'
 
 
@@ -67,23 +70,34 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     ``model.head`` mean the distilled model's own. A variable of the file, such as ``data_root``, is replaced
     wherever the file used it, which MMEngine alone does not do.
     """
-    for key, value in options.items():
-        if isinstance(value, str) and isinstance(cfg.get(key), str) and cfg[key]:
-            _replaced(cfg._cfg_dict, cfg[key], value)
+    variables = {
+        cfg[key]: value
+        for key, value in options.items()
+        if key not in _RUNNER_KEYS and isinstance(value, str) and isinstance(cfg.get(key), str) and cfg[key].strip('/')
+    }
+    # Longer ones first: one may be a folder inside another.
+    _replaced(cfg._cfg_dict, sorted(variables.items(), key=lambda pair: -len(pair[0].rstrip('/'))))
     if is_distilled(cfg):
         options = {_student_key(key): value for key, value in options.items()}
     cfg.merge_from_dict(options)
 
 
-def _replaced(node: Any, old: str, new: str) -> Any:
-    """``node`` with ``old``, and paths below it, replaced in place."""
+def _replaced(node: Any, pairs: list[tuple[str, str]]) -> Any:
+    """``node`` with each (old, new) of ``pairs``, and paths below the old, replaced; dicts and lists in place."""
     if isinstance(node, dict):
         for key in node:
-            node[key] = _replaced(node[key], old, new)
+            node[key] = _replaced(node[key], pairs)
     elif isinstance(node, list):
-        node[:] = [_replaced(child, old, new) for child in node]
-    elif isinstance(node, str) and (node == old or node.startswith(old + '/')):
-        return new + node[len(old) :]
+        node[:] = [_replaced(child, pairs) for child in node]
+    elif isinstance(node, tuple):
+        return tuple(_replaced(child, pairs) for child in node)
+    elif isinstance(node, str):
+        for old, new in pairs:
+            folder = old.rstrip('/')
+            if node in (old, folder):
+                return new
+            if node.startswith(folder + '/'):
+                return new.rstrip('/') + node[len(folder) :]
     return node
 
 
@@ -111,13 +125,19 @@ def _type_name(node: Any) -> str:
 
 def dicts_in(node: Any) -> Iterator[dict]:
     """All dicts inside a config."""
+    return (found for _, found in named_dicts(node))
+
+
+def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
+    """All dicts inside a part of a config, called ``name``, and what ``--cfg-options`` call them."""
+    children: list[tuple] = []
     if isinstance(node, dict):
-        yield node
-        children = list(node.values())
-    else:
-        children = list(node) if isinstance(node, (list, tuple)) else []
-    for child in children:
-        yield from dicts_in(child)
+        yield name, node
+        children = list(node.items())
+    elif isinstance(node, (list, tuple)):
+        children = list(enumerate(node))
+    for key, child in children:
+        yield from named_dicts(child, f'{name}.{key}')
 
 
 def _uses_plugin(cfg: Config) -> bool:

@@ -153,4 +153,5 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     table += eps_uniform / num_classes
     if labels.ndim == 1:
         return table.to(labels.device)[labels]
-    return labels @ table.to(labels)
+    with torch.autocast(labels.device.type, enabled=False):
+        return labels @ table.to(labels)

@@ -13,6 +13,8 @@ from fnkd_plugin.rng import isolated_rng
 
 _FALLBACK_SIZES = (224, 32, 299, 384)
 
+LayerOutputs = dict[nn.Module, tuple[Tensor, int]]
+
 
 def _is_affine(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (
@@ -20,9 +22,15 @@ def _is_affine(module: nn.Module) -> bool:
     )
 
 
-def _same_numbers(a: Any, b: Tensor) -> bool:
-    # The same storage, not equal values: a flattened or permuted view is still the layer's own output.
-    return isinstance(a, Tensor) and a.numel() == b.numel() and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+def _same_numbers(a: Any, b: Tensor, version: int) -> bool:
+    # The same storage, not equal values: a flattened or permuted view is still the layer's own output. An in-place
+    # operation since leaves the storage, but counts up the version.
+    return (
+        isinstance(a, Tensor)
+        and a.numel() == b.numel()
+        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a._version == version
+    )
 
 
 def _size_hints(model: nn.Module) -> list[int]:
@@ -42,7 +50,7 @@ def _input_channels(model: nn.Module) -> int:
     return first.in_channels if first is not None else 3
 
 
-def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None) -> tuple[Any, dict]:
+def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None) -> tuple[Any, LayerOutputs]:
     """Run ``forward`` once on one image in eval mode, leaving the model and the random streams as they were.
 
     Args:
@@ -51,15 +59,15 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
         size: H = W where it is known; otherwise the model's own hints and common sizes are tried.
 
     Returns:
-        The output, and for each affine layer that ran its output.
+        The output, and for each affine layer that ran its output and that one's version then.
 
     Raises:
         SetupError: If no size fits; the first error is its cause.
     """
-    outputs: dict[nn.Module, Tensor] = {}
+    outputs: LayerOutputs = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        outputs[module] = output
+        outputs[module] = output, output._version
 
     reference = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
@@ -92,13 +100,13 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
     ) from first_error
 
 
-def find_last_affine(output: Any, layer_outputs: dict[nn.Module, Tensor]) -> nn.Module | None:
+def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
     """The affine layer whose own output is the model's output, or None.
 
     A mean of two heads, a cosine or a scaled output is no layer's own output; then there is no one feature
     norm, and None is returned.
     """
-    found = [layer for layer, out in layer_outputs.items() if _same_numbers(output, out)]
+    found = [layer for layer, own in layer_outputs.items() if _same_numbers(output, *own)]
     return found[-1] if found else None
 
 

@@ -1,36 +1,47 @@
 """Making timm models, with errors that help."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import timm
-from torch import nn
+from timm.models import PretrainedCfg
 
 from fnkd_plugin.errors import SetupError
 
 
-def check_timm_name(owner: str, model: str) -> None:
-    """Refuse a name that timm does not know, and list near ones.
+def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> PretrainedCfg:
+    """What timm knows of a model; a name or tag that it does not know is refused, and near ones are listed.
+
+    Args:
+        owner: Begins the errors.
+        model: timm's name of it, with or without the tag of its weights.
+        arguments: Those meant for ``timm.create_model``.
 
     Raises:
-        SetupError: If timm has no such model.
+        SetupError: If timm has no such model, or the arguments bypass ours.
     """
-    if timm.is_model(model):
-        return
-    near = get_close_matches(model.split('.')[0], timm.list_models(), n=5, cutoff=0.5)
-    hint = f' Did you mean {", ".join(near)}?' if near else ''
-    raise SetupError(f'{owner}: timm {timm.__version__} has no model {model!r}.{hint}')
-
-
-def create_timm_model(owner: str, model: str, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
-    """``timm.create_model``; ``num_classes=None`` keeps the model's own.
-
-    Raises:
-        SetupError: If timm cannot make it (an unknown argument, or weights that cannot be fetched).
-    """
-    if num_classes is not None:
-        kwargs['num_classes'] = num_classes
+    name, _, tag = model.partition('.')
+    if not timm.is_model(model):
+        near = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        hint = f' Did you mean {", ".join(near)}?' if near else ''
+        raise SetupError(f'{owner}: timm {timm.__version__} has no model {model!r}.{hint}')
+    if 'checkpoint_path' in arguments:
+        raise SetupError(f'{owner}: checkpoint_path is an argument of timm alone; give checkpoint=FILE.')
     try:
-        return timm.create_model(model, **kwargs)
+        return timm.get_pretrained_cfg(model) or PretrainedCfg()  # none if registered without, as users may
+    except RuntimeError as error:
+        tags = [known.partition('.')[2] for known in timm.list_pretrained(f'{name}.*')]
+        raise SetupError(
+            f'{owner}: timm {timm.__version__} has no weights {tag!r} of {name}; it has {", ".join(tags) or "none"}.'
+        ) from error
+
+
+@contextmanager
+def timm_errors(owner: str) -> Iterator[None]:
+    """Around ``timm.create_model``: an unknown argument or weights that cannot be fetched as a :class:`SetupError`."""
+    try:
+        yield
     except (TypeError, RuntimeError, OSError) as error:
         raise SetupError(f'{owner}: timm cannot make it: {error}') from error

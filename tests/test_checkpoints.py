@@ -1,6 +1,7 @@
 """Reading and writing checkpoints; what is in a file runs nothing."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as framework
 from mmpretrain import get_model
 from mmpretrain.registry import HOOKS
 
@@ -27,7 +29,7 @@ from fnkd_plugin.checkpoints import (
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.students import TimmStudent
 from fnkd_plugin.teachers import MMPretrainTeacher, TimmTeacher
-from tests.helpers import assert_same_weights, build, config, resnet, timm_checkpoint, timm_student
+from tests.helpers import assert_same_weights, build, config, resnet, timm_checkpoint, timm_student, vit
 from tests.test_engine.runs import run
 
 MODEL = resnet()
@@ -149,6 +151,32 @@ def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tmp_path: Path) -
         read_state_dict(path)
 
 
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_corrupted_file_is_named_or_read(zipped: bool, tmp_path: Path) -> None:
+    """The reader itself fails in as many ways as there are bytes to flip."""
+    path, chance = tmp_path / 'flipped.pth', random.Random(0)
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for _ in range(200):
+        flipped = bytearray(whole)
+        flipped[chance.randrange(len(whole))] = chance.randrange(256)
+        path.write_bytes(flipped)
+        try:
+            read_state_dict(path)
+        except UnreadableCheckpointError as error:
+            assert 'flipped.pth' in str(error) and '\n' not in str(error)
+
+
+@pytest.mark.parametrize('log', [dict(log=['x']), dict(log=torch.zeros(2), count=torch.zeros(1)), {}])
+def test_logs_of_another_form_are_left_as_they_are(log: dict, tmp_path: Path) -> None:
+    stored = dict(_fnkd_history_buffer=1, **log)
+    weights = dict(a=torch.zeros(1))
+    torch.save(dict(state_dict=weights, message_hub=dict(log_scalars=dict(loss=stored))), tmp_path / 'log.pth')
+    found = CheckpointLoader.load_checkpoint(str(tmp_path / 'log.pth'))['message_hub']['log_scalars']['loss']
+    assert list(found) == list(stored)
+
+
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UnreadableCheckpointError, match=tmp_path.name):
         read_state_dict(tmp_path)
@@ -184,16 +212,29 @@ def test_a_file_behind_a_scheme_is_data(tmp_path: Path, monkeypatch: pytest.Monk
     assert not marker.exists()
 
 
+@pytest.mark.parametrize('scheme', ['', 'elsewhere://'])
 @pytest.mark.parametrize('target', [(HistoryBuffer, '__init__'), (torch.Size, 'mean'), (HistoryBuffer, 'update')])
-def test_a_file_may_not_look_up_attributes(target: tuple, tmp_path: Path) -> None:
+def test_a_file_may_not_look_up_attributes(
+    target: tuple, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The maintained fork lets it, since the logs in stock checkpoints do.
+    def load_from_elsewhere(filename: str, map_location: Any = None) -> Any:
+        load = getattr(framework, '_safe_torch_load', torch.load)
+        return load(filename.removeprefix(scheme), map_location=map_location)
+
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('elsewhere://', load_from_elsewhere)
+    guard_framework_loaders()
+
     class Reach:
         def __reduce__(self) -> tuple:
             return getattr, target
 
     torch.save(dict(reach=Reach()), tmp_path / 'reach.pth')
     with pytest.raises(UnreadableCheckpointError, match='getattr'):
-        read_state_dict(tmp_path / 'reach.pth')
+        read_state_dict(f'{scheme}{tmp_path / "reach.pth"}')
+    if hasattr(framework, 'get_torch_safe_globals'):
+        assert getattr in framework.get_torch_safe_globals(), 'as it was before'
 
 
 def test_the_reason_is_named(tmp_path: Path) -> None:
@@ -224,6 +265,24 @@ def test_weights_that_do_not_fit_are_counted() -> None:
     other['extra'] = torch.zeros(1)
     with pytest.raises(SetupError, match=r'1 missing \(conv1\.0\.weight\).*1 unknown \(extra\)'):
         load_weights(own, other, 'a model and a file')
+
+
+def test_weights_fit_as_the_models_own_hooks_make_them(tmp_path: Path) -> None:
+    """Position embeddings are resized by a hook of the model's while it loads."""
+    model = build(vit())
+    torch.save(model.state_dict(), tmp_path / 'small.pth')
+    larger = vit(backbone=dict(vit()['backbone'], img_size=48))
+    teacher = MMPretrainTeacher(config(larger, tmp_path), tmp_path / 'small.pth')
+    assert teacher.model.backbone.pos_embed.shape == (1, 37, 16)
+    assert torch.equal(teacher.model.head.layers.head.weight, model.head.layers.head.weight)
+
+
+def test_weights_that_a_models_own_hooks_cannot_take() -> None:
+    own = build(vit())
+    state = dict(own.state_dict(), **{'backbone.pos_embed': torch.zeros(3)})
+    with pytest.raises(SetupError, match=r'a model and a file: the weights do not fit: .* another architecture') as e:
+        load_weights(own, state, 'a model and a file')
+    assert '\n' not in str(e.value)
 
 
 @HOOKS.register_module(force=True)

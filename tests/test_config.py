@@ -23,6 +23,7 @@ def _config(student: dict | None = None, **options: Any) -> Config:
 def test_is_distilled(kind: Any) -> None:
     assert is_distilled(Config(dict(model=dict(type=kind))))
     assert not is_distilled(config(resnet(), Path('w')))
+    assert not is_distilled(Config(dict(model=None))) and not is_distilled(Config({}))
 
 
 def test_plain_model_is_the_student_with_its_data_preprocessor() -> None:
@@ -119,6 +120,22 @@ def test_a_variable_of_the_file_is_replaced_wherever_it_was_used() -> None:
     assert cfg.data_root == cfg.train_dataloader.dataset.data_root == '/mnt/birds'
     assert cfg.train_dataloader.dataset.ann_file == '/mnt/birds/train.txt'
     assert cfg.other == 'data/cubs'
+
+
+def test_fields_of_the_runner_are_no_variables() -> None:
+    cfg = _config(log_level='INFO', launcher='none', sync_bn='torch', custom_hooks=[dict(level='INFO', how='none')])
+    cfg.val_dataloader = dict(kind='torch')
+    merge_options(cfg, dict(log_level='DEBUG', launcher='pytorch', sync_bn='mmcv'))
+    assert cfg.log_level == 'DEBUG' and cfg.launcher == 'pytorch' and cfg.sync_bn == 'mmcv'
+    assert cfg.custom_hooks == [dict(level='INFO', how='none')] and cfg.val_dataloader.kind == 'torch'
+
+
+def test_variables_are_replaced_once_in_tuples_and_below_a_folder_with_a_slash() -> None:
+    paths = ('a/train.txt', ['a/', 'a', 'ab', 'b', 'b/c/x.pth'])
+    cfg = Config(dict(model=resnet(), first='a/', second='b', third='b/c', paths=paths))
+    merge_options(cfg, dict(first='b', second='z/', third='w', nowhere='q'))
+    assert cfg.paths == ('b/train.txt', ['b', 'b', 'ab', 'z/', 'w/x.pth'])
+    assert (cfg.first, cfg.second, cfg.third, cfg.nowhere) == ('b', 'z/', 'w', 'q')
 
 
 def test_dicts_in() -> None:

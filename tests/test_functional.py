@@ -271,6 +271,13 @@ def test_alsr_without_the_near_part_is_lsr() -> None:
     torch.testing.assert_close(alsr_target(labels, [[1], [2], [0]], 0.3, 0.0), lsr_target(labels, 3, 0.3))
 
 
+def test_alsr_is_fp32_under_autocast() -> None:
+    mixed = torch.tensor([[0.3, 0.7, 0.0]])
+    plain = alsr_target(mixed, [[1], [2], [0]], 0.1, 0.2)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(alsr_target(mixed, [[1], [2], [0]], 0.1, 0.2), plain)
+
+
 def test_alsr_mixes_the_targets_of_mixed_labels() -> None:
     neighbours = [[1], [0], [], [2]]
     mixed = torch.tensor([[0.3, 0.0, 0.7, 0.0]], dtype=DOUBLE)

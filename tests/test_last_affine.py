@@ -84,6 +84,7 @@ class _Wrong(nn.Module):
         return {
             'mean of two': (a + b) / 2,
             'scaled': 3 * a,
+            'scaled in place': a.mul_(3) if self.how == 'scaled in place' else a,
             'softmax': a.softmax(1),
             'a copy': a.clone(),
             'two': (a, b),
@@ -91,7 +92,7 @@ class _Wrong(nn.Module):
         }[self.how]
 
 
-@pytest.mark.parametrize('how', ['mean of two', 'scaled', 'softmax', 'two', 'part of one'])
+@pytest.mark.parametrize('how', ['mean of two', 'scaled', 'scaled in place', 'softmax', 'two', 'part of one'])
 def test_other_outputs_have_none(how: str) -> None:
     model = _Wrong(how)
     assert find_last_affine(*probe(model, model)) is None

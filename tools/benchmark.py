@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -22,6 +23,9 @@ from mmpretrain.structures import DataSample
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+# The checkout's own package, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fnkd_plugin import Distiller
 from fnkd_plugin.teachers import PixelFormat

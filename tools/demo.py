@@ -19,6 +19,8 @@ from typing import Any
 
 # One thread a process, and none that spins: the processes are as many as the cores.
 os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
+# The checkout's own package, installed or not; for the worker processes, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo_methods import LEARNING_RATES, METHODS, Method, latin_order, spread
 from demo_report import table_of, write_results

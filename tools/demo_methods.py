@@ -1,6 +1,7 @@
 """What the demo compares, and the values that it tries."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 LEARNING_RATES = (0.005, 0.04)
@@ -51,6 +52,11 @@ def latin_order(count: int) -> list[int]:
     """An order in which low and high weights meet low and high learning rates alike."""
     step = next(s for s in range(max(2, int(count**0.5)), 2 * count + 2) if _coprime(s, count))
     return [(step * i + step // 2) % count for i in range(count)]
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; one value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _coprime(a: int, b: int) -> bool:

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use('Agg')
 
 import numpy as np
+from demo_methods import deviation
 from matplotlib import pyplot as plt
 
 _COLORS = {'plain': '#7a7f87', 'LSR': '#c58b2a', 'KD': '#2f7fb8', 'FNKD': '#1d9a6c'}
@@ -47,7 +48,7 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
     for place, (method, values) in enumerate(finals.items()):
         color, mean = _COLORS[method], np.mean(values)
         jitter = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [0]
-        axis.errorbar(place, mean, np.std(values), color=color, capsize=7, lw=2, zorder=2)
+        axis.errorbar(place, mean, deviation(values), color=color, capsize=7, lw=2, zorder=2)
         axis.hlines(mean, place - 0.3, place + 0.3, color=color, lw=3, zorder=2)
         axis.scatter(place + np.array(jitter), values, s=34, color='white', edgecolor=color, lw=1.6, zorder=3)
         axis.annotate(

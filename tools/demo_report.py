@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo_methods import METHODS
+from demo_methods import METHODS, deviation
 from demo_picture import draw
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
@@ -28,10 +28,10 @@ def table_of(demo: 'Demo') -> Table:
     plain = statistics.mean(demo.finals(METHODS[0]))
     for method in METHODS:
         accuracies, best = demo.finals(method), demo.best_trial(method)
-        mean = statistics.mean(accuracies)
+        mean, spread = statistics.mean(accuracies), deviation(accuracies)
         table.add_row(
             method.title,
-            f'{mean:.1f} ± {statistics.pstdev(accuracies):.1f}',
+            f'{mean:.1f}' if spread is None else f'{mean:.1f} ± {spread:.1f}',
             '' if method is METHODS[0] else f'{mean - plain:+.1f}',
             ' '.join(f'{a:.1f}' for a in accuracies),
             f'{best["lr"]:.3g}',

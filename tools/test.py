@@ -4,15 +4,16 @@
 The student's plain config is handed to MMPretrain's own test tool, whose flags all work.
 """
 
-import argparse
-import os
-import runpy
+import importlib.util
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import mmpretrain
-from mmengine.config import DictAction
+
+# The checkout's own package, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.config import merge_options, plain_config
@@ -22,34 +23,37 @@ from fnkd_plugin.errors import SetupError
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 
 
-def main(argv: list[str]) -> None:
-    """Replace the config, the first argument, by its plain one, and run the stock tool."""
-    if not argv or argv[0].startswith('-'):
+def main() -> None:
+    """Replace the config by its plain one, and run the stock tool."""
+    if {'-h', '--help'} & set(sys.argv):
         print(__doc__)
-        runpy.run_path(str(STOCK_TOOL), run_name='__main__')
-        return
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    parser.add_argument('--launcher', default='none')
-    ours, rest = parser.parse_known_args(argv[1:])
-    cfg = training.load_config(argv[0])
+    stock = _stock_tool()
+    args = stock.parse_args()
+    cfg = training.load_config(args.config)
     if cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(argv[0]).stem)
-    os.environ.setdefault('LOCAL_RANK', '0')
-    merge_options(cfg, ours.cfg_options)
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    merge_options(cfg, args.cfg_options or {})
     training.check_data_roots(cfg, ['test_dataloader'])
     plain = plain_config(cfg)
     training.set_loader_defaults(plain)
-    training.prepare_cpu_processes(plain, ours.launcher)
+    training.prepare_cpu_processes(plain, args.launcher)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(argv[0]).name
+        path = Path(folder) / Path(args.config).name
         plain.dump(path)
-        sys.argv = [str(STOCK_TOOL), str(path), *rest, '--launcher', ours.launcher]
-        runpy.run_path(str(STOCK_TOOL), run_name='__main__')
+        args.config, args.cfg_options = str(path), None
+        stock.parse_args = lambda: args
+        stock.main()
+
+
+def _stock_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('mmpretrain_test', STOCK_TOOL)
+    stock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stock)
+    return stock
 
 
 if __name__ == '__main__':
     try:
-        main(sys.argv[1:])
+        main()
     except (SetupError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')

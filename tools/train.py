@@ -4,8 +4,12 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from mmengine.config import DictAction
+
+# The checkout's own package, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.config import merge_options
@@ -48,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     """Read the config, merge the flags, train."""
     args = parse_args(argv)
     cfg = training.load_config(args.config)
-    training.merge_arguments(cfg, args)
     merge_options(cfg, args.cfg_options)
+    training.merge_arguments(cfg, args)
     training.add_default_hooks(cfg)
     training.check_data_roots(cfg)
     training.set_loader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)

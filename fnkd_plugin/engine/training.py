@@ -1,6 +1,7 @@
 """From a config to a Runner that trains it, as ``tools/train.py`` does."""
 
 import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.config import dicts_in, is_distilled, plain_config
+from fnkd_plugin.config import is_distilled, named_dicts, plain_config
 from fnkd_plugin.errors import SetupError
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -23,14 +24,25 @@ def load_config(path: str | Path) -> Config:
     """Read a config file.
 
     Raises:
-        SetupError: If there is none, or it needs an environment variable that is not set.
+        SetupError: If there is none, it has no model, or it needs an environment variable that is not set.
     """
     if not Path(path).is_file():
         raise SetupError(f'There is no config file {path}.')
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except KeyError as error:
-        raise SetupError(f'{path} cannot be read: {error}. Is an environment variable missing?') from error
+        raise SetupError(f'{path} cannot be read: {_reason(error)}') from error
+    if not cfg.get('model'):
+        raise SetupError(f'{path} has no model; is it a config of its own, or a base of others?')
+    return cfg
+
+
+def _reason(error: KeyError) -> str:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get('__name__') == 'os':
+        return f'the environment variable {error.args[0]} is not set.'
+    # MMEngine's own errors are sentences.
+    return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
 
 
 def add_default_hooks(cfg: Config) -> None:
@@ -59,22 +71,23 @@ def set_loader_defaults(cfg: Config, pin_memory: bool = True, persistent_workers
             loader['persistent_workers'] = False
 
 
-def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS) -> None:
+def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS[:2]) -> None:
     """Say which folder of data is missing, and how to give it.
 
     Raises:
-        SetupError: If a data loader's ``data_root`` is no folder, and its data set cannot download it.
+        SetupError: If a data loader's ``data_root`` does not exist, and its data set cannot download it.
     """
     for name in loaders:
-        for node in dicts_in(cfg.get(name)):
+        for path, node in named_dicts(cfg.get(name), name):
             root = node.get('data_root')
-            if not root or '://' in root or os.path.isdir(root):
+            if not root or '://' in root or os.path.exists(root):
                 continue
             kind = DATASETS.get(node['type']) if isinstance(node.get('type'), str) else node.get('type')
             if not (hasattr(kind, 'url') or hasattr(kind, 'url_prefix')):  # CIFAR and MNIST fetch themselves
+                option = 'data_root' if cfg.get('data_root') == root else f'{path}.data_root'
                 raise SetupError(
                     f'{name}: there is no folder {root} with the data of {getattr(kind, "__name__", kind)}. Put the '
-                    'data there, or say where it is: --cfg-options data_root=FOLDER.'
+                    f'data there, or say where it is: --cfg-options {option}=FOLDER.'
                 )
 
 
@@ -143,7 +156,7 @@ def merge_arguments(cfg: Config, args: Any) -> None:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise SetupError(
                 '--auto-scale-lr: the config does not say for which batch size its learning rate is meant; give '
-                'auto_scale_lr=dict(base_batch_size=N) in it.'
+                '--cfg-options auto_scale_lr.base_batch_size=N.'
             )
         cfg.auto_scale_lr['enable'] = True
     if args.evaluate_teacher:

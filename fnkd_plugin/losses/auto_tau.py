@@ -1,5 +1,7 @@
 """``tau='auto'``: a norm to rescale to, learned from the teacher on the first training batches."""
 
+from weakref import WeakKeyDictionary
+
 import torch
 from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
@@ -9,7 +11,9 @@ from fnkd_plugin.errors import SetupError
 
 CALIBRATION_BATCHES = 20
 LAMBDA = 3.0
-_KEY = 'fnkd_auto_tau'
+_KEY = 'fnkd_auto_tau_'
+# How many losses have begun to learn in each run: each has a key of its own, the same when the run is resumed.
+_begun: WeakKeyDictionary[MessageHub, int] = WeakKeyDictionary()
 
 
 def _run_messages() -> MessageHub | None:
@@ -36,10 +40,13 @@ class AutoTau:
         self._sum = 0.0
         self._count = 0.0
         self._batches = 0
+        self._key: str | None = None
         hub = _run_messages()
         if hub is not None:
             # Runs started in the same second share a hub; a new loss starts anew.
-            hub.pop_info(_KEY)
+            for key in [key for key in hub.runtime_info if key.startswith(_KEY)]:
+                hub.pop_info(key)
+            _begun[hub] = 0
 
     @property
     def settled(self) -> bool:
@@ -56,11 +63,8 @@ class AutoTau:
         if self.settled:
             return
         hub = _run_messages()
-        if hub is not None and self._batches == 0 and hub.get_info(_KEY) is not None:
-            saved = hub.get_info(_KEY)
-            self._sum, self._count, self._batches = saved['sum'], saved['count'], saved['batches']
-            self.tau = self._sum / self._count / LAMBDA
-            print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')
+        if hub is not None and self._key is None:
+            self._resume(hub)
             if self.settled:
                 return
         batch = feature_norm.float()
@@ -76,11 +80,21 @@ class AutoTau:
                 f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / count}; "
                 'check the teacher, or set tau to a number.'
             )
-        if hub is not None:
-            hub.update_info(_KEY, {'sum': self._sum, 'count': self._count, 'batches': self._batches})
+        if hub is not None and self._key is not None:
+            hub.update_info(self._key, {'sum': self._sum, 'count': self._count, 'batches': self._batches})
         if self.settled:
             print_log(
                 f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm "
                 f'over {self._count:.0f} images.',
                 logger='current',
             )
+
+    def _resume(self, hub: MessageHub) -> None:
+        index = _begun.get(hub, 0)
+        _begun[hub] = index + 1
+        self._key = f'{_KEY}{index}'
+        saved = hub.get_info(self._key)
+        if saved is not None:
+            self._sum, self._count, self._batches = saved['sum'], saved['count'], saved['batches']
+            self.tau = self._sum / self._count / LAMBDA
+            print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.timm_models import check_timm_name
+from fnkd_plugin.timm_models import check_timm_model, timm_errors
 
 _PREFIX = 'model.'
 
@@ -58,12 +58,10 @@ class TimmStudent(TimmClassifier):
         **kwargs: Any,
     ) -> None:
         name = f'TimmStudent({model})'
-        check_timm_name(name, model)
+        cfg = check_timm_model(name, model, kwargs)
         if checkpoint is not None and pretrained:
             raise SetupError(f'{name}: give checkpoint or pretrained, not both.')
-        if num_classes is not None:
-            kwargs['num_classes'] = num_classes
-        try:
+        with timm_errors(name):
             super().__init__(
                 model,
                 loss=loss,
@@ -72,10 +70,15 @@ class TimmStudent(TimmClassifier):
                 data_preprocessor=data_preprocessor,
                 init_cfg=init_cfg,
                 pretrained=pretrained,
+                num_classes=num_classes,
                 **kwargs,
             )
-        except (TypeError, RuntimeError, OSError) as error:
-            raise SetupError(f'{name}: timm cannot make it: {error}') from error
+        if pretrained and num_classes not in (None, cfg.num_classes):
+            print_log(
+                f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; the classifier '
+                'starts from random values.',
+                logger='current',
+            )
         # timm initialised the model when it made it. MMEngine, at the start of training, would call the
         # init_weights of timm's models again, and overwrite pretrained weights.
         self.model.is_init = True

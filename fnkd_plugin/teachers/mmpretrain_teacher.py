@@ -1,8 +1,8 @@
 """MMPretrain models as teachers."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.config import plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.tasks import check_single_label
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -33,7 +34,8 @@ class MMPretrainTeacher(ModelTeacher):
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
 
     Raises:
-        SetupError: If there is no such config or name, no weights, or weights that do not fit.
+        SetupError: If there is no such config or name, no weights, weights that do not fit, or if the model is no
+            single-label classifier.
     """
 
     def __init__(
@@ -53,17 +55,10 @@ class MMPretrainTeacher(ModelTeacher):
             raise SetupError(f'{name}: a teacher needs trained weights; give checkpoint=FILE.')
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(without_pretrained(plain_model(cfg)))
+        check_single_label(f'{name}: the teacher', model)
         load_weights(model, read_state_dict(checkpoint), f'{name} and {checkpoint}')
         pixels = format_of_preprocessor(model.data_preprocessor).restated(name, mean, std, channel_order)
-        super().__init__(model, _Logits(model), pixels, name, input_size, channels_last)
-
-
-class _Logits:
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(self, images: Any) -> Any:
-        return self.model(images, mode='tensor')
+        super().__init__(model, functools.partial(model, mode='tensor'), pixels, name, input_size, channels_last)
 
 
 def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | None]:

@@ -52,11 +52,23 @@ class PixelFormat:
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
     ) -> 'PixelFormat':
-        """This format with what is given in place of its own entries; errors begin with ``owner``."""
+        """This format with what is given in place of its own entries; errors begin with ``owner``.
+
+        Raises:
+            SetupError: If what is given is no format, or the result is on the 0 to 1 scale.
+        """
         try:
-            return PixelFormat.of(mean or self.mean, std or self.std, channel_order or self.channel_order)
+            pixels = PixelFormat.of(
+                self.mean if mean is None else mean,
+                self.std if std is None else std,
+                channel_order or self.channel_order,
+            )
         except SetupError as error:
             raise SetupError(f'{owner}: {error}') from error
+        # Here, not for every format, so that a data preprocessor of such numbers can be restated.
+        if pixels.std is not None and max(pixels.std) < 1:
+            raise SetupError(f'{owner}: mean and std must be on the 0 to 255 scale, not that of 0 to 1: {pixels}.')
+        return pixels
 
     def __str__(self) -> str:
         if self.mean is None or self.std is None:

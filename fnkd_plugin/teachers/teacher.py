@@ -21,13 +21,11 @@ class Teacher(ABC):
         name: For messages.
         num_classes: K.
         has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
-        classes: The names of its classes, if known.
     """
 
     name: str
     num_classes: int
     has_feature_norm: bool
-    classes: Sequence[str] | None = None
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:

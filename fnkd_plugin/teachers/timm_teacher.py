@@ -10,7 +10,7 @@ from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
-from fnkd_plugin.timm_models import check_timm_name, create_timm_model
+from fnkd_plugin.timm_models import check_timm_model, timm_errors
 
 
 @MODELS.register_module()
@@ -47,13 +47,12 @@ class TimmTeacher(ModelTeacher):
         **kwargs: Any,
     ) -> None:
         name = f'TimmTeacher({model})'
-        check_timm_name(name, model)
+        cfg = check_timm_model(name, model, kwargs)
         if (checkpoint is None) == (not pretrained):
             raise SetupError(
                 f'{name}: a teacher needs trained weights; give checkpoint=FILE or pretrained=True'
                 f'{", not both" if pretrained else ""}.'
             )
-        cfg = timm.get_pretrained_cfg(model)
         state = None if checkpoint is None else read_state_dict(checkpoint)
         if state is not None and num_classes is None:
             num_classes = _classes_of(state, cfg)
@@ -62,7 +61,8 @@ class TimmTeacher(ModelTeacher):
                 f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; its head '
                 'would be random. Give checkpoint=FILE of a model trained on your classes.'
             )
-        built = create_timm_model(name, model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        with timm_errors(name):
+            built = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **kwargs)
         if state is not None:
             load_weights(built, state, f'{name} and {checkpoint}')
         data_cfg = timm.data.resolve_data_config({}, model=built)

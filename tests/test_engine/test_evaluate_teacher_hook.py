@@ -30,6 +30,24 @@ def test_a_teacher_no_better_than_chance_is_warned_of(tmp_path: Path) -> None:
     assert 'chance is 25.0%: its normalisation or the order of its classes' in log
 
 
+@pytest.mark.parametrize(('right', 'warned'), [(27, True), (28, False)])
+def test_chance_has_a_spread_and_all_processes_count(
+    right: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 80 images 20 are right by chance, with a standard deviation of 3.9; this process has 16 of them."""
+    reduced = []
+
+    def all_reduce(counts: torch.Tensor) -> None:
+        reduced.append(counts.tolist())
+        counts.copy_(torch.tensor([right, 80]))
+
+    monkeypatch.setattr('fnkd_plugin.engine.evaluate_teacher_hook.all_reduce', all_reduce)
+    run(distilled(resnet(), timm_teacher(tmp_path)), tmp_path / 'work', **VALIDATION)
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert ('order of its classes' in log) == warned
+    assert len(reduced) == 1 and reduced[0][1] == 16
+
+
 def test_it_disturbs_nothing(tmp_path: Path) -> None:
     model = distilled(resnet(), timm_teacher(tmp_path))
     unseeded = {**VALIDATION, 'default_hooks': dict(reproducible=None)}

@@ -84,7 +84,7 @@ def test_auto_tau_through_a_run_and_its_resumption(tmp_path: Path) -> None:
     final = runner.model.state_dict()
 
     stored = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=True)
-    assert stored['message_hub']['runtime_info']['fnkd_auto_tau']['batches'] == 20
+    assert stored['message_hub']['runtime_info']['fnkd_auto_tau_0']['batches'] == 20
 
     for epoch in (1, 2):  # in the middle of the calibration, and after it
         work_dir = tmp_path / f'from_{epoch}'
@@ -95,6 +95,20 @@ def test_auto_tau_through_a_run_and_its_resumption(tmp_path: Path) -> None:
         assert _scalars('tau')[12 * epoch :] == taus[12 * epoch :]
         for key, value in resumed.model.state_dict().items():
             assert torch.equal(value, final[key]), key
+
+
+def test_two_losses_of_a_run_learn_and_resume_each_its_own() -> None:
+    hub = MessageHub.get_instance('two_losses')
+    losses = FNKDLoss(), FNKDLoss()
+    for loss, norm in zip(losses, (3.0, 6.0), strict=True):
+        _observe(loss, norm)
+    assert [loss.tau for loss in losses] == [1.0, 2.0]
+    saved = dict(hub.runtime_info)
+    again = FNKDLoss(), FNKDLoss()
+    hub.runtime_info.update(saved)
+    for loss, norm in zip(again, (9.0, 12.0), strict=True):
+        _observe(loss, norm)
+    assert [loss.tau for loss in again] == [2.0, 3.0]
 
 
 def test_a_new_run_forgets_the_last_ones_tau(tmp_path: Path) -> None:

@@ -133,6 +133,18 @@ def test_a_classifier_of_other_classes_starts_afresh_and_says_so(
     assert 'another number of classes' in said[0] and 'fc.weight, fc.bias start from random' in said[0]
 
 
+def test_a_pretrained_classifier_of_other_classes_starts_afresh_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.students.timm_student.print_log', lambda text, **_: said.append(text))
+    create = timm.create_model
+    monkeypatch.setattr('timm.models.create_model', lambda *args, pretrained, **kwargs: create(*args, **kwargs))
+    build(timm_student(pretrained=True))
+    assert 'the pretrained weights have 1000 classes' in said[0] and 'starts from random' in said[0]
+    build(dict(timm_student(pretrained=True), num_classes=1000))
+    build(timm_student())
+    assert len(said) == 1
+
+
 def test_faults(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r'TimmStudent\(test_resnett\).*Did you mean .*test_resnet'):
         build(timm_student('test_resnett'))
@@ -141,3 +153,7 @@ def test_faults(tmp_path: Path) -> None:
         build(timm_student(checkpoint=str(other)))
     with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): timm cannot make it.*depht'):
         build(timm_student(depht=3))
+    with pytest.raises(SetupError, match=r'TimmStudent\(resnet18.bogus\): .*bogus.*a1_in1k'):
+        build(timm_student('resnet18.bogus'))
+    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): .*checkpoint='):
+        build(timm_student(checkpoint_path=str(other)))

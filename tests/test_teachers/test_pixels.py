@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from mmpretrain.models.utils import ClsDataPreprocessor
@@ -92,6 +93,21 @@ def test_restated_keeps_what_is_not_given() -> None:
     bgr = PixelFormat.of(MEAN, STD, None).restated('Me', channel_order='bgr')
     assert (list(bgr.mean), list(bgr.std), bgr.channel_order) == (MEAN, STD, 'bgr')
     assert RGB.restated('Me') == RGB
+
+
+def test_restated_takes_arrays() -> None:
+    assert PixelFormat().restated('Me', np.array(MEAN), np.array(STD), 'rgb') == RGB
+
+
+def test_numbers_on_the_scale_of_0_to_1_are_refused_and_can_be_restated() -> None:
+    with pytest.raises(SetupError, match=r'Me: .*0 to 255'):
+        PixelFormat().restated('Me', (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    # A preprocessor of images that are loaded on that scale has such numbers rightly; its owner can say so.
+    small = format_of_preprocessor(ClsDataPreprocessor(mean=[0.5] * 3, std=[0.25] * 3, to_rgb=True))
+    with pytest.raises(SetupError, match=r'Me: .*0 to 255'):
+        small.restated('Me')
+    assert small.restated('Me', MEAN, STD) == RGB
+    assert PixelFormat().restated('Me', [0.0], [1.0]).std == (1.0,)
 
 
 def test_format_of_preprocessors() -> None:

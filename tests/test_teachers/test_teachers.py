@@ -79,6 +79,21 @@ def test_forms_of_checkpoints(form: str, tmp_path: Path) -> None:
     assert all(torch.equal(v, state[k]) for k, v in teacher.model.state_dict().items())
 
 
+def test_timm_models_without_a_pretrained_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm has none for models that users register without."""
+    path = timm_checkpoint(tmp_path)
+    monkeypatch.setattr(timm, 'get_pretrained_cfg', lambda model: None)
+    assert TimmTeacher('test_resnet', path, num_classes=CLASSES).num_classes == CLASSES
+
+
+def test_timm_tags_and_arguments_that_are_none(tmp_path: Path) -> None:
+    path = timm_checkpoint(tmp_path)
+    with pytest.raises(SetupError, match=r'TimmTeacher\(resnet18.bogus\): .*bogus.*a1_in1k'):
+        TimmTeacher('resnet18.bogus', path)
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): .*checkpoint='):
+        TimmTeacher('test_resnet', pretrained=True, checkpoint_path=path)
+
+
 def test_fixed_sizes_are_kept(tmp_path: Path) -> None:
     """A vision transformer of a fixed size gets images of its size."""
     seen: list[torch.Size] = []
@@ -168,6 +183,15 @@ def test_mmpretrain_needs_no_pretrained_weights_of_the_config(tmp_path: Path) ->
     student = timm_student(checkpoint='/nowhere.pth')
     torch.save(build(timm_student()).state_dict(), tmp_path / 'w.pth')
     assert MMPretrainTeacher(config(student, tmp_path), tmp_path / 'w.pth').num_classes == CLASSES
+
+
+def test_mmpretrain_teachers_of_other_tasks(tmp_path: Path) -> None:
+    head = dict(type='MultiLabelLinearClsHead', num_classes=CLASSES, in_channels=32)
+    model = resnet(head=head)
+    torch.save(build(model).state_dict(), tmp_path / 'w.pth')
+    said = r'MMPretrainTeacher\(Config\): the teacher is a multi-label classifier \(MultiLabelLinearClsHead\)'
+    with pytest.raises(SetupError, match=said):
+        MMPretrainTeacher(config(model, tmp_path), tmp_path / 'w.pth')
 
 
 @pytest.mark.parametrize('options', [dict(channel_order='rgb'), dict(mean=MEAN, std=STD), {}])

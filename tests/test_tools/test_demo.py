@@ -18,7 +18,8 @@ TINY = [
 
 
 def _demo(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, 'PYTHONPATH': str(REPO), 'COLUMNS': '100'}
+    environment = {**os.environ, 'COLUMNS': '100'}
+    environment.pop('PYTHONPATH', None)  # as from a checkout that is not installed
     command = [sys.executable, str(REPO / 'tools' / 'demo.py'), *arguments]
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
 
@@ -50,6 +51,14 @@ def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     assert "SetupError: Digits: split 'nowhere'" in done.stderr
     assert 'Traceback' not in done.stderr
     assert str(tmp_path / 'demo' / 'logs') in done.stderr.replace('\n', '')
+
+
+def test_deviation_is_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPO / 'tools'))
+    from demo_methods import deviation
+
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert deviation([1.0]) is None
 
 
 @pytest.mark.parametrize('count', range(1, 13))

@@ -37,7 +37,8 @@ def _config(folder: Path) -> Path:
 
 
 def _script(name: str, *args: object) -> subprocess.CompletedProcess:
-    env = {**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(ROOT), 'PORT': '29561', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29561', 'OMP_NUM_THREADS': '1'}
+    env.pop('PYTHONPATH', None)  # as from a checkout that is not installed
     command = ['bash', str(ROOT / 'tools' / name), *map(str, args)]
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -49,7 +49,8 @@ def test_a_distilled_student_is_tested_with_and_without_the_plugin(
     next(tmp_path.glob('test_resnet*.pth')).unlink()  # the teacher's
 
     options = ['--cfg-options', 'test_dataloader.batch_size=3']
-    tested = tools.run('test.py', distilled, work / 'epoch_1.pth', '--work-dir', tmp_path / 'test', *options)
+    flags = ['--local-rank', '0', '--launcher', 'none', '--work-dir', tmp_path / 'test']
+    tested = tools.run('test.py', *flags, distilled, work / 'epoch_1.pth', *options)
     assert tested.code == 0, tested.output
 
     plain = work / 'plain_distilled.py'
@@ -118,8 +119,8 @@ def test_load_from_a_distilled_student_and_the_teachers_result(
 def test_auto_scale_lr(tools: Nursery, configs: tuple[Path, Path], tmp_path: Path) -> None:
     plain, _ = configs
     assert_one_sentence(tools.run('train.py', plain, '--auto-scale-lr'), 'base_batch_size')
-    plain.write_text(plain.read_text() + 'auto_scale_lr = dict(base_batch_size=8)\n')
-    done = tools.run('train.py', plain, '--auto-scale-lr', '--work-dir', tmp_path / 'work', '--cfg-options', ONE_EPOCH)
+    options = ['--cfg-options', ONE_EPOCH, 'auto_scale_lr.base_batch_size=8']
+    done = tools.run('train.py', plain, '--auto-scale-lr', '--work-dir', tmp_path / 'work', *options)
     assert done.code == 0, done.output
     assert 'Scaling the original LR by 0.5' in done.output
     assert 'lr: 2.5000e-02' in done.output
@@ -136,6 +137,9 @@ def test_what_does_not_fit_is_said_in_one_sentence(tools: Nursery, configs: tupl
 
     assert_one_sentence(train(tmp_path / 'none.py'), 'There is no config file')
     assert_one_sentence(train(plain, '--evaluate-teacher'), 'has no teacher')
+    (tmp_path / 'empty.py').write_text('')
+    assert_one_sentence(train(tmp_path / 'empty.py'), 'has no model')
+    assert_one_sentence(tools.run('test.py', tmp_path / 'empty.py', 'x.pth'), 'has no model')
     if not torch.cuda.is_available():
         assert_one_sentence(train(plain, '--amp'), '--amp needs a GPU')
         assert_one_sentence(train(plain, '--launcher', 'slurm'), '--launcher slurm needs GPUs')
@@ -152,6 +156,22 @@ def test_what_does_not_fit_is_said_in_one_sentence(tools: Nursery, configs: tupl
         assert_one_sentence(train(tmp_path / 'birds.py'), f'there is no folder nowhere with the data of {kind}')
         there = ['--cfg-options', f'train_dataloader.dataset.data_root={tmp_path}']
         assert_one_sentence(train(tmp_path / 'birds.py', *there), str(tmp_path))
+
+
+def test_tools_run_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    run = (
+        'import runpy, sys\n'
+        'for tool in sys.argv[1:]:\n'
+        '    before = list(sys.path)\n'
+        "    runpy.run_path(tool, run_name='tool')\n"
+        '    print(sys.path[0])\n'
+        '    sys.path[:] = before\n'
+    )
+    tools = [ROOT / 'tools' / name for name in ('train.py', 'test.py', 'benchmark.py')]
+    done = subprocess.run([sys.executable, '-c', run, *tools], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count(str(ROOT)) == len(tools)
 
 
 def test_a_variable_of_the_file_is_replaced_for_both_tools(tools: Nursery, tmp_path: Path) -> None:
