@@ -86,8 +86,9 @@ def _read(name: str, loader: Callable[[], Any]) -> Any:
         raise
     except FileNotFoundError as error:
         raise UnreadableCheckpointError(
-            f'Checkpoint {name} does not exist. Give its path, or set the environment variable that the config reads '
-            '(FNKD_WEIGHTS, FNKD_DATA).'
+            f'Checkpoint {name} does not exist. Give its path: a config of ours takes its teacher from '
+            '--cfg-options teacher_checkpoint=FILE, which its config in configs/teachers/ trains, and ImageNet weights '
+            'from the folder that the environment variable FNKD_WEIGHTS names.'
         ) from error
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpointError(

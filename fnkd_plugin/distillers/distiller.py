@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmpretrain.models import heads
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.tasks import check_single_label
 from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
 from fnkd_plugin.teachers.teacher import Teacher
 
@@ -29,13 +29,6 @@ if TYPE_CHECKING:
 
 else:
     _Student = object
-
-# Heads whose output is no softmax over classes, though an affine layer may well be their last.
-_OTHER_TASKS = {
-    'MultiLabelClsHead': 'a multi-label classifier',
-    'MultiTaskHead': 'a multi-task model',
-    'RegressionHead': 'a regression model',
-}
 
 
 class Distillation:
@@ -177,13 +170,7 @@ def _check_student(student: BaseModel) -> None:
         raise SetupError('Distiller: the student distils already; give its own student.')
     if hasattr(student, '_distillation'):
         raise SetupError(f"Distiller: {kind} has an attribute '_distillation' of its own, which distilling would hide.")
-    for name, task in _OTHER_TASKS.items():
-        head_type = getattr(heads, name, None)
-        if head_type is not None and isinstance(getattr(student, 'head', None), head_type):
-            raise SetupError(
-                f'Distiller: the student is {task} ({type(student.head).__name__}); soft targets are distributions '
-                'over the classes of a single-label classifier. Give a student with such a head.'
-            )
+    check_single_label('Distiller: the student', student)
     if type(student).train_step is not BaseModel.train_step:
         try:
             source = inspect.getsource(type(student).train_step)
