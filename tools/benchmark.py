@@ -103,7 +103,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         cells = ['{:.1f} [{:.1f}, {:.1f}]'.format(*row[f'{k}_ms']) for k in ('plain', 'teacher', 'distilled', 'added')]
         share = row['added_ms'][0] / row['distilled_ms'][0]
         table.add_row(f'{row["student"]} <- {row["teacher"]}', *cells, f'{share:.1%}')
-    Console(width=140).print(table)
+    Console(width=170).print(table)
 
 
 def main() -> None:
