@@ -105,7 +105,7 @@ def test_missing_data_and_teacher_say_what_to_do(cub_root: Path, tmp_path: Path)
 
 @pytest.mark.skipif('FNKD_DATA' not in os.environ, reason='FNKD_DATA names no folder of local data')
 def test_cub2010_is_read_from_its_archive() -> None:
-    cfg = Config.fromfile(ROOT / 'configs/plain_lite0_cub2010.py')
+    cfg = Config.fromfile(ROOT / 'configs/cub2010/plain_lite0_cub2010.py')
     from mmpretrain.registry import DATASETS
 
     data = {part: DATASETS.build({**cfg.train_dataloader.dataset, 'part': part}) for part in ('all', 'fit', 'tune')}

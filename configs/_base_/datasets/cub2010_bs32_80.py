@@ -1,16 +1,16 @@
-# CUB-200-2010 at 112 pixels, a size that two CPU cores can train on. FNKD_DATA names the folder that holds cub200_2010.
+# CUB-200-2010 at 80 pixels, a size that two CPU cores can train on. FNKD_DATA names the folder that holds cub200_2010.
 data_root = '{{$FNKD_DATA:data}}/cub200_2010'
 data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True, num_classes=200)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=112, crop_ratio_range=(0.35, 1.0), interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale=80, crop_ratio_range=(0.35, 1.0), interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(128, 128), interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=112),
+    dict(type='Resize', scale=(92, 92), interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=80),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(

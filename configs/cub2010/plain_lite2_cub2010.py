@@ -1,4 +1,5 @@
-_base_ = '../plain_lite0_cub2010.py'
+# The teacher of the students here.
+_base_ = 'plain_lite0_cub2010.py'
 model = dict(
     model='tf_efficientnet_lite2', checkpoint='{{$FNKD_WEIGHTS:weights}}/tf_efficientnet_lite2.fp16.safetensors'
 )
