@@ -4,8 +4,10 @@
 import argparse
 import json
 import logging
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+ROOT = Path(__file__).resolve().parents[1]
 # The checkout's own package, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(ROOT))
 
 from fnkd_plugin import Distiller
 from fnkd_plugin.teachers import PixelFormat
@@ -95,7 +98,34 @@ def step(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+_IMPORT = """
+import time
+start = time.perf_counter()
+import mmpretrain.apis, mmpretrain.datasets, mmpretrain.engine, mmpretrain.models
+framework = time.perf_counter()
+import fnkd_plugin
+print('seconds', framework - start, time.perf_counter() - framework)
+"""
+
+
+def imports(rounds: int) -> list[dict[str, Any]]:
+    """Import of mmpretrain, then of this package on top of it, in fresh processes."""
+    times: list[list[float]] = []
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+    for _ in track(range(rounds + 1), 'import'):
+        done = subprocess.run([sys.executable, '-c', _IMPORT], env=env, check=True, capture_output=True, text=True)
+        times.append([float(word) for word in done.stdout.split('seconds')[1].split()])
+    framework, ours = zip(*times[1:], strict=True)  # the first one fills the file cache
+    named = {'mmpretrain_s': framework, 'fnkd_plugin_s': ours}
+    return [{name: [round(v, 3) for v in _median_interval(list(values))] for name, values in named.items()}]
+
+
+def _show_imports(rows: list[dict[str, Any]]) -> None:
+    for name, (median, low, high) in rows[0].items():
+        print(f'{name:14} {median:.2f} [{low:.2f}, {high:.2f}]')
+
+
+def _show_steps(rows: list[dict[str, Any]]) -> None:
     table = Table(title='ms a step, median [95 % interval]')
     for column in ('pair', 'plain', 'teacher', 'distilled', 'added', 'added / distilled'):
         table.add_column(column, justify='left' if column == 'pair' else 'right', no_wrap=True)
@@ -110,14 +140,19 @@ def main() -> None:
     """Run and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser('step', help='plain step, teacher and distilled step')
-    command.add_argument('--rounds', type=int, default=30)
-    command.add_argument('--out', type=Path, default=Path('benchmarks/step.json'))
+    for name, help_text, measure, show, rounds in (
+        ('step', 'plain step, teacher and distilled step', step, _show_steps, 30),
+        ('import', "this package's import on top of mmpretrain's", imports, _show_imports, 7),
+    ):
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument('--rounds', type=int, default=rounds)
+        command.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / f'{name}.json')
+        command.set_defaults(measure=measure, show=show)
     args = parser.parse_args()
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
-    rows = step(args.rounds)
+    rows = args.measure(args.rounds)
     machine = {
         'cpu_threads': torch.get_num_threads(),
         'machine': platform.machine(),
@@ -126,7 +161,7 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({'machine': machine, 'rounds': args.rounds, 'rows': rows}, indent=1) + '\n')
-    _show(rows)
+    args.show(rows)
 
 
 if __name__ == '__main__':

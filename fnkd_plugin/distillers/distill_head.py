@@ -1,9 +1,10 @@
 """How the hard and the soft losses are weighed."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ class DistillHead(nn.Module):
         hard_weight: What the student's own losses are multiplied by, >= 0.
         warmup: Over how many epochs (or iterations) the soft term grows linearly to its full weight; 0 for
             none. In epoch (iteration) ``i``, counted from 1, it has ``min(1, i / warmup)`` of it.
-        by_epoch: Whether ``warmup`` counts epochs or iterations.
+        by_epoch: Whether ``warmup`` counts epochs or iterations. A loop by iterations counts one epoch only.
 
     Raises:
         SetupError: If a number is out of range, or something that is no soft loss is given.
@@ -43,6 +44,7 @@ class DistillHead(nn.Module):
         self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)
         self.warmup = check_number('DistillHead', 'warmup', warmup)
         self.by_epoch = by_epoch
+        self._said_too_long = False
 
     @property
     def active(self) -> bool:
@@ -96,11 +98,21 @@ class DistillHead(nn.Module):
     def _warmup_factor(self) -> float:
         if self.warmup == 0:
             return 1.0
-        done = MessageHub.get_current_instance().get_info('epoch' if self.by_epoch else 'iter')
+        hub = MessageHub.get_current_instance()
+        unit = 'epoch' if self.by_epoch else 'iter'
+        done, length = hub.get_info(unit), hub.get_info(f'max_{unit}s')
         if done is None:
             raise RuntimeError(
                 'DistillHead: warmup needs a Runner, which counts epochs and iterations; '
                 'train with one, or set warmup=0.'
+            )
+        if length is not None and self.warmup > length and not self._said_too_long:
+            self._said_too_long = True
+            print_log(
+                f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so that the '
+                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.',
+                logger='current',
+                level=logging.WARNING,
             )
         return min(1.0, (done + 1) / self.warmup)
 

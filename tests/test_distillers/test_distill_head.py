@@ -90,3 +90,13 @@ def test_warmup_through_a_runner(by_epoch: bool, warmup: int, factors: list[floa
         runner = train(distilled(resnet(), timm_teacher(tmp_path), **head), tmp_path / str(i), **options)
         soft.append(torch.tensor(runner.message_hub.get_scalar('train/loss_soft').data[0]))
     torch.testing.assert_close(soft[0] / soft[1], torch.tensor(factors, dtype=soft[0].dtype), rtol=1e-5, atol=0)
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize(('warmup', 'by_epoch', 'said'), [(3, True, 1), (3, False, 0), (1, True, 0)])
+def test_a_warmup_longer_than_the_run_is_said_once(warmup: int, by_epoch: bool, said: int, tmp_path: Path) -> None:
+    """A loop by iterations counts one epoch, in which a warm-up by epochs never ends."""
+    model = distilled(resnet(), timm_teacher(tmp_path), warmup=warmup, by_epoch=by_epoch)
+    train(model, tmp_path, train_cfg=dict(by_epoch=False, max_iters=4))
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('use by_epoch=False') == said
