@@ -10,7 +10,13 @@ from mmengine.runner import Runner
 from mmpretrain import registry
 
 _HEAD_KEYS = ('type', 'soft_loss', 'hard_weight', 'warmup', 'by_epoch', '_delete_')
-_OWN_HOOKS = ('SafeCheckpointHook', 'ReproducibleHook', 'EvaluateTeacherHook')
+_OWN_HOOKS = (
+    'ChannelsLastHook',
+    'SafeCheckpointHook',
+    'ReproducibleHook',
+    'EvaluateTeacherHook',
+    'SavePredictionsHook',
+)
 # What MMEngine reads of a config; all else is the file's own.
 _RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
 
@@ -39,6 +45,8 @@ def without_pretrained(model: ConfigDict) -> ConfigDict:
             node['pretrained'] = False if _type_name(node).startswith(('Timm', 'TIMM')) else None
         if _type_name(node) == 'TimmStudent':
             node.pop('checkpoint', None)
+        if _type_name(node) == 'TIMMBackbone':
+            node.pop('checkpoint_path', None)
     return model
 
 

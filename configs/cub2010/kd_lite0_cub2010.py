@@ -1,5 +1,5 @@
 _base_ = 'plain_lite0_cub2010.py'
-teacher_checkpoint = 'work_dirs/plain_lite2_cub2010/epoch_10.pth'  # made by confiplain_lite2_cub2010.py
+teacher_checkpoint = 'work_dirs/plain_lite2_cub2010/epoch_10.pth'  # made by plain_lite2_cub2010.py
 model = dict(
     _delete_=True,
     type='Distiller',

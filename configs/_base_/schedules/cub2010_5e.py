@@ -2,8 +2,8 @@
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=True, end=0.5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=5.5, by_epoch=True, begin=0.5, end=6, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=4.5, by_epoch=True, begin=0.5, end=5, convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=6)
+train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()

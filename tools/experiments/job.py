@@ -1,0 +1,86 @@
+"""One training, as a worker process does it: through tools/train.py, then measured on what it predicted."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Options = Mapping[str, Any]
+"""What ``--cfg-options`` of tools/train.py take."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a config and what it overrides; the validation set is evaluated once, at the end."""
+
+    name: str
+    config: Path
+    folder: Path
+    seed: int
+    options: Options = field(default_factory=dict)
+    teacher: Path | None = None
+    """The teacher's checkpoint."""
+
+    def arguments(self) -> list[str]:
+        """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
+        options = {
+            'randomness.seed': self.seed,
+            # MMEngine keeps its loggers by this name, and a worker may train more than once a second.
+            'experiment_name': self.name,
+            'default_hooks.save_predictions.type': 'SavePredictionsHook',
+            **self.options,
+        }
+        if self.teacher is not None:
+            options['teacher_checkpoint'] = self.teacher
+        pairs = [f'{key}={value}' for key, value in options.items()]
+        return [str(self.config), '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
+
+
+def start(log_folder: Path) -> None:
+    """Send everything that is printed in this process to a file, which leaves the terminal to the parent."""
+    with open(log_folder / f'worker_{os.getpid()}.log', 'w') as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train; where the checkpoint is, and what the training took."""
+    began, cpu = time.perf_counter(), time.process_time()
+    from train import main
+
+    try:
+        main(job.arguments())
+    except BaseException:
+        # The parent shows one line; the log has the rest.
+        traceback.print_exc()
+        raise
+    return dict(
+        checkpoint=(job.folder / 'last_checkpoint').read_text().strip(),
+        seconds=round(time.perf_counter() - began, 1),
+        cpu_seconds=round(time.process_time() - cpu, 1),
+    )
+
+
+def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
+    """The feature norm of each test image, and whether the model is right on it."""
+    from mmengine.runner import Runner
+
+    from fnkd_plugin.engine.training import load_config
+    from fnkd_plugin.teachers import MMPretrainTeacher
+
+    cfg = load_config(config)
+    model = MMPretrainTeacher(cfg, checkpoint)
+    model.prepare(model.pixels)
+    norms: list[float] = []
+    right: list[bool] = []
+    for batch in Runner.build_dataloader(cfg.test_dataloader):
+        data = model.model.data_preprocessor(batch, False)
+        prediction = model.predict(data['inputs'])
+        labels = [int(sample.gt_label) for sample in data['data_samples']]
+        norms += prediction.feature_norm.tolist()
+        right += [a == b for a, b in zip(prediction.logits.argmax(1).tolist(), labels, strict=True)]
+    return dict(norm=norms, right=right)

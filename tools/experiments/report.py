@@ -1,0 +1,96 @@
+"""What a table's results say: means, spreads, and differences with their intervals."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAVY
+from rich.table import Table as RichTable
+from scipy.stats import t as student_t
+
+from experiments.study import Study
+from experiments.tables import Method
+
+COLUMNS = ('method', 'top-1, %', 'over plain', 'over KD', 'NLL', 'ECE, %', 'agreement, %', 'chosen of its trials')
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation; one value has none."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
+    """Mean difference over the seeds that both have, and half its 95 % interval by Student's t; NaN for one seed."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not differences:
+        return math.nan, math.nan
+    spread = deviation(differences)
+    if spread is None:
+        return differences[0], math.nan
+    count = len(differences)
+    return statistics.mean(differences), float(student_t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+
+
+def rows(study: Study) -> list[list[str]]:
+    """One a method that has run, and the teacher's, as texts under :data:`COLUMNS`."""
+    accuracies = {m.title: _accuracies(study, m) for m in study.table.methods}
+    found = []
+    for method in study.table.methods:
+        entries = study.final_results(method)
+        if not entries:
+            continue
+        mine = accuracies[method.title]
+        against = [
+            '' if method.title == other else _interval(*paired_difference(mine, accuracies.get(other, {})))
+            for other in (study.table.methods[0].title, 'KD')
+        ]
+        measures = [_spread(entries, name, digits) for name, digits in (('nll', 3), ('ece', 1), ('agreement', 1))]
+        chosen = method.chosen(method.trials[study.best_trial(method)])
+        found.append([method.title, _spread(entries, 'accuracy', 1), *against, *measures, chosen])
+    teacher = study.results.runs.get(study.teacher.name)
+    if teacher is not None:
+        measures = [f'{teacher["nll"]:.3f}', f'{teacher["ece"]:.1f}', '']
+        found.append(['teacher', f'{teacher["accuracy"]:.1f}', '', '', *measures, ''])
+    return found
+
+
+def as_rich(study: Study) -> RichTable:
+    """For the terminal."""
+    table = RichTable(title=study.table.title, title_justify='left', box=SIMPLE_HEAVY)
+    for name in COLUMNS:
+        table.add_column(name, justify='left' if name in (COLUMNS[0], COLUMNS[-1]) else 'right')
+    for row in rows(study):
+        if row[0] == 'teacher':
+            table.add_section()
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(study: Study) -> str:
+    """For the README."""
+    cells = [list(COLUMNS), ['---', *['--:'] * (len(COLUMNS) - 2), '---'], *rows(study)]
+    seeds = max((len(study.final_results(m)) for m in study.table.methods), default=0)
+    trials = max(len(m.trials) for m in study.table.methods)
+    head = f'**{study.table.title}**; {seeds} seed{"s" if seeds > 1 else ""}, {trials} trials a method.'
+    note = f' {study.table.note}' if study.table.note else ''
+    return '\n'.join([head + note, '', *('| ' + ' | '.join(row) + ' |' for row in cells)])
+
+
+def _accuracies(study: Study, method: Method) -> dict[int, float]:
+    return {entry['seed']: entry['accuracy'] for entry in study.final_results(method)}
+
+
+def _spread(entries: list[dict[str, Any]], name: str, digits: int) -> str:
+    values = [entry[name] for entry in entries if name in entry]
+    if not values:
+        return ''
+    spread = deviation(values)
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if spread is None else f'{mean} ± {spread:.{digits}f}'
+
+
+def _interval(difference: float, half: float) -> str:
+    if math.isnan(difference):
+        return ''
+    return f'{difference:+.1f}' + ('' if math.isnan(half) else f' ± {half:.1f}')

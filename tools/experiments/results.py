@@ -1,0 +1,92 @@
+"""The results file: one entry a training, written as soon as it is known."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from experiments.job import Job
+
+_PACKAGES = ('torch', 'timm', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain', 'torchmetrics')
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and machine."""
+    installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
+    return dict(
+        versions=dict(python=platform.python_version(), **{n: installed[n] for n in _PACKAGES if n in installed}),
+        machine=dict(system=platform.system(), processor=_processor()),
+    )
+
+
+def _processor() -> str:
+    # platform.processor() is empty on most Linux systems.
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return f'{len(names)} x {names[0]}' if names else platform.processor()
+
+
+def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
+    """Accuracy in %, NLL in nats, ECE in % (15 bins), and in % the images on which the teacher says the same."""
+    found = np.load(predictions)
+    scores, labels = torch.from_numpy(found['scores']), torch.from_numpy(found['labels'])
+    classes = scores.shape[1]
+    nll = -scores.double().gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny).log().mean()
+    measures = dict(
+        accuracy=100 * multiclass_accuracy(scores, labels, classes, average='micro').item(),
+        nll=nll.item(),
+        ece=100 * multiclass_calibration_error(scores, labels, classes).item(),
+    )
+    if teacher is not None and teacher.is_file():
+        theirs = torch.from_numpy(np.load(teacher)['scores']).argmax(1)
+        if len(theirs) == len(labels):  # trials are scored on other images
+            measures['agreement'] = 100 * multiclass_accuracy(scores, theirs, classes, average='micro').item()
+    return {name: round(value, 4) for name, value in measures.items()}
+
+
+class Results:
+    """The file's content; a run is known by its name, and must have had the same seed and options.
+
+    Attributes:
+        runs: For each training by name its config, seed, options, measures and time, and where it ran.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        self.runs: dict[str, dict[str, Any]] = stored.get('runs', {})
+        self._places: list[dict[str, Any]] = stored.get('places', [])
+
+    def find(self, job: Job) -> dict[str, Any] | None:
+        """The job's entry, if it has run.
+
+        Raises:
+            ValueError: If it has run with another seed or other options.
+        """
+        entry = self.runs.get(job.name)
+        if entry is not None and (entry['seed'], entry['options']) != (job.seed, dict(job.options)):
+            raise ValueError(
+                f'{self.path}: {job.name} was run with seed {entry["seed"]} and {entry["options"]}, now asked for are '
+                f'seed {job.seed} and {dict(job.options)}. Move the file away to start anew, or give another --out.'
+            )
+        return entry
+
+    def add(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
+        """Take in a training's outcome and write the file."""
+        place = surroundings()
+        if place not in self._places:
+            self._places.append(place)
+        entry = dict(config=job.config.name, seed=job.seed, options=dict(job.options), **found)
+        self.runs[job.name] = {**entry, 'place': self._places.index(place)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(f'.{os.getpid()}')
+        partial.write_text(json.dumps({'places': self._places, 'runs': self.runs}, indent=1) + '\n')
+        partial.replace(self.path)
+        return self.runs[job.name]

@@ -1,0 +1,162 @@
+"""Running a table: the teacher, each method's trials, then its chosen values with every seed."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.job import Job, Options, run, start
+from experiments.results import Results, measure
+from experiments.tables import CONFIGS, Method, Table
+
+TRIAL_SEED = 100
+
+
+class StudyError(Exception):
+    """A training failed; the message says which and where its log is."""
+
+
+class Study:
+    """The trainings of a table.
+
+    What the results file holds is not run again, and a training that was cut off goes on where it stood.
+
+    Attributes:
+        table: What is compared.
+        results: What has been run.
+    """
+
+    def __init__(
+        self, table: Table, results: Results, folder: Path, seeds: Sequence[int], options: Options | None = None
+    ) -> None:
+        self.table = table
+        self.results = results
+        self.folder = folder
+        self.seeds = seeds
+        self._options = dict(options or {})
+
+    @property
+    def teacher(self) -> Job:
+        """The teacher's training."""
+        return self._job('teacher', self.table.teacher, 0, self.table.final_options)
+
+    def trials(self, method: Method) -> list[Job]:
+        """A method's trainings on a part of the training set."""
+        return [
+            self._student(method, f'trial{i}', TRIAL_SEED, {**self.table.trial_options, **values})
+            for i, values in enumerate(method.trials)
+        ]
+
+    def best_trial(self, method: Method) -> int:
+        """The number of the most accurate trial, of equals the first."""
+        accuracies = [self.results.runs[job.name]['accuracy'] for job in self.trials(method)]
+        return accuracies.index(max(accuracies))
+
+    def finals(self, method: Method) -> list[Job]:
+        """A method's trainings that are tested, one a seed."""
+        values = method.trials[self.best_trial(method)]
+        return [self._student(method, f'seed{s}', s, {**self.table.final_options, **values}) for s in self.seeds]
+
+    def final_results(self, method: Method) -> list[dict[str, Any]]:
+        """Those that have run."""
+        if not all(self.results.find(job) for job in self.trials(method)):
+            return []
+        return [entry for job in self.finals(method) if (entry := self.results.find(job))]
+
+    def ready(self, methods: Sequence[Method]) -> list[Job]:
+        """What can be run now."""
+        jobs = [self.teacher]
+        taught = self.results.find(self.teacher) is not None
+        for method in methods:
+            if method.needs_teacher and not taught:
+                continue
+            trials = self.trials(method)
+            done = all(self.results.find(job) for job in trials)
+            jobs += self.finals(method) if done else trials
+        return [job for job in jobs if self.results.find(job) is None]
+
+    def count(self, methods: Sequence[Method]) -> int:
+        """How many trainings the methods take, the teacher's among them."""
+        return 1 + sum(len(m.trials) + len(self.seeds) for m in methods)
+
+    def run(self, methods: Sequence[Method], workers: int, console: Console) -> None:
+        """Run what is missing, as many at a time as there are workers.
+
+        Raises:
+            StudyError: If a training fails.
+        """
+        logs = self.folder / 'logs'
+        logs.mkdir(parents=True, exist_ok=True)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), start, (logs,))
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('trainings,'),
+            TimeElapsedColumn(),
+            TextColumn('gone,'),
+            TimeRemainingColumn(),
+            TextColumn('to go'),
+        )
+        running: dict[Future, Job] = {}
+        begun: set[str] = set()
+        try:
+            with Progress(*columns, console=console) as progress:
+                total = self.count(methods)
+                done = sum(job.name in self.results.runs for m in methods for job in self.trials(m))
+                done += sum(len(self.final_results(m)) for m in methods) + (self.teacher.name in self.results.runs)
+                task = progress.add_task('starting', total=total, completed=done)
+                while True:
+                    for job in self.ready(methods):
+                        if job.name not in begun:
+                            begun.add(job.name)
+                            running[pool.submit(run, job)] = job
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        job = running.pop(future)
+                        entry = self._take(job, future)
+                        progress.update(task, advance=1, description=f'{job.name} {entry["accuracy"]:.1f} %')
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self, job: Job, future: Future) -> dict[str, Any]:
+        try:
+            found = future.result()
+        except BrokenProcessPool as error:
+            raise StudyError(
+                f'a worker process died (out of memory?); the logs are in {self.folder / "logs"}.'
+            ) from error
+        except Exception as error:
+            raise StudyError(
+                f'{job.name}: {type(error).__name__}: {error}\nThe logs are in {self.folder / "logs"}.'
+            ) from error
+        teacher = None if job.name == 'teacher' else self.teacher.folder / 'predictions.npz'
+        checkpoint = os.path.relpath(found.pop('checkpoint'), self.folder)
+        return self.results.add(
+            job, {**measure(job.folder / 'predictions.npz', teacher), **found, 'checkpoint': checkpoint}
+        )
+
+    def checkpoint(self, job: Job) -> Path:
+        """The file of a training's weights."""
+        return self.folder / self.results.runs[job.name]['checkpoint']
+
+    def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
+        name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
+        known = method.needs_teacher and self.teacher.name in self.results.runs
+        return self._job(name, method.config, seed, options, self.checkpoint(self.teacher) if known else None)
+
+    def _job(self, name: str, config: str, seed: int, options: Options, teacher: Path | None = None) -> Job:
+        options = {**options, **self._options}
+        # Other options, another folder: a training never goes on from one that was something else.
+        key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
+        return Job(name, CONFIGS / config, self.folder / f'{name}_{key}', seed, options, teacher)

@@ -1,0 +1,194 @@
+"""The tables that can be run: which methods, which trials, on which parts of the data.
+
+A method's trials are values for what is tuned. They are compared on a part of the training set; the best one's values
+are then trained anew on all of it, with each seed, and measured on the test set.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.job import Options
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+LR = 'optim_wrapper.optimizer.lr'
+WEIGHT = 'model.head.soft_loss.loss_weight'
+HARD = 'model.head.hard_weight'
+TEMPERATURE = 'model.head.soft_loss.temperature'
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train the student.
+
+    Attributes:
+        title: Its name in tables.
+        config: Its config, below ``configs/``.
+        trials: The options of each trial.
+        symbols: How tables call what is tuned.
+        needs_teacher: Whether the teacher must be trained before.
+    """
+
+    title: str
+    config: str
+    trials: tuple[Options, ...]
+    symbols: Mapping[str, str]
+    needs_teacher: bool = False
+
+    def chosen(self, options: Options) -> str:
+        """The tuned values in words, such as ``lr 0.02, ε 0.1``."""
+        return ', '.join(f'{symbol} {options[key]:.3g}' for key, symbol in self.symbols.items() if key in options)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A comparison of methods.
+
+    Attributes:
+        title: What is compared on what.
+        teacher: The teacher's config, below ``configs/``.
+        methods: The first is what the others are compared with.
+        trial_options: What makes a training a trial: its parts of the training set, its length.
+        final_options: What is set in the trainings that are tested.
+        note: What a reader must know.
+    """
+
+    title: str
+    teacher: str
+    methods: tuple[Method, ...]
+    trial_options: Options
+    final_options: Options = field(default_factory=dict)
+    note: str = ''
+
+
+def spread(low: float, high: float, count: int) -> list[float]:
+    """``count`` numbers at equal ratios from ``low`` to ``high``; of one, their geometric mean."""
+    if count == 1:
+        return [(low * high) ** 0.5]
+    return [round(low * (high / low) ** (i / (count - 1)), 6) for i in range(count)]
+
+
+def latin_order(count: int) -> list[int]:
+    """An order in which low and high weights meet low and high learning rates alike."""
+    step = next(s for s in range(max(2, int(count**0.5)), 2 * count + 2) if _coprime(s, count))
+    return [(step * i + step // 2) % count for i in range(count)]
+
+
+def _coprime(a: int, b: int) -> bool:
+    while b:
+        a, b = b, a % b
+    return a == 1
+
+
+def digits(trials: int = 4) -> Table:
+    """The demo's table: learning rates by weights, a Latin square for each method."""
+    rates = spread(0.005, 0.04, trials)
+
+    def tuned(weights: tuple[float, float], options: Callable[[float], dict[str, Any]]) -> tuple[Options, ...]:
+        values = spread(*weights, trials)
+        return tuple({LR: lr, **options(values[j])} for lr, j in zip(rates, latin_order(trials), strict=True))
+
+    eps, lr = 'model.head.loss.eps', {LR: 'lr'}
+    return Table(
+        title='A student of 3,562 parameters that sees 50 scans of digits',
+        teacher='demo/teacher_digits.py',
+        methods=(
+            Method('plain', 'demo/plain_digits.py', tuple({LR: r} for r in rates), lr),
+            Method('LSR', 'demo/lsr_digits.py', tuned((0.05, 0.6), lambda e: {eps: e}), {**lr, eps: 'ε'}),
+            Method(
+                'KD',
+                'demo/kd_digits.py',
+                tuned((0.1, 0.9), lambda a: {WEIGHT: a, HARD: round(1 - a, 6)}),
+                {**lr, WEIGHT: 'α'},
+                needs_teacher=True,
+            ),
+            Method(
+                'FNKD',
+                'demo/fnkd_digits.py',
+                tuned((3.0, 100.0), lambda w: {WEIGHT: w}),
+                {**lr, WEIGHT: 'λ²'},
+                needs_teacher=True,
+            ),
+        ),
+        trial_options={'val_dataloader.dataset.split': 'val'},
+        final_options={'val_dataloader.dataset.split': 'test'},
+    )
+
+
+def cub2010() -> Table:
+    """The shape of the paper's Table 1, on the birds at hand."""
+    lr, eps = {LR: 'lr'}, 'model.loss.eps'
+    uniform, near = 'model.loss.eps_uniform', 'model.loss.eps_near'
+    scale = 'model.head.scale'
+    return Table(
+        title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 5 epochs',
+        teacher='cub2010/plain_lite2_cub2010.py',
+        methods=(
+            Method('plain', 'cub2010/plain_lite0_cub2010.py', ({LR: 0.01}, {LR: 0.02}, {LR: 0.04}), lr),
+            Method(
+                'LSR',
+                'cub2010/lsr_lite0_cub2010.py',
+                ({LR: 0.01, eps: 0.1}, {LR: 0.02, eps: 0.1}, {LR: 0.02, eps: 0.3}),
+                {**lr, eps: 'ε'},
+            ),
+            Method(
+                'ALSR',
+                'cub2010/alsr_lite0_cub2010.py',
+                (
+                    {LR: 0.01, uniform: 0.1, near: 0.1},
+                    {LR: 0.02, uniform: 0.1, near: 0.1},
+                    {LR: 0.02, uniform: 0.05, near: 0.3},
+                ),
+                {**lr, uniform: 'ε₁', near: 'ε₂'},
+            ),
+            Method(
+                'HE',
+                'cub2010/he_lite0_cub2010.py',
+                ({LR: 0.02, scale: 16}, {LR: 0.04, scale: 16}, {LR: 0.04, scale: 32}),
+                {**lr, scale: 's'},
+            ),
+            Method(
+                'KD, T = 1',
+                'cub2010/kd_t1_lite0_cub2010.py',
+                (
+                    {LR: 0.02, WEIGHT: 0.5, HARD: 0.5},
+                    {LR: 0.02, WEIGHT: 0.9, HARD: 0.1},
+                    {LR: 0.04, WEIGHT: 0.9, HARD: 0.1},
+                ),
+                {**lr, WEIGHT: 'α'},
+                needs_teacher=True,
+            ),
+            Method(
+                'KD',
+                'cub2010/kd_lite0_cub2010.py',
+                (
+                    {LR: 0.02, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
+                    {LR: 0.04, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
+                    {LR: 0.04, TEMPERATURE: 2, WEIGHT: 0.9, HARD: 0.1},
+                ),
+                {**lr, TEMPERATURE: 'T', WEIGHT: 'α'},
+                needs_teacher=True,
+            ),
+            Method(
+                'FNKD',
+                'cub2010/fnkd_lite0_cub2010.py',
+                ({LR: 0.01, WEIGHT: 9}, {LR: 0.02, WEIGHT: 9}, {LR: 0.01, WEIGHT: 27}),
+                {**lr, WEIGHT: 'λ²'},
+                needs_teacher=True,
+            ),
+        ),
+        trial_options={
+            'train_dataloader.dataset.part': 'fit',
+            'val_dataloader.dataset.part': 'tune',
+            'val_dataloader.dataset.split': 'train',
+            'train_cfg.max_epochs': 3,
+            'train_cfg.val_interval': 3,
+            'param_scheduler.1.T_max': 2.5,
+            'param_scheduler.1.end': 3,
+        },
+        note="The 2010 edition with a split of its own: not comparable with CUB-200-2011's numbers.",
+    )
+
+
+TABLES: dict[str, Callable[[], Table]] = {'digits': digits, 'cub2010': cub2010}
