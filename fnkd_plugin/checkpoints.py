@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
+TIMM_EMA = ('state_dict_ema', 'model_ema')
+"""Where timm's checkpoints keep averaged weights."""
+
 _RUNS_AS_PYTHON = ('config', 'cfg')
 _HISTORY = '_fnkd_history_buffer'
 _SHAPE = r'torch\.Size\(\[(.*?)\]\)'
@@ -140,25 +143,43 @@ def _read_file(path: str, map_location: Any) -> Any:
     return torch.load(path, map_location=map_location, weights_only=True)
 
 
+def read_checkpoint(source: str | Path) -> dict[str, Any]:
+    """All that a checkpoint of MMEngine, timm or plain torch holds: a path, a URL or a scheme of MMEngine.
+
+    Raises:
+        UnreadableCheckpointError: If the file is missing, truncated, or no plain data.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
+    if not isinstance(checkpoint, dict):
+        raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
+    return checkpoint
+
+
 def read_state_dict(source: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint of MMEngine, timm or plain torch: a path, a URL or a scheme of MMEngine.
+    """The weights of a checkpoint: :func:`find_state_dict` of :func:`read_checkpoint`.
+
+    Raises:
+        UnreadableCheckpointError: If the file is missing, truncated, no plain data, or holds no weights.
+    """
+    return find_state_dict(read_checkpoint(source), source)
+
+
+def find_state_dict(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The weights in what :func:`read_checkpoint` gave.
 
     Of several sets the EMA weights come first, as timm reads its own. Prefixes of DDP and ``torch.compile``
     are cut.
 
     Raises:
-        UnreadableCheckpointError: If the file is missing, truncated, no plain data, or holds no weights.
+        UnreadableCheckpointError: If there are none.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
-    if isinstance(checkpoint, dict):
-        for key in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
-            if isinstance(checkpoint.get(key), dict):
-                checkpoint = checkpoint[key]
-                break
-    if not (isinstance(checkpoint, dict) and any(isinstance(v, Tensor) for v in checkpoint.values())):
+    found = next(
+        (checkpoint[k] for k in (*TIMM_EMA, 'state_dict', 'model') if isinstance(checkpoint.get(k), dict)), checkpoint
+    )
+    if not any(isinstance(value, Tensor) for value in found.values()):
         raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
     state = {}
-    for key, value in checkpoint.items():
+    for key, value in found.items():
         if isinstance(key, str) and isinstance(value, Tensor):
             for prefix in ('module.', '_orig_mod.', 'module.'):
                 key = key.removeprefix(prefix)
