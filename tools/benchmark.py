@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
 # The checkout's own package, installed or not.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fnkd_plugin import Distiller
 from fnkd_plugin.teachers import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # student, teacher, image size, batch size: steps of more than 100 ms on two CPU cores
 PAIRS = [('resnet18', 'resnet50', 64, 32), ('mobilenetv3_small_100', 'resnet18', 96, 32)]

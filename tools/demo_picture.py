@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use('Agg')
 
 import numpy as np
-from demo_methods import deviation
+from experiments.report import deviation
 from matplotlib import pyplot as plt
 
 _COLORS = {'plain': '#7a7f87', 'LSR': '#c58b2a', 'KD': '#2f7fb8', 'FNKD': '#1d9a6c'}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 # One thread a process, and none that spins: the processes are as many as the cores.
 os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
-ROOT = Path(__file__).resolve().parents[1]
 # The checkout's own package, installed or not; for the worker processes, too.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.job import available_cores
 from experiments.readme import replace_between
 from experiments.report import as_markdown, as_rich
 from experiments.results import Results
@@ -24,10 +24,7 @@ from experiments.study import Study, StudyError
 from experiments.tables import TABLES
 from rich.console import Console
 
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

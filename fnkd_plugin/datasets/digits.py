@@ -37,7 +37,7 @@ class Digits(BaseDataset):
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
-            raise ImportError("Digits: the scans are inside scikit-learn; pip install 'fnkd_plugin[demo]'.") from error
+            raise ImportError("Digits: the scans are inside scikit-learn; pip install 'fnkd_plugin[tools]'.") from error
         scans, labels = load_digits(return_X_y=True)
         images = (scans.reshape(-1, 8, 8, 1) * 15).astype(np.uint8)
         order = np.random.RandomState(0).permutation(len(labels))

@@ -40,6 +40,11 @@ class Job:
         return [str(self.config), '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def start(log_folder: Path) -> None:
     """Send everything that is printed in this process to a file, which leaves the terminal to the parent."""
     with open(log_folder / f'worker_{os.getpid()}.log', 'w') as log:

@@ -1,0 +1,60 @@
+"""What a table says of its runs."""
+
+import math
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+
+def test_deviation_is_the_samples() -> None:
+    from experiments.report import deviation
+
+    assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert deviation([1.0]) is None
+
+
+def test_intervals_are_students_of_paired_differences() -> None:
+    from experiments.report import paired_difference
+
+    ours, theirs = {0: 50.0, 1: 53.0, 2: 51.0, 3: 99.0}, {2: 50.5, 1: 51.0, 0: 49.5}
+    mean, half = paired_difference(ours, theirs)
+    interval = stats.ttest_rel([50, 53, 51], [49.5, 51, 50.5]).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+    mean, half = paired_difference({0: 2.0}, {0: 1.0})
+    assert mean == 1 and math.isnan(half)
+    assert math.isnan(paired_difference({0: 2.0}, {})[0])
+
+
+def _study(tmp_path: Path, seeds: int):
+    from experiments.results import Results
+    from experiments.study import Study
+    from experiments.tables import digits
+
+    study = Study(digits(2), Results(tmp_path / 'r.json'), tmp_path, range(seeds))
+    measures = dict(nll=0.5, ece=3.0, checkpoint='x.pth')
+    study.results.add(study.teacher, dict(accuracy=99.0, **measures))
+    for method in study.table.methods[:2]:
+        for i, job in enumerate(study.trials(method)):
+            study.results.add(job, dict(accuracy=50.0 + i, **measures))
+        for job in study.finals(method):
+            study.results.add(job, dict(accuracy=80.0 + job.seed + (method.title == 'LSR'), agreement=90.0, **measures))
+    return study
+
+
+def test_rows_hold_what_has_run(tmp_path: Path) -> None:
+    from experiments.report import COLUMNS, as_markdown, rows
+
+    found = rows(_study(tmp_path, 3))
+    assert [row[0] for row in found] == ['plain', 'LSR', 'teacher']
+    assert found[0][:4] == ['plain', '81.0 ± 1.0', '', ''] and found[1][1:3] == ['82.0 ± 1.0', '+1.0 ± 0.0']
+    assert found[1][-1].startswith('lr 0.04, ε ')  # the better of two trials
+    assert all(len(row) == len(COLUMNS) for row in found)
+    lines = as_markdown(_study(tmp_path / 'again', 3)).splitlines()
+    assert '3 seeds, 2 trials' in lines[0] and {line.count('|') for line in lines[2:]} == {len(COLUMNS) + 1}
+
+
+def test_one_seed_claims_no_spread(tmp_path: Path) -> None:
+    from experiments.report import rows
+
+    assert rows(_study(tmp_path, 1))[1][1:3] == ['81.0', '+1.0']

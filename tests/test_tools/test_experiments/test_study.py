@@ -1,0 +1,71 @@
+"""Running a table of real, tiny trainings: order, resuming, seeds."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+TINY = {'train_cfg.max_iters': '4', 'train_cfg.val_interval': '4', 'train_dataloader.batch_size': '10'}
+
+
+def _study(tmp_path: Path, seeds: int, **options: str):
+    from experiments.results import Results
+    from experiments.study import Study
+    from experiments.tables import digits
+
+    return Study(digits(1), Results(tmp_path / 'r.json'), tmp_path / 'runs', range(seeds), {**TINY, **options})
+
+
+def test_taught_methods_wait_for_the_teacher_and_finals_for_trials(tmp_path: Path) -> None:
+    study = _study(tmp_path, 2)
+    plain, _, kd, _ = study.table.methods
+    assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_trial0']
+    study.results.add(study.teacher, dict(accuracy=99.0, checkpoint='t.pth'))
+    assert [job.name for job in study.ready([plain, kd])] == ['plain_trial0', 'kd_trial0']
+    assert study.ready([kd])[0].teacher == study.folder / 't.pth'
+    study.results.add(study.trials(kd)[0], dict(accuracy=50.0))
+    assert [job.name for job in study.ready([kd])] == ['kd_seed0', 'kd_seed1']
+
+
+def test_other_options_have_another_folder(tmp_path: Path) -> None:
+    method = _study(tmp_path, 1).table.methods[0]
+    folders = {_study(tmp_path, 1, lr=lr).trials(method)[0].folder for lr in ('1', '2', '2')}
+    assert len(folders) == 2
+
+
+def test_what_has_run_is_not_run_again_and_seeds_can_be_added(tmp_path: Path) -> None:
+    study = _study(tmp_path, 1)
+    methods = study.table.methods[:1]
+    study.run(methods, 1, Console(quiet=True))
+    assert set(study.results.runs) == {'teacher', 'plain_trial0', 'plain_seed0'}
+    entry = study.results.runs['plain_seed0']
+    assert {'accuracy', 'nll', 'ece', 'agreement', 'seconds'} <= set(entry)
+    assert study.checkpoint(study.finals(methods[0])[0]).is_file()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*.pth')}
+    more = _study(tmp_path, 2)
+    more.run(methods, 1, Console(quiet=True))
+    assert set(more.results.runs) == {*study.results.runs, 'plain_seed1'}
+    assert more.results.runs['plain_seed0'] == entry
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in written.items())
+
+
+def test_a_training_cut_off_after_its_last_epoch_is_only_measured(tmp_path: Path) -> None:
+    from experiments.results import Results
+
+    study = _study(tmp_path, 1)
+    study.run(study.table.methods[:1], 1, Console(quiet=True))
+    before = study.results.runs.pop('plain_seed0')
+    study.results.path.write_text(study.results.path.read_text().replace('"plain_seed0"', '"forgotten"'))
+    again = _study(tmp_path, 1)
+    assert isinstance(again.results, Results) and 'plain_seed0' not in again.results.runs
+    again.run(study.table.methods[:1], 1, Console(quiet=True))
+    measures = ('accuracy', 'nll', 'ece', 'agreement', 'checkpoint')
+    assert [again.results.runs['plain_seed0'][m] for m in measures] == [before[m] for m in measures]
+
+
+def test_a_failure_names_the_training_and_its_log(tmp_path: Path) -> None:
+    from experiments.study import StudyError
+
+    study = _study(tmp_path, 1, **{'train_dataloader.dataset.split': 'nowhere'})
+    with pytest.raises(StudyError, match=r"teacher: SetupError: Digits: split 'nowhere'[^\n]*\nThe logs are in .*logs"):
+        study.run(study.table.methods[:1], 1, Console(quiet=True))
