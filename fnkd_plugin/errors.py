@@ -1,6 +1,7 @@
 """Errors that end in one sentence: what is wrong, where, and the mend."""
 
 import math
+from collections.abc import Sequence
 
 
 class SetupError(ValueError):
@@ -20,3 +21,9 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
     lower = '> 0' if positive else '>= 0'
     upper = '' if below == math.inf else f' and < {below:g}'
     raise SetupError(f'{owner}: {name} must be a finite number {lower}{upper}, but is {value!r}.')
+
+
+def first_few(entries: Sequence[object], few: int = 5) -> str:
+    """The first entries for a message, and how many more there are."""
+    more = f' and {len(entries) - few} more' if len(entries) > few else ''
+    return ', '.join(map(str, entries[:few])) + more

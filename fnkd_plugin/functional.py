@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    'alsr_table',
     'alsr_target',
     'at_least_fp32',
     'lsr_target',
+    'mixed_targets',
     'scale_by_feature_norm',
     'scale_by_temperature',
     'soft_cross_entropy',
@@ -142,6 +144,11 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     Returns:
         Distributions [N, K], fp32 unless ``labels`` are distributions of another floating type.
     """
+    return mixed_targets(labels, alsr_table(neighbours, eps_uniform, eps_near).to(labels.device))
+
+
+def alsr_table(neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
+    """The target of each class, one a row, [K, K], fp32; see :func:`alsr_target`."""
     num_classes = len(neighbours)
     table = torch.eye(num_classes)
     for row, near in zip(table, neighbours, strict=True):
@@ -150,8 +157,20 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
             row[list(near)] += eps_near / len(near)
         else:
             row.mul_(1 - eps_uniform)
-    table += eps_uniform / num_classes
+    return table + eps_uniform / num_classes
+
+
+def mixed_targets(labels: Tensor, table: Tensor) -> Tensor:
+    """Each label's row of a table of targets, or a mixture of rows.
+
+    Args:
+        labels: Class indices [N], or distributions [N, K], by which the rows are mixed.
+        table: The target of each class, [K, K].
+
+    Returns:
+        Distributions [N, K], of ``table``'s type, or of ``labels``' if they are distributions.
+    """
     if labels.ndim == 1:
-        return table.to(labels.device)[labels]
+        return table[labels]
     with torch.autocast(labels.device.type, enabled=False):
         return labels @ table.to(labels)

@@ -1,0 +1,93 @@
+"""Anisotropic label smoothing as a hard-label loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.logging import print_log
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError, check_number, first_few
+from fnkd_plugin.functional import alsr_table, mixed_targets
+from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
+from fnkd_plugin.taxonomy import taxonomy_of
+from fnkd_plugin.taxonomy.names import normalised
+
+
+@MODELS.register_module()
+class ALSRLoss(DenoisedLabelLoss):
+    r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
+
+    Eq. 3, as ``head.loss``: :math:`\rho` is uniform on A(x), the classes near the true one by their names. A class
+    without neighbours gets LSR with :math:`\epsilon_1` (our choice); the log says how many have some.
+
+    Args:
+        eps_uniform: :math:`\epsilon_1 \ge 0`. The paper does not print its value; 0.1 is our choice, as LSR's.
+        eps_near: :math:`\epsilon_2 \ge 0`, :math:`\epsilon_1 + \epsilon_2 < 1`. Not printed either; 0.1 is our choice.
+        groups: Which classes are near: ``'cub'``, ``'cifar100'``, ``'cars_make'``, ``'cars_body'``, a file, a rule, or
+            lists; see :func:`fnkd_plugin.taxonomy.taxonomy_of`.
+        loss_weight: A factor >= 0.
+
+    Raises:
+        SetupError: If a number is out of range or not finite, the groups do not fit together, or no class has a
+            neighbour.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, eps_uniform: float = 0.1, eps_near: float = 0.1, *, groups: Any, loss_weight: float = 1.0
+    ) -> None:
+        super().__init__(loss_weight)
+        self.eps_uniform = check_number('ALSRLoss', 'eps_uniform', eps_uniform, below=1)
+        self.eps_near = check_number('ALSRLoss', 'eps_near', eps_near, below=1)
+        if self.eps_uniform + self.eps_near >= 1:
+            raise SetupError(
+                f'ALSRLoss: eps_uniform + eps_near must be < 1, the rest being the true class, but is {eps_uniform} + '
+                f'{eps_near}.'
+            )
+        taxonomy = taxonomy_of(groups)
+        if not any(taxonomy.neighbours):
+            raise SetupError('ALSRLoss: by these groups no class has a neighbour; give others, or use LSRLoss.')
+        self.classes = taxonomy.classes
+        # No part of the student: its checkpoints hold the same keys with any loss.
+        table = alsr_table(taxonomy.neighbours, self.eps_uniform, self.eps_near)
+        self.register_buffer('table', table, persistent=False)
+        print_log(f'ALSRLoss: {taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current')
+
+    def target(self, label: Tensor, num_classes: int) -> Tensor:
+        r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""
+        self.check_class_count(num_classes, 'the classifier')
+        return mixed_targets(label, self.table)
+
+    def check_class_count(self, num_classes: int, owner: str) -> None:
+        """Refuse another number of classes than the groups have.
+
+        Raises:
+            SetupError: With both numbers.
+        """
+        if num_classes != len(self.table):
+            raise SetupError(
+                f'ALSRLoss: {owner} has {num_classes} classes, the groups are of {len(self.table)}; '
+                'give groups of the same classes.'
+            )
+
+    def check_classes(self, names: Sequence[str], owner: str) -> None:
+        """Refuse a data set whose classes are not those of the groups, in their order.
+
+        Raises:
+            SetupError: With the numbers of classes, or the first positions that differ and their names.
+        """
+        self.check_class_count(len(names), owner)
+        pairs = enumerate(zip(names, self.classes or names, strict=True))
+        different = [f'{k}: {a!r}, not {b!r}' for k, (a, b) in pairs if normalised(a) != normalised(b)]
+        if different:
+            raise SetupError(
+                f'ALSRLoss: the classes of {owner} are not those of its groups ({first_few(different)}); '
+                "give groups of the data set's own classes, in its order."
+            )
+
+
+def label_tables(model: nn.Module) -> list[tuple[nn.Module, ALSRLoss]]:
+    """The label tables in a model, each with the module that it is the loss of."""
+    return [(m, child) for m in model.modules() for child in m.children() if isinstance(child, ALSRLoss)]

@@ -1,0 +1,65 @@
+"""Class names: where they come from, and when two of them are the same."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmpretrain.registry import DATASETS
+
+from fnkd_plugin.errors import SetupError, first_few
+
+ClassNames = str | type | Sequence[str]
+
+
+def normalised(name: str) -> str:
+    """``name`` as it is compared: ``'001.Black_footed_Albatross'`` is ``'Black footed Albatross'``.
+
+    Underscores are blanks, and the number and dot that begin the names of CUB's folders go.
+    """
+    return ' '.join(re.sub(r'^\d+\.(?=\D)', '', name).replace('_', ' ').split())
+
+
+def class_names(classes: ClassNames) -> list[str]:
+    """The names of the classes, in their order.
+
+    Args:
+        classes: A data set's type, or its name in MMPretrain's registry, for the names of its ``METAINFO``; a text
+            file of one name a line; or the names themselves.
+
+    Raises:
+        SetupError: If there are none, or a name stands there twice.
+    """
+    if isinstance(classes, str) and Path(classes).is_file():
+        names = [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
+    elif isinstance(classes, (str, type)):
+        names = _names_of_dataset(classes)
+    else:
+        names = [str(name) for name in classes]
+    if not names:
+        raise SetupError(f'taxonomy: {classes!r} holds no class names.')
+    check_unique(names, 'the class names')
+    return names
+
+
+def check_unique(names: Sequence[str], where: str) -> None:
+    """Refuse names that stand twice.
+
+    Raises:
+        SetupError: With the names.
+    """
+    twice = [name for name, count in Counter(map(normalised, names)).items() if count > 1]
+    if twice:
+        raise SetupError(f'taxonomy: {where} hold {first_few(twice)} more than once; each class needs its own name.')
+
+
+def _names_of_dataset(classes: str | type) -> list[str]:
+    known = isinstance(classes, type) or classes.isidentifier()
+    kind = classes if isinstance(classes, type) else DATASETS.get(classes) if known else None
+    metainfo = getattr(kind, 'METAINFO', None) or {}
+    if not metainfo.get('classes'):
+        raise SetupError(
+            f'taxonomy: {classes!r} is neither a text file nor a registered data set whose METAINFO holds classes; '
+            'give a list of the names.'
+        )
+    return list(metainfo['classes'])

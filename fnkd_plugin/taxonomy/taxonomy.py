@@ -1,0 +1,162 @@
+"""A(x) of each class, from whatever a config says its groups are."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.taxonomy.files import read_groups, read_table
+from fnkd_plugin.taxonomy.names import ClassNames, class_names, normalised
+from fnkd_plugin.taxonomy.rules import RULES, Rule
+
+READY_MADE = {
+    'cub': dict(rule='last_word', classes='CUB'),
+    'cifar100': dict(rule='superclass', classes='CIFAR100'),
+    'cars_make': dict(rule='make', classes='StanfordCars'),
+    'cars_body': dict(rule='body_type', classes='StanfordCars'),
+}
+"""Taxonomies by name; the paper names none of its rules exactly, so these are our choice."""
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    r"""Which classes are near which.
+
+    Attributes:
+        neighbours: For each class the indices of its near classes A, without itself (our choice; the true class
+            gets its mass from :math:`1 - \epsilon_1 - \epsilon_2`). Empty for a class that is near none.
+        classes: The names of the classes; None where the groups were given without names.
+    """
+
+    neighbours: list[list[int]]
+    classes: list[str] | None = None
+
+    def __str__(self) -> str:
+        near = [len(indices) for indices in self.neighbours if indices]
+        sizes = f', {min(near)} to {max(near)} each' if near else ''
+        return f'{len(near)} of {len(self.neighbours)} classes have neighbours{sizes}'
+
+
+def neighbours_of(groups: Any) -> list[list[int]]:
+    """The neighbour lists of :func:`taxonomy_of`."""
+    return taxonomy_of(groups).neighbours
+
+
+def taxonomy_of(groups: Any) -> Taxonomy:
+    """What a config's ``groups`` mean.
+
+    Classes of one group are near each other. Names are compared without regard to underscores and to the numbers
+    that begin the names of CUB's folders.
+
+    Args:
+        groups: One of
+
+            - ``'cub'`` (shared last word), ``'cifar100'`` (super-classes), ``'cars_make'``, ``'cars_body'``;
+            - a file: ``*.json`` as :func:`~fnkd_plugin.taxonomy.files.write_groups` writes, which may hold lists that
+              are not mutual; any other has lines ``name<TAB>group`` (or parted at the last blank). Its order is that
+              of the classes;
+            - ``dict(file=..., classes=...)``: the order is that of ``classes``, and the names must be the same;
+            - ``dict(rule=..., classes=...)``: ``rule`` is ``'last_word'``, ``'make'``, ``'body_type'``,
+              ``'superclass'``, or a function from a name (with blanks for underscores) to its group. ``classes``: see
+              :func:`~fnkd_plugin.taxonomy.names.class_names`;
+            - a list of one group for each class, or of one list of indices for each class.
+
+    Raises:
+        SetupError: If it is none of these, or does not fit together; with the first offending entries.
+    """
+    if isinstance(groups, Taxonomy):
+        return groups
+    if isinstance(groups, str) and groups in READY_MADE:
+        return _from_rule(**READY_MADE[groups])
+    if isinstance(groups, (str, Path)):
+        return _from_file(groups)
+    if isinstance(groups, Mapping):
+        if set(groups) == {'rule', 'classes'}:
+            return _from_rule(**groups)
+        if set(groups) == {'file', 'classes'}:
+            return _from_file(**groups)
+    elif isinstance(groups, Sequence) and len(groups) > 0:
+        if all(isinstance(near, (list, tuple)) for near in groups):
+            return Taxonomy(_checked(groups))
+        if all(isinstance(group, Hashable) and not isinstance(group, tuple) for group in groups):
+            return Taxonomy(_mates(groups))
+    raise SetupError(
+        f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), '
+        'dict(file=..., classes=...), or a list of one group, or one list of indices, for each class; but are '
+        f'{str(groups)[:80]}.'
+    )
+
+
+def _from_rule(rule: str | Rule, classes: ClassNames) -> Taxonomy:
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise SetupError(f'taxonomy: rule {rule!r} is none of {", ".join(RULES)}; give one, or a function.')
+        rule = RULES[rule]
+    names = class_names(classes)
+    groups = [rule(normalised(name)) for name in names]
+    lost = [name for name, group in zip(names, groups, strict=True) if group is None]
+    if lost:
+        raise SetupError(
+            f'taxonomy: the rule {getattr(rule, "__name__", rule)} knows no group of {first_few(lost)}; '
+            'give another rule, or a file of groups.'
+        )
+    return Taxonomy(_mates(groups), names)
+
+
+def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
+    path = Path(file)
+    if not path.is_file():
+        raise SetupError(f'taxonomy: {str(file)!r} is none of {", ".join(READY_MADE)}, and there is no such file.')
+    lists = path.suffix == '.json'
+    entries: dict[str, Any] = dict(read_groups(path) if lists else read_table(path))
+    names = list(entries) if classes is None else class_names(classes)
+    by_name = {normalised(name): entry for name, entry in entries.items()}
+    _check_names(names, list(entries), path)
+    ordered = [by_name[normalised(name)] for name in names]
+    if not lists:
+        return Taxonomy(_mates(ordered), names)
+    index = {normalised(name): k for k, name in enumerate(names)}
+    unknown = sorted({name for near in ordered for name in near if normalised(name) not in index})
+    if unknown:
+        raise SetupError(f'taxonomy: {path} lists {first_few(unknown)} as near classes, which are no classes there.')
+    return Taxonomy(_checked([[index[normalised(name)] for name in near] for near in ordered], names), names)
+
+
+def _check_names(names: list[str], entries: list[str], path: Path) -> None:
+    known, found = set(map(normalised, names)), set(map(normalised, entries))
+    missing = [name for name in names if normalised(name) not in found]
+    surplus = [name for name in entries if normalised(name) not in known]
+    if missing:
+        raise SetupError(f'taxonomy: {path} has no line for {first_few(missing)}; each class needs one.')
+    if surplus:
+        raise SetupError(f'taxonomy: {path} names {first_few(surplus)}, which are none of the {len(names)} classes.')
+
+
+def _mates(groups: Sequence[Hashable]) -> list[list[int]]:
+    members: dict[Hashable, list[int]] = {}
+    for k, group in enumerate(groups):
+        members.setdefault(group, []).append(k)
+    return [[j for j in members[group] if j != k] for k, group in enumerate(groups)]
+
+
+def _checked(lists: Sequence[Sequence[Any]], names: Sequence[str] | None = None) -> list[list[int]]:
+    faulty = {k: fault for k, near in enumerate(lists) if (fault := _fault(k, near, len(lists)))}
+    if faulty:
+        bad = [f'{names[k] if names else k} ({fault})' for k, fault in faulty.items()]
+        raise SetupError(
+            f'taxonomy: near classes are indices of other classes, 0 to {len(lists) - 1}, each once; mend the lists '
+            f'of {first_few(bad)}.'
+        )
+    return [list(map(int, near)) for near in lists]
+
+
+def _fault(own: int, near: Sequence[Any], count: int) -> str | None:
+    """What is wrong with the list of class ``own``."""
+    wrong = [k for k in near if not isinstance(k, Integral) or not 0 <= k < count]
+    if wrong:
+        return f'{first_few(wrong)} out of range'
+    if own in near:
+        return 'holds itself'
+    return 'holds a class twice' if len(set(near)) < len(near) else None
