@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Write configs/*/metafile.yml from the results files in benchmarks/, and the README's table from the metafiles.
+
+Only what was run and tested gets in. Parameters and FLOPs (multiply-adds, as OpenMMLab counts them) are measured here;
+the address of published weights is the one thing that is written into a metafile by hand, and stays.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from experiments.readme import replace_between
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
+from mmpretrain import get_model
+
+ROOT = Path(__file__).resolve().parents[1]
+# The checkout's own package, installed or not.
+sys.path.insert(0, str(ROOT))
+
+import fnkd_plugin  # noqa: F401
+from fnkd_plugin.config import dicts_in, plain_config
+
+TESTED = re.compile(r'teacher|.*_seed\d+')
+PAPER = {
+    'Title': 'Feature Normalized Knowledge Distillation for Image Classification',
+    'URL': 'https://doi.org/10.1007/978-3-030-58595-2_40',
+}
+TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
+
+
+def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a results file that were scored on the test set, by the name of their config file."""
+    runs = defaultdict(list)
+    for name, run in results.get('runs', {}).items():
+        if TESTED.fullmatch(name):
+            runs[run['config']].append(run)
+    return dict(runs)
+
+
+def model_name(config: Path) -> str:
+    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``: underscores divide fields, the last is the data set."""
+    method, _, data = config.stem.rpartition('_')
+    return f'{method.replace("_", "-")}_{data}'
+
+
+def input_shape(cfg: Config) -> tuple[int, int, int]:
+    """What the model sees: the channels of its data preprocessor, and the last size that its pipelines crop to."""
+    sizes = [
+        size
+        for loader in (cfg.train_dataloader, cfg.test_dataloader)
+        for node in dicts_in(loader.dataset.pipeline)
+        if (size := node.get('crop_size', node.get('scale') if 'RandomResizedCrop' in node['type'] else None))
+    ]
+    side = sizes[-1]
+    return (len(cfg.data_preprocessor.mean), *((side, side) if isinstance(side, int) else side))
+
+
+def complexity(config: Path) -> dict[str, int]:
+    """The student's parameters, and its multiply-adds for one image."""
+    cfg = plain_config(Config.fromfile(config))
+    model = get_model(cfg)
+    flops = FlopAnalyzer(model, torch.zeros(1, *input_shape(cfg)))
+    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return {'Parameters': sum(p.numel() for p in model.parameters()), 'FLOPs': int(flops.total())}
+
+
+def model_entry(root: Path, config: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
+    """One model: its config, what was tuned, and the mean over its seeds."""
+    accuracies = [run['accuracy'] for run in runs]
+    metrics = {TOP1: round(statistics.mean(accuracies), 2)}
+    if len(runs) > 1:
+        metrics[SPREAD] = round(statistics.stdev(accuracies), 2)
+    return {
+        'Name': model_name(config),
+        'Metadata': {
+            **complexity(config),
+            'Options': runs[0]['options'],
+            'Seeds': sorted(run['seed'] for run in runs),
+            'Results File': source,
+        },
+        'In Collection': collection,
+        'Results': [{'Dataset': collection, 'Metrics': metrics, 'Task': 'Image Classification'}],
+        'Config': config.relative_to(root).as_posix(),
+    }
+
+
+def write_metafiles(root: Path) -> None:
+    """``metafile.yml`` beside the configs of each results file."""
+    configs = {path.name: path for path in sorted((root / 'configs').rglob('*.py'))}
+    for source in sorted((root / 'benchmarks').glob('*.json')):
+        runs = tested_runs(json.loads(source.read_text()))
+        if not runs:
+            continue
+        unknown = sorted(set(runs) - set(configs))
+        if unknown:
+            sys.exit(f'error: {source.name} has runs of {", ".join(unknown)}, which is not below configs/.')
+        (folder,) = {configs[name].parent for name in runs}
+        readme = folder / 'README.md'
+        collection = readme.read_text().splitlines()[0].lstrip('# ')
+        entries = [
+            model_entry(root, configs[name], runs[name], collection, source.relative_to(root).as_posix())
+            for name in sorted(runs)
+        ]
+        write_metafile(folder / 'metafile.yml', collection, readme.relative_to(root).as_posix(), entries)
+
+
+def write_metafile(path: Path, collection: str, readme: str, entries: list[dict[str, Any]]) -> None:
+    """Write the file; ``Weights`` of the one before are kept."""
+    old = yaml.safe_load(path.read_text())['Models'] if path.exists() else []
+    weights = {model['Name']: model['Weights'] for model in old if 'Weights' in model}
+    for entry in entries:
+        if entry['Name'] in weights:
+            entry['Weights'] = weights[entry['Name']]
+    about = {'Name': collection, 'Metadata': {'Training Data': collection}, 'Paper': PAPER, 'README': readme}
+    text = yaml.safe_dump({'Collections': [about], 'Models': entries}, sort_keys=False, allow_unicode=True, width=120)
+    path.write_text(f'# Written by tools/zoo.py; only Weights are added by hand.\n{text}')
+
+
+def table(root: Path) -> str:
+    """The models of all metafiles as a Markdown table."""
+    rows = ['| model | data set | top-1, % | seeds | parameters | FLOPs | weights |', '|---|---|---|---|---|---|---|']
+    for path in sorted((root / 'configs').glob('*/metafile.yml')):
+        for model in yaml.safe_load(path.read_text())['Models']:
+            (result,), about = model['Results'], model['Metadata']
+            metrics = result['Metrics']
+            accuracy = f'{metrics[TOP1]:.2f}' + (f' ± {metrics[SPREAD]:.2f}' if SPREAD in metrics else '')
+            cells = [
+                f'[{model["Name"]}]({model["Config"]})',
+                result['Dataset'],
+                accuracy,
+                str(len(about['Seeds'])),
+                f'{about["Parameters"]:,}',
+                f'{about["FLOPs"]:,}',
+                f'[file]({model["Weights"]})' if 'Weights' in model else 'train it',
+            ]
+            rows.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(rows) if len(rows) > 2 else 'No model has been trained and tested yet.'
+
+
+def main(root: Path = ROOT) -> None:
+    """Metafiles, then the table."""
+    write_metafiles(root)
+    replace_between(root / 'README.md', 'zoo', table(root))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f'error: {error}')
