@@ -13,7 +13,7 @@ pytest.importorskip('torchmetrics')
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = [
-    *('--seeds', '1', '--trials', '1', '--cfg-options'),
+    *('--seeds', '1', '--trials', '2', '--cfg-options'),
     *('train_cfg.max_iters=4', 'train_cfg.val_interval=4', 'train_dataloader.batch_size=10'),
 ]
 
@@ -35,8 +35,8 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
     assert os.listdir(earlier.parent) == ['precious.txt']
     out = tmp_path / 'demo_2'
     runs = json.loads((out / 'results.json').read_text())['runs']
-    # The teacher, and a trial and a final training of each method; trials never see the test split.
-    assert {name.split('_')[0] for name in runs} == {'teacher', 'plain', 'lsr', 'kd', 'fnkd'} and len(runs) == 9
+    # The teacher, and two trials and a final training of each method; trials never see the test split.
+    assert {name.split('_')[0] for name in runs} == {'teacher', 'plain', 'lsr', 'kd', 'fnkd'} and len(runs) == 13
     splits = {name: run['options']['val_dataloader.dataset.split'] for name, run in runs.items()}
     assert splits == {name: 'val' if 'trial' in name else 'test' for name in runs}
     assert (out / 'demo.png').stat().st_size > 10_000

@@ -50,7 +50,9 @@ class Study:
         return self._job('teacher', self.table.teacher, 0, self.table.final_options)
 
     def trials(self, method: Method) -> list[Job]:
-        """A method's trainings on a part of the training set."""
+        """A method's trainings on a part of the training set; none where there is nothing to choose."""
+        if len(method.trials) == 1:
+            return []
         return [
             self._student(method, f'trial{i}', TRIAL_SEED, {**self.table.trial_options, **values})
             for i, values in enumerate(method.trials)
@@ -58,6 +60,8 @@ class Study:
 
     def best_trial(self, method: Method) -> int:
         """The number of the most accurate trial, of equals the first."""
+        if len(method.trials) == 1:
+            return 0
         accuracies = [self.results.runs[job.name]['accuracy'] for job in self.trials(method)]
         return accuracies.index(max(accuracies))
 
@@ -73,7 +77,7 @@ class Study:
         return [entry for job in self.finals(method) if (entry := self.results.find(job))]
 
     def ready(self, methods: Sequence[Method]) -> list[Job]:
-        """What can be run now."""
+        """What can be run now: trials first, then seed by seed, so that a run cut off compares all methods."""
         jobs = [self.teacher]
         taught = self.results.find(self.teacher) is not None
         for method in methods:
@@ -82,11 +86,11 @@ class Study:
             trials = self.trials(method)
             done = all(self.results.find(job) for job in trials)
             jobs += self.finals(method) if done else trials
-        return [job for job in jobs if self.results.find(job) is None]
+        return sorted((job for job in jobs if self.results.find(job) is None), key=_urgency)
 
     def count(self, methods: Sequence[Method]) -> int:
         """How many trainings the methods take, the teacher's among them."""
-        return 1 + sum(len(m.trials) + len(self.seeds) for m in methods)
+        return 1 + sum(len(self.trials(m)) + len(self.seeds) for m in methods)
 
     def run(self, methods: Sequence[Method], workers: int, console: Console) -> None:
         """Run what is missing, as many at a time as there are workers.
@@ -116,10 +120,10 @@ class Study:
                 done += sum(len(self.final_results(m)) for m in methods) + (self.teacher.name in self.results.runs)
                 task = progress.add_task('starting', total=total, completed=done)
                 while True:
-                    for job in self.ready(methods):
-                        if job.name not in begun:
-                            begun.add(job.name)
-                            running[pool.submit(run, job)] = job
+                    waiting = [job for job in self.ready(methods) if job.name not in begun]
+                    for job in waiting[: workers - len(running)]:
+                        begun.add(job.name)
+                        running[pool.submit(run, job)] = job
                     if not running:
                         return
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -160,3 +164,7 @@ class Study:
         # Other options, another folder: a training never goes on from one that was something else.
         key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
         return Job(name, CONFIGS / config, self.folder / f'{name}_{key}', seed, options, teacher)
+
+
+def _urgency(job: Job) -> tuple[bool, int]:
+    return '_seed' in job.name, job.seed

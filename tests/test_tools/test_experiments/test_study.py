@@ -13,18 +13,35 @@ def _study(tmp_path: Path, seeds: int, **options: str):
     from experiments.study import Study
     from experiments.tables import digits
 
-    return Study(digits(1), Results(tmp_path / 'r.json'), tmp_path / 'runs', range(seeds), {**TINY, **options})
+    return Study(digits(2), Results(tmp_path / 'r.json'), tmp_path / 'runs', range(seeds), {**TINY, **options})
 
 
 def test_taught_methods_wait_for_the_teacher_and_finals_for_trials(tmp_path: Path) -> None:
     study = _study(tmp_path, 2)
     plain, _, kd, _ = study.table.methods
-    assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_trial0']
+    assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_trial0', 'plain_trial1']
     study.results.add(study.teacher, dict(accuracy=99.0, checkpoint='t.pth'))
-    assert [job.name for job in study.ready([plain, kd])] == ['plain_trial0', 'kd_trial0']
+    assert [job.name for job in study.ready([plain, kd])] == ['plain_trial0', 'plain_trial1', 'kd_trial0', 'kd_trial1']
     assert study.ready([kd])[0].teacher == study.folder / 't.pth'
-    study.results.add(study.trials(kd)[0], dict(accuracy=50.0))
+    for i, job in enumerate(study.trials(kd)):
+        study.results.add(job, dict(accuracy=50.0 + i))
     assert [job.name for job in study.ready([kd])] == ['kd_seed0', 'kd_seed1']
+    assert study.ready([kd])[0].options.items() >= kd.trials[1].items()
+    for job in study.trials(plain):
+        study.results.add(job, dict(accuracy=50.0))
+    # Seed by seed, so that a table that is cut off compares all methods.
+    assert [job.name for job in study.ready([plain, kd])] == ['plain_seed0', 'kd_seed0', 'plain_seed1', 'kd_seed1']
+
+
+def test_a_single_trial_is_no_choice_and_is_not_run(tmp_path: Path) -> None:
+    from experiments.results import Results
+    from experiments.study import Study
+    from experiments.tables import digits
+
+    study = Study(digits(1), Results(tmp_path / 'r.json'), tmp_path, range(1))
+    plain = study.table.methods[0]
+    assert [job.name for job in study.ready([plain])] == ['teacher', 'plain_seed0']
+    assert study.count([plain]) == 2
 
 
 def test_other_options_have_another_folder(tmp_path: Path) -> None:
@@ -37,7 +54,7 @@ def test_what_has_run_is_not_run_again_and_seeds_can_be_added(tmp_path: Path) ->
     study = _study(tmp_path, 1)
     methods = study.table.methods[:1]
     study.run(methods, 1, Console(quiet=True))
-    assert set(study.results.runs) == {'teacher', 'plain_trial0', 'plain_seed0'}
+    assert set(study.results.runs) == {'teacher', 'plain_trial0', 'plain_trial1', 'plain_seed0'}
     entry = study.results.runs['plain_seed0']
     assert {'accuracy', 'nll', 'ece', 'agreement', 'seconds'} <= set(entry)
     assert study.checkpoint(study.finals(methods[0])[0]).is_file()
