@@ -1,11 +1,14 @@
 """CUB-200 in its 2010 edition."""
 
+from itertools import zip_longest
 from pathlib import Path
+from typing import ClassVar
 
-from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets import CUB, BaseDataset
 from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.errors import SetupError
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.taxonomy.names import normalised
 
 _SPLITS = ('train', 'test')
 _PARTS = ('all', 'fit', 'tune')
@@ -15,8 +18,9 @@ _PARTS = ('all', 'fit', 'tune')
 class CUB2010(BaseDataset):
     """CUB-200-2010 as one folder: ``images.tar``, ``classes.txt``, ``train.txt``, ``test.txt``.
 
-    Lines of the lists are ``<path in images/> <label>``. The test set's labels choose nothing: to tune, take
-    ``part='fit'`` and ``part='tune'`` of the training set, which hold out every fifth image.
+    Its 200 classes are those of CUB-200-2011, in the same order. Lines of the lists are
+    ``<path in images/> <label>``. The test set's labels choose nothing: to tune, take ``part='fit'`` and
+    ``part='tune'`` of the training set, which hold out every fifth image.
 
     Args:
         data_root: The folder.
@@ -25,8 +29,10 @@ class CUB2010(BaseDataset):
         **kwargs: See MMPretrain's ``BaseDataset``.
 
     Raises:
-        SetupError: If the folder lacks the files.
+        SetupError: If the folder lacks the files, or its ``classes.txt`` names other classes.
     """
+
+    METAINFO: ClassVar[dict] = {'classes': CUB.METAINFO['classes']}
 
     def __init__(self, data_root: str, split: str = 'train', part: str = 'all', **kwargs: object) -> None:
         if split not in _SPLITS or part not in _PARTS:
@@ -38,9 +44,9 @@ class CUB2010(BaseDataset):
                 f'CUB2010: {root} lacks {", ".join(missing)}. Set the environment variable FNKD_DATA to the folder '
                 'that holds cub200_2010, or data_root in the config.'
             )
+        _check_classes(root / 'classes.txt')
         self.part = part
-        classes = (root / 'classes.txt').read_text().split()
-        super().__init__(ann_file=f'{split}.txt', data_root=data_root, metainfo={'classes': classes}, **kwargs)
+        super().__init__(ann_file=f'{split}.txt', data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One dict of ``img_path`` and ``gt_label`` an image."""
@@ -51,3 +57,12 @@ class CUB2010(BaseDataset):
         if self.part == 'all':
             return samples
         return [s for i, s in enumerate(samples) if (i % 5 == 0) == (self.part == 'tune')]
+
+
+def _check_classes(file: Path) -> None:
+    found = [normalised(name) for name in file.read_text().split()]
+    expected = [normalised(name) for name in CUB2010.METAINFO['classes']]
+    if found != expected:
+        lines = zip_longest(found, expected)
+        bad = [f'line {k} is {a!r}, not {b!r}' for k, (a, b) in enumerate(lines, 1) if a != b]
+        raise SetupError(f'CUB2010: {file} does not list the 200 classes of CUB ({first_few(bad, 3)}).')

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.config import is_distilled, named_dicts, plain_config
+from fnkd_plugin.engine.check_classes_hook import CheckClassesHook, check_class_counts
 from fnkd_plugin.errors import SetupError
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -110,8 +111,15 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner; beside the dumped config, dump the plain one that stock tools test its checkpoints with."""
+    """Build the Runner; beside the dumped config, dump the plain one that stock tools test its checkpoints with.
+
+    Raises:
+        SetupError: If labels are softened by groups of other classes than the model's; of other classes than the
+            data's, when training starts.
+    """
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_class_counts(runner.model)
+    runner.register_hook(CheckClassesHook())
     if is_distilled(cfg) and is_main_process():
         dump_plain_config(cfg, runner.work_dir)
     return runner

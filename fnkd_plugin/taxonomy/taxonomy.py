@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.taxonomy.files import read_groups, read_table
@@ -117,11 +117,11 @@ def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
     ordered = [by_name[normalised(name)] for name in names]
     if not lists:
         return Taxonomy(_mates(ordered), names)
-    index = {normalised(name): k for k, name in enumerate(names)}
-    unknown = sorted({name for near in ordered for name in near if normalised(name) not in index})
+    positions = {normalised(name): k for k, name in enumerate(names)}
+    unknown = sorted({name for near in ordered for name in near if normalised(name) not in positions})
     if unknown:
         raise SetupError(f'taxonomy: {path} lists {first_few(unknown)} as near classes, which are no classes there.')
-    return Taxonomy(_checked([[index[normalised(name)] for name in near] for near in ordered], names), names)
+    return Taxonomy(_checked([[positions[normalised(name)] for name in near] for near in ordered], names), names)
 
 
 def _check_names(names: list[str], entries: list[str], path: Path) -> None:
@@ -154,7 +154,7 @@ def _checked(lists: Sequence[Sequence[Any]], names: Sequence[str] | None = None)
 
 def _fault(own: int, near: Sequence[Any], count: int) -> str | None:
     """What is wrong with the list of class ``own``."""
-    wrong = [k for k in near if not isinstance(k, Integral) or not 0 <= k < count]
+    wrong = [k for k in near if not isinstance(k, SupportsIndex) or not 0 <= index(k) < count]
     if wrong:
         return f'{first_few(wrong)} out of range'
     if own in near:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmpretrain.datasets import CUB
 from PIL import Image
 
 from fnkd_plugin.datasets import CUB2010
@@ -14,7 +15,8 @@ PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    (tmp_path / 'classes.txt').write_text('001.Auk\n002.Wren\n')
+    names = [f'{i:03}.{name}' for i, name in enumerate(CUB.METAINFO['classes'], 1)]
+    (tmp_path / 'classes.txt').write_text('\n'.join(names) + '\n')
     lines = [f'00{i % 2 + 1}/bird {i}.png {i % 2}' for i in range(10)]
     (tmp_path / 'train.txt').write_text('\n'.join(lines) + '\n')
     (tmp_path / 'test.txt').write_text('\n'.join(lines[:3]))
@@ -31,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 def test_images_and_labels(root: Path) -> None:
     dataset = CUB2010(data_root=str(root), pipeline=PIPELINE)
     assert len(dataset) == 10
-    assert dataset.CLASSES == ['001.Auk', '002.Wren']
+    assert tuple(dataset.CLASSES) == tuple(CUB.METAINFO['classes'])
     sample = dataset[7]
     assert sample['inputs'].shape == (3, 4, 6)
     assert (sample['inputs'] == 7).all()
@@ -52,3 +54,12 @@ def test_what_is_missing_is_named(root: Path) -> None:
         CUB2010(data_root=str(root))
     with pytest.raises(SetupError, match="split 'val'"):
         CUB2010(data_root=str(root), split='val')
+
+
+def test_a_folder_of_other_classes_is_refused(root: Path) -> None:
+    file = root / 'classes.txt'
+    names = file.read_text().split()
+    file.write_text('\n'.join([names[1], names[0], *names[2:-1]]))
+    first = r"line 1 is 'Laysan Albatross', not 'Black footed Albatross', line 2 .*, line 200 is None, not"
+    with pytest.raises(SetupError, match=first):
+        CUB2010(data_root=str(root))
