@@ -1,7 +1,7 @@
 """Feature Normalized Knowledge Distillation for MMPretrain.
 
 ``import fnkd_plugin`` registers the losses, :class:`DistillHead`, :class:`Distiller`, the teachers, the
-students, the data sets and the hooks with MMPretrain's registries, and makes the framework read
+students, the backbones, the data sets and the hooks with MMPretrain's registries, and makes the framework read
 checkpoints as data (see :mod:`fnkd_plugin.checkpoints`). :mod:`fnkd_plugin.functional` needs torch alone.
 """
 
@@ -12,7 +12,7 @@ from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse, refuse_imports
 __version__ = '0.1.0'
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
-    from fnkd_plugin import checkpoints, datasets, distillers, engine, losses, students, teachers
+    from fnkd_plugin import backbones, checkpoints, datasets, distillers, engine, losses, students, teachers
     from fnkd_plugin.distillers import Distiller, DistillHead, Prediction
 
     checkpoints.guard_framework_loaders()
@@ -21,6 +21,7 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
         'DistillHead',
         'Distiller',
         'Prediction',
+        'backbones',
         'checkpoints',
         'datasets',
         'distillers',
