@@ -150,8 +150,10 @@ def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
 
 def _uses_plugin(cfg: Config) -> bool:
     registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
-    for node in dicts_in(cfg._cfg_dict):
+    # A file's own variables may hold what this model does not use.
+    read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
+    for node in dicts_in(read):
         kinds = [r.module_dict.get(_type_name(node)) for r in registries]
         if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
             return True
-    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(cfg._cfg_dict))
+    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(read))
