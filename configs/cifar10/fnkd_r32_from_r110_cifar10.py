@@ -1,0 +1,13 @@
+_base_ = ['plain_r32_cifar10.py', '../_base_/methods.py']
+teacher_checkpoint = 'work_dirs/plain_r110_cifar10/epoch_240.pth'  # made by plain_r110_cifar10.py
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        type='MMPretrainTeacher',
+        config='{{ fileDirname }}/plain_r110_cifar10.py',
+        checkpoint=teacher_checkpoint,
+    ),
+    head={{_base_.fnkd}},
+)

@@ -1,0 +1,2 @@
+_base_ = 'plain_preact20_cifar10_200e.py'
+model = dict(backbone=dict(depth=110))

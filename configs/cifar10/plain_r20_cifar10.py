@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/models/cifar_r20.py',
+    '../_base_/datasets/cifar10_bs64.py',
+    '../_base_/schedules/cifar_240e.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(head=dict(num_classes=10))

@@ -1,0 +1,2 @@
+_base_ = 'plain_r20_cifar10.py'
+model = dict(backbone=dict(depth=8, stem_channels=32, base_channels=64), head=dict(in_channels=256))

@@ -1,0 +1,13 @@
+_base_ = ['plain_preact20_cifar100_200e.py', '../_base_/methods.py']
+teacher_checkpoint = 'work_dirs/plain_preact56_cifar100_200e/epoch_200.pth'  # made by plain_preact56_cifar100_200e.py
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        type='MMPretrainTeacher',
+        config='{{ fileDirname }}/plain_preact56_cifar100_200e.py',
+        checkpoint=teacher_checkpoint,
+    ),
+    head={{_base_.kd_authors}},
+)

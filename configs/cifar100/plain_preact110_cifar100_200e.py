@@ -1,0 +1,2 @@
+_base_ = 'plain_preact20_cifar100_200e.py'
+model = dict(backbone=dict(depth=110))

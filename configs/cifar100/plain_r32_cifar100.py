@@ -1,0 +1,2 @@
+_base_ = 'plain_r20_cifar100.py'
+model = dict(backbone=dict(depth=32))

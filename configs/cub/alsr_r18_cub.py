@@ -1,0 +1,2 @@
+_base_ = ['plain_r18_cub.py', '../_base_/methods.py']
+model = dict(loss={{_base_.alsr_cub}})

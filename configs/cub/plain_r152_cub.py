@@ -1,0 +1,2 @@
+_base_ = 'plain_r50_cub.py'
+model = dict(model='resnet152')

@@ -1,3 +1,0 @@
-_base_ = ['_base_/datasets/cub_bs32_224.py', '_base_/schedules/cub_bs32_100e.py', '_base_/default_runtime.py']
-# timm fetches the ImageNet weights from its hub.
-model = dict(type='TimmStudent', model='resnet50', num_classes=200, pretrained=True)
