@@ -41,7 +41,8 @@ def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | N
         return state
     classifier = _classifier_name(model, source)
     if joined:
-        state = {key.removeprefix(_BACKBONE).replace(_HEAD, f'{classifier}.'): v for key, v in state.items()}
+        head = {f'{classifier}.{part}': state[_HEAD + part] for part in ('weight', 'bias') if _HEAD + part in state}
+        state = {key.removeprefix(_BACKBONE): v for key, v in state.items() if key.startswith(_BACKBONE)} | head
     if f'{classifier}.weight' not in state:
         raise SetupError(f'{source} is no {model} with a classifier: it has no {classifier}.weight.')
     whole = _load(model, state, len(state[f'{classifier}.weight']), source)
@@ -53,9 +54,10 @@ def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | N
 def _check_backbone(state: Mapping[str, Tensor], source: str | Path, model: str | None) -> None:
     foreign = [key for key in state if not key.startswith((_BACKBONE, _HEAD))]
     if foreign or f'{_HEAD}weight' not in state:
+        what = foreign[0] if foreign else 'a model without LinearClsHead'
         raise SetupError(
-            f'{source}: timm has no key for {(foreign or ["a model without LinearClsHead"])[0]}; its keys can be given to a '
-            'TimmStudent, a TimmClassifier, and a TIMMBackbone with LinearClsHead. Publish it without --timm.'
+            f'{source}: timm has no key for {what}; its keys fit a TimmStudent, a TimmClassifier, and a TIMMBackbone '
+            'with LinearClsHead. Publish it without --timm.'
         )
     if model is None:
         raise SetupError(f'{source} does not tell which timm model its TIMMBackbone is; add --timm-model NAME.')

@@ -20,13 +20,15 @@ from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmpretrain import get_model
 
-ROOT = Path(__file__).resolve().parents[1]
 # The checkout's own package, installed or not.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.config import dicts_in, plain_config
 
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {'cub2010': 'cub2010.json', 'demo': 'digits.json'}
+"""Which results in benchmarks/ the models of a folder of configs have."""
 TESTED = re.compile(r'teacher|.*_seed\d+')
 PAPER = {
     'Title': 'Feature Normalized Knowledge Distillation for Image Classification',
@@ -38,16 +40,16 @@ TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
 def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The runs of a results file that were scored on the test set, by the name of their config file."""
     runs = defaultdict(list)
-    for name, run in results.get('runs', {}).items():
+    for name, run in results['runs'].items():
         if TESTED.fullmatch(name):
             runs[run['config']].append(run)
     return dict(runs)
 
 
 def model_name(config: Path) -> str:
-    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``: underscores divide fields, the last is the data set."""
-    method, _, data = config.stem.rpartition('_')
-    return f'{method.replace("_", "-")}_{data}'
+    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set."""
+    *method, data = config.stem.split('_')
+    return f'{"-".join(method)}_{data}'
 
 
 def input_shape(cfg: Config) -> tuple[int, int, int]:
@@ -92,21 +94,16 @@ def model_entry(root: Path, config: Path, runs: list[dict[str, Any]], collection
 
 
 def write_metafiles(root: Path) -> None:
-    """``metafile.yml`` beside the configs of each results file."""
-    configs = {path.name: path for path in sorted((root / 'configs').rglob('*.py'))}
-    for source in sorted((root / 'benchmarks').glob('*.json')):
-        runs = tested_runs(json.loads(source.read_text()))
-        if not runs:
+    """``metafile.yml`` in each folder of configs whose results are there."""
+    for name, file in SOURCES.items():
+        folder, source = root / 'configs' / name, root / 'benchmarks' / file
+        if not source.exists():
             continue
-        unknown = sorted(set(runs) - set(configs))
-        if unknown:
-            sys.exit(f'error: {source.name} has runs of {", ".join(unknown)}, which is not below configs/.')
-        (folder,) = {configs[name].parent for name in runs}
         readme = folder / 'README.md'
         collection = readme.read_text().splitlines()[0].lstrip('# ')
         entries = [
-            model_entry(root, configs[name], runs[name], collection, source.relative_to(root).as_posix())
-            for name in sorted(runs)
+            model_entry(root, folder / config, runs, collection, source.relative_to(root).as_posix())
+            for config, runs in sorted(tested_runs(json.loads(source.read_text())).items())
         ]
         write_metafile(folder / 'metafile.yml', collection, readme.relative_to(root).as_posix(), entries)
 
