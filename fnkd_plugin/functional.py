@@ -3,7 +3,8 @@ r"""The mathematics of softened labels: tensors in, tensors out, torch only.
 LSR, ALSR, KD and FNKD replace the one-hot label :math:`q` by a better distribution. LSR and ALSR write that
 distribution down (:func:`lsr_target`, :func:`alsr_target`); KD and FNKD take it from a teacher's logits
 under a temperature policy (:func:`scale_by_temperature`, :func:`scale_by_feature_norm`) and compare it with
-the student's by :func:`soft_cross_entropy`.
+the student's by :func:`soft_cross_entropy`. As distributions they are compared by the compensation :math:`\eta`
+that each adds to :math:`q` (Eq. 1; ``*_compensation``), of which :func:`denoised_target` makes the label again.
 
 Half-precision inputs are computed in fp32; fp64 stays fp64.
 """
@@ -15,11 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    'alsr_compensation',
     'alsr_table',
     'alsr_target',
     'at_least_fp32',
+    'denoised_target',
+    'fnkd_compensation',
+    'kd_compensation',
+    'kd_target',
+    'lsr_compensation',
     'lsr_target',
     'mixed_targets',
+    'norm_scale',
     'scale_by_feature_norm',
     'scale_by_temperature',
     'soft_cross_entropy',
@@ -99,19 +107,23 @@ def scale_by_feature_norm(
     Raises:
         ValueError: If ``mode`` is neither.
     """
-    r = at_least_fp32(feature_norm)
-    if mode == 'clip':
-        scale = tau / r.clamp_min(tau)
-    elif mode == 'normalize':
-        # Nearer to 0 than this, z - b is rounding noise, and the gradient of tau / r overflows.
-        scale = tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
-    else:
-        raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
+    scale = norm_scale(feature_norm, tau, mode)
     z = at_least_fp32(logits)
     if origin is None:
         return z * scale[:, None]
     b = at_least_fp32(origin)
     return (z - b) * scale[:, None] + b
+
+
+def norm_scale(feature_norm: Tensor, tau: float, mode: str = 'clip') -> Tensor:
+    """The scale :math:`s` of :func:`scale_by_feature_norm`, the inverse of the sample's temperature, > 0, [N]."""
+    r = at_least_fp32(feature_norm)
+    if mode == 'clip':
+        return tau / r.clamp_min(tau)
+    if mode == 'normalize':
+        # Nearer to 0 than this, z - b is rounding noise, and the gradient of tau / r overflows.
+        return tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
+    raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
@@ -125,8 +137,7 @@ def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
     Returns:
         Distributions [N, K], fp32 unless ``labels`` are distributions of another floating type.
     """
-    q = F.one_hot(labels, num_classes).float() if labels.ndim == 1 else labels
-    return (1 - eps) * q + eps / num_classes
+    return (1 - eps) * _distributions(labels, num_classes) + eps / num_classes
 
 
 def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
@@ -174,3 +185,116 @@ def mixed_targets(labels: Tensor, table: Tensor) -> Tensor:
         return table[labels]
     with torch.autocast(labels.device.type, enabled=False):
         return labels @ table.to(labels)
+
+
+def kd_target(labels: Tensor, q_kd: Tensor, alpha: float) -> Tensor:
+    r"""KD at :math:`T = 1` as a label, :math:`q_t = (1-\alpha) q + \alpha q_{kd}` (Eq. 7).
+
+    Cross-entropy with it *is* KD's loss (Eq. 6).
+
+    Args:
+        labels: Class indices [N], or distributions [N, K].
+        q_kd: The teacher's distributions :math:`\sigma(v)`, [N, K].
+        alpha: :math:`0 \le \alpha \le 1`.
+
+    Returns:
+        Distributions [N, K].
+    """
+    return (1 - alpha) * _distributions(labels, q_kd.shape[1], q_kd.dtype) + alpha * q_kd
+
+
+def lsr_compensation(labels: Tensor, num_classes: int, eps: float) -> Tensor:
+    r"""What LSR adds to a label, :math:`\eta = \frac{\epsilon}{1-\epsilon} u` (Eq. 1 and 2): the same for all.
+
+    Args:
+        labels: Class indices [N]; only their number counts.
+        num_classes: :math:`K`.
+        eps: :math:`0 \le \epsilon < 1`.
+
+    Returns:
+        :math:`\eta \ge 0`, [N, K], fp32. Its sum over the classes is :math:`\epsilon / (1-\epsilon)`.
+    """
+    return torch.full((len(labels), num_classes), eps / (1 - eps) / num_classes, device=labels.device)
+
+
+def alsr_compensation(
+    labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float
+) -> Tensor:
+    r"""What ALSR adds, :math:`\eta = (\epsilon_1 u + \epsilon_2 \rho) / (1-\epsilon_1-\epsilon_2)` (Eq. 1 and 3).
+
+    For a class without neighbours it is LSR's with :math:`\epsilon_1`.
+
+    Args:
+        labels: Class indices [N].
+        neighbours: See :func:`alsr_target`.
+        eps_uniform: :math:`\epsilon_1`.
+        eps_near: :math:`\epsilon_2`.
+
+    Returns:
+        :math:`\eta \ge 0`, [N, K], fp32.
+    """
+    num_classes = len(neighbours)
+    near = torch.zeros(num_classes, num_classes)
+    kept = torch.full((num_classes, 1), 1 - eps_uniform)
+    for k, indices in enumerate(neighbours):
+        if len(indices) > 0:
+            near[k, list(indices)] = eps_near / len(indices)
+            kept[k] -= eps_near
+    return ((eps_uniform / num_classes + near) / kept).to(labels.device)[labels]
+
+
+def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
+    r"""What KD adds, :math:`\eta = \frac{\alpha}{1-\alpha} q_{kd}` (Eq. 7, exact for :math:`T = 1`).
+
+    Args:
+        q_kd: The teacher's distributions :math:`\sigma(v/T)`, [N, K].
+        alpha: :math:`0 \le \alpha < 1`.
+
+    Returns:
+        :math:`\eta \ge 0`, [N, K].
+    """
+    return alpha / (1 - alpha) * q_kd
+
+
+def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
+    r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
+
+    FNKD is no cross-entropy with one label. But Eq. 12's gradient,
+    :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, holds the labels only as :math:`-(q + \eta)`, as KD's does;
+    its weight differs by sample: the smaller the norm, the more the teacher is trusted.
+
+    Args:
+        q_fn: The teacher's distributions (Eq. 10), [N, K].
+        feature_norm: The student's :math:`\lVert f_s \rVert`, [N].
+        tau: See :func:`scale_by_feature_norm`.
+        loss_weight: :math:`\lambda^2 \ge 0`.
+        mode: See :func:`scale_by_feature_norm`.
+
+    Returns:
+        :math:`\eta \ge 0`, [N, K].
+    """
+    return loss_weight * norm_scale(feature_norm, tau, mode)[:, None] * q_fn
+
+
+def denoised_target(labels: Tensor, compensation: Tensor) -> Tensor:
+    r"""The label with its compensation, :math:`\hat q = (q + \eta) / (1 + \sum_k \eta_k)` (Eq. 1).
+
+    Eq. 1 is normalised here, so that a distribution comes out. With the compensations above it is exactly
+    :func:`lsr_target`, :func:`alsr_target` and :func:`kd_target`.
+
+    Args:
+        labels: Class indices [N], or distributions [N, K].
+        compensation: :math:`\eta \ge 0`, [N, K].
+
+    Returns:
+        Distributions [N, K].
+    """
+    noisy = _distributions(labels, compensation.shape[1], compensation.dtype)
+    return (noisy + compensation) / (1 + compensation.sum(dim=1, keepdim=True))
+
+
+def _distributions(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Labels as distributions; one-hot ones in ``dtype``, or in fp32 if that is less."""
+    if labels.ndim == 2:
+        return labels
+    return F.one_hot(labels, num_classes).to(torch.promote_types(dtype, torch.float32))

@@ -1,0 +1,201 @@
+"""Class names -> A(x): rules against the official names, files, lists, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmpretrain.datasets import CIFAR100, CUB, StanfordCars
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.taxonomy import Taxonomy, neighbours_of, taxonomy_of, write_groups
+from fnkd_plugin.taxonomy.rules import RULES
+
+pytestmark = pytest.mark.upstream
+
+NAMES = Path(os.environ.get('FNKD_DATA', 'no such folder')) / 'class_names'
+BIRDS = ['Herring_Gull', 'Ivory_Gull', 'Mallard', 'Arctic_Tern', 'Western_Gull', 'Least_Tern']
+NEAR_BIRDS = [[1, 4], [0, 4], [], [5], [0, 1], [3]]
+
+
+def _mutual(neighbours: list[list[int]]) -> bool:
+    return all(k in neighbours[j] for k, near in enumerate(neighbours) for j in near)
+
+
+# Ready-made taxonomies
+
+
+@pytest.mark.parametrize(
+    ('name', 'dataset', 'with_neighbours'),
+    [
+        ('cub', CUB, 167),
+        ('cifar100', CIFAR100, 100),
+        ('cars_make', StanfordCars, 177),
+        ('cars_body', StanfordCars, 185),
+    ],
+)
+def test_ready_made_taxonomies_hold_the_data_sets_classes(name: str, dataset: Any, with_neighbours: int) -> None:
+    taxonomy = taxonomy_of(name)
+    assert taxonomy.classes == list(dataset.METAINFO['classes'])
+    assert sum(map(bool, taxonomy.neighbours)) == with_neighbours
+    assert f'{with_neighbours} of {len(taxonomy.classes)} classes have neighbours' in str(taxonomy)
+    assert _mutual(taxonomy.neighbours)
+    assert all(k not in near and near == sorted(set(near)) for k, near in enumerate(taxonomy.neighbours))
+
+
+@pytest.mark.parametrize(
+    ('groups', 'name', 'near'),
+    [
+        ('cub', 'Laysan_Albatross', {'Black_footed_Albatross', 'Sooty_Albatross'}),
+        ('cub', 'Mallard', set()),
+        ('cifar100', 'baby', {'boy', 'girl', 'man', 'woman'}),
+        ('cifar100', 'lawn_mower', {'rocket', 'streetcar', 'tank', 'tractor'}),
+        ('cars_make', 'Land Rover LR2 SUV 2012', {'Land Rover Range Rover SUV 2012'}),
+        ('cars_make', 'Ram C/V Cargo Van Minivan 2012', set()),
+        (
+            'cars_body',
+            'Ram C/V Cargo Van Minivan 2012',
+            {
+                'Chrysler Town and Country Minivan 2012',
+                'Dodge Caravan Minivan 1997',
+                'Ford Freestar Minivan 2007',
+                'Honda Odyssey Minivan 2012',
+                'Honda Odyssey Minivan 2007',
+            },
+        ),
+    ],
+)
+def test_who_is_near_whom(groups: str, name: str, near: set[str]) -> None:
+    taxonomy = taxonomy_of(groups)
+    assert taxonomy.classes is not None
+    found = taxonomy.neighbours[taxonomy.classes.index(name)]
+    assert {taxonomy.classes[k] for k in found} == near
+
+
+@pytest.mark.skipif(not NAMES.is_dir(), reason='FNKD_DATA holds no class_names')
+@pytest.mark.parametrize(
+    ('file', 'groups'), [('cub200_2011', 'cub'), ('stanford_cars', 'cars_make'), ('stanford_cars', 'cars_body')]
+)
+def test_official_names_give_the_same(file: str, groups: str) -> None:
+    rule = dict(cub='last_word', cars_make='make', cars_body='body_type')[groups]
+    assert neighbours_of(dict(rule=rule, classes=str(NAMES / f'{file}.txt'))) == neighbours_of(groups)
+
+
+@pytest.mark.skipif(not NAMES.is_dir(), reason='FNKD_DATA holds no class_names')
+def test_our_table_of_superclasses_is_the_official_one() -> None:
+    assert neighbours_of(str(NAMES / 'cifar100.txt')) == neighbours_of('cifar100')
+    pairs = [line.split('\t') for line in (NAMES / 'cifar100.txt').read_text().splitlines()]
+    assert [RULES['superclass'](name.replace('_', ' ')) for name, _ in pairs] == [group for _, group in pairs]
+
+
+# Rules
+
+
+@pytest.mark.parametrize('prefix', ['', '{:03}.'])
+@pytest.mark.parametrize('blank', ['_', ' '])
+def test_names_may_have_underscores_blanks_and_cubs_numbers(prefix: str, blank: str) -> None:
+    names = [prefix.format(i) + name.replace('_', blank) for i, name in enumerate(BIRDS, 1)]
+    assert neighbours_of(dict(rule='last_word', classes=names)) == NEAR_BIRDS
+
+
+def test_a_function_is_a_rule() -> None:
+    assert neighbours_of(dict(rule=lambda name: name[0], classes=BIRDS)) == [[], [], [], [], [], []]
+    assert neighbours_of(dict(rule=lambda name: str(len(name) > 10), classes=BIRDS))[0] == [3, 4]
+
+
+def test_names_come_from_a_text_file(tmp_path: Path) -> None:
+    (tmp_path / 'names.txt').write_text('\n'.join(BIRDS) + '\n\n')
+    assert neighbours_of(dict(rule='last_word', classes=str(tmp_path / 'names.txt'))) == NEAR_BIRDS
+
+
+# Files and lists
+
+
+@pytest.mark.parametrize('separator', ['\t', '  '])
+def test_a_file_of_two_columns(tmp_path: Path, separator: str) -> None:
+    file = tmp_path / 'groups.txt'
+    file.write_text('\n'.join(f'{name.replace("_", " ")}{separator}{name.split("_")[-1]}' for name in BIRDS) + '\n')
+    assert neighbours_of(file) == neighbours_of(str(file)) == NEAR_BIRDS
+    turned = taxonomy_of(dict(file=str(file), classes=BIRDS[::-1]))
+    assert turned.classes == BIRDS[::-1]
+    assert turned.neighbours == [sorted(5 - k for k in near) for near in NEAR_BIRDS[::-1]]
+
+
+def test_lists_that_are_not_mutual_survive_a_file(tmp_path: Path) -> None:
+    lists = [[4, 1], [0], [], [5], [2], []]
+    write_groups(tmp_path / 'near.json', BIRDS, lists)
+    assert taxonomy_of(str(tmp_path / 'near.json')) == Taxonomy(lists, BIRDS)
+    turned = neighbours_of(dict(file=tmp_path / 'near.json', classes=BIRDS[::-1]))
+    assert turned == [[5 - k for k in near] for near in lists[::-1]]
+
+
+def test_lists_of_groups_and_of_indices() -> None:
+    keys = ['gull', 'gull', 'duck', 'tern', 'gull', 'tern']
+    assert neighbours_of(keys) == neighbours_of([len(key) * ord(key[0]) for key in keys]) == NEAR_BIRDS
+    assert neighbours_of(NEAR_BIRDS) == NEAR_BIRDS
+    assert neighbours_of([(np.int64(1),), ()]) == [[1], []]
+    assert taxonomy_of(keys).classes is None
+    assert taxonomy_of(taxonomy_of(keys)) == taxonomy_of(keys)
+
+
+# What is refused, with the offending entries
+
+
+@pytest.mark.parametrize(
+    ('groups', 'message'),
+    [
+        ('dogs', "'dogs' is none of cub, cifar100, cars_make, cars_body, and there is no such file"),
+        ([], 'groups must be one of cub, .* but are'),
+        (7, 'groups must be one of cub, .* but are 7'),
+        (dict(rule='make'), r'dict\(rule=\.\.\., classes=\.\.\.\)'),
+        (dict(rule='first', classes='CUB'), "rule 'first' is none of last_word, make, body_type, superclass"),
+        (dict(rule='make', classes='Nowhere'), "'Nowhere' is neither a text file nor a registered data set"),
+        (dict(rule='make', classes='ImageNet21k'), "'ImageNet21k' is neither .* whose METAINFO holds classes"),
+        (dict(rule='make', classes=[]), 'no class names'),
+        (dict(rule='make', classes=['a b', '1.a_b', 'c']), 'hold a b more than once'),
+        (dict(rule='body_type', classes=['Audi TT 2011', 'Audi', 'A1']), 'body_type knows no group of Audi, A1;'),
+        (dict(rule='superclass', classes='CUB'), 'no group of Black_footed_Albatross, .* and 195 more'),
+        ([[1], [0, 2]], r'lists of 1 \(2 out of range\)'),
+        ([[1], [-1]], r'lists of 1 \(-1 out of range\)'),
+        ([[1], ['c0']], r'lists of 1 \(c0 out of range\)'),
+        ([[0], [0]], r'lists of 0 \(holds itself\)'),
+        ([[1, 1], [0]], r'lists of 0 \(holds a class twice\)'),
+    ],
+)
+def test_wrong_groups_are_refused_in_one_sentence(groups: Any, message: str) -> None:
+    with pytest.raises(SetupError, match=message) as error:
+        taxonomy_of(groups)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a\tx\nb\tx\n', 'has no line for c;'),
+        ('a\tx\nb\tx\nc\ty\nd\ty\ne\ty\n', 'names d, e, which are none of the 3 classes'),
+        ('a\tx\nb\tx\na\ty\n', 'hold a more than once'),
+        ('a\nb\tx\nc\tx\n', 'has no group for a;'),
+    ],
+)
+def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / 'groups.txt').write_text(text)
+    with pytest.raises(SetupError, match=message):
+        taxonomy_of(dict(file=str(tmp_path / 'groups.txt'), classes=['a', 'b', 'c']))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{', 'is no JSON'),
+        (json.dumps(['a']), 'not one JSON object'),
+        (json.dumps(dict(a='b', b=[])), 'not one JSON object'),
+        (json.dumps(dict(a=['b', 'c'], b=[])), 'lists c as near classes, which are no classes there'),
+        (json.dumps(dict(a=['a'], b=[])), r'lists of a \(holds itself\)'),
+    ],
+)
+def test_wrong_json_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / 'groups.json').write_text(content)
+    with pytest.raises(SetupError, match=message):
+        taxonomy_of(str(tmp_path / 'groups.json'))
