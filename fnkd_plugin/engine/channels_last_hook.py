@@ -20,6 +20,9 @@ class ChannelsLastHook(Hook):
     gradient overwrites memory in this order (oneDNN 3.13, in PyTorch 2.15).
     """
 
-    def before_run(self, runner: Any) -> None:
+    def before_train(self, runner: Any) -> None:
         """Reorder in place; the parameters stay the objects that the optimiser holds."""
+        # Not before_run: initial weights, which come after it, are drawn in memory order.
         runner.model.to(memory_format=torch.channels_last)
+
+    before_val = before_test = before_train
