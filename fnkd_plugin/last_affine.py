@@ -1,9 +1,11 @@
-"""Finding the last affine layer of a classifier, and reading its feature and logits."""
+"""Finding where a classifier makes its logits, if possible in an affine layer, and reading them there."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
@@ -13,23 +15,46 @@ from fnkd_plugin.rng import isolated_rng
 
 _FALLBACK_SIZES = (224, 32, 299, 384)
 
-LayerOutputs = dict[nn.Module, tuple[Tensor, int]]
+
+class Ran(NamedTuple):
+    """How a module ran in :func:`probe`: its output, that one's version then, and how it was called."""
+
+    output: Tensor
+    version: int
+    positional: int
+    keywords: frozenset[str]
+
+
+LayerOutputs = dict[nn.Module, Ran]
 
 
 def _is_affine(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    )
+    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or (
+        isinstance(module, nn.Conv2d) and (module.kernel_size != (1, 1) or module.groups != 1)
+    ):
+        return False
+    # A subclass with a forward of its own may do anything: normalise feature and weight, as ArcFace's does.
+    return type(module).forward is kind.forward or _maps_affinely(module)
 
 
-def _same_numbers(a: Any, b: Tensor, version: int) -> bool:
+def _maps_affinely(layer: nn.Linear | nn.Conv2d) -> bool:
+    weight = layer.weight.flatten(1)
+    with isolated_rng(), torch.no_grad():
+        x = torch.randn(2, weight.shape[1], device=weight.device, dtype=weight.dtype)
+        expected = F.linear(x, weight, layer.bias)
+        found = layer(x if isinstance(layer, nn.Linear) else x[:, :, None, None])
+    return found.numel() == expected.numel() and torch.allclose(found.view_as(expected), expected, 1e-2, 1e-2)
+
+
+def _same_numbers(a: Any, ran: Ran) -> bool:
     # The same storage, not equal values: a flattened or permuted view is still the layer's own output. An in-place
     # operation since leaves the storage, but counts up the version.
     return (
         isinstance(a, Tensor)
-        and a.numel() == b.numel()
-        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
-        and a._version == version
+        and a.numel() == ran.output.numel()
+        and a.untyped_storage()._cdata == ran.output.untyped_storage()._cdata
+        and a._version == ran.version
     )
 
 
@@ -54,25 +79,27 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
     """Run ``forward`` once on one image in eval mode, leaving the model and the random streams as they were.
 
     Args:
-        model: The model whose affine layers are watched.
+        model: The model whose modules are watched.
         forward: Images [1, C, H, W] to the model's output.
         size: H = W where it is known; otherwise the model's own hints and common sizes are tried.
 
     Returns:
-        The output, and for each affine layer that ran its output and that one's version then.
+        The output, and how each module inside the model ran whose own output is one vector.
 
     Raises:
         SetupError: If no size fits; the first error is its cause.
     """
     outputs: LayerOutputs = {}
 
-    def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        outputs[module] = output, output._version
+    def record(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if isinstance(output, Tensor) and output.numel() == max(output.shape, default=0):
+            outputs[module] = Ran(output, output._version, len(args), frozenset(kwargs))
 
     reference = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    handles = [m.register_forward_hook(record) for m in model.modules() if _is_affine(m)]
+    inside = [module for module in model.modules() if module is not model]
+    handles = [module.register_forward_hook(record, with_kwargs=True) for module in inside]
     sizes = [size] if size else [*_size_hints(model), *_FALLBACK_SIZES]
     first_error: Exception | None = None
     try:
@@ -103,38 +130,77 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
 def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
     """The affine layer whose own output is the model's output, or None.
 
-    A mean of two heads, a cosine or a scaled output is no layer's own output; then there is no one feature
+    A mean of two heads, a cosine or a scaled output is no affine layer's own output; then there is no one feature
     norm, and None is returned.
     """
-    found = [layer for layer, own in layer_outputs.items() if _same_numbers(output, *own)]
-    return found[-1] if found else None
+    found = [layer for layer, ran in layer_outputs.items() if _same_numbers(output, ran)]
+    return next((layer for layer in reversed(found) if _is_affine(layer)), None)
 
 
-class AffineReader:
-    """A permanent forward hook on the last affine layer; reads when asked to, and holds nothing between batches.
+def find_last_module(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
+    """The outermost module inside the model whose own output is the model's output [1, K], or None."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        return None
+    return next((module for module, ran in reversed(layer_outputs.items()) if _same_numbers(output, ran)), None)
+
+
+class Reader(ABC):
+    """A permanent forward hook on a module; reads when asked to, and holds nothing between batches.
 
     A hook registered per call would break a compiled graph twice, a permanent one does not.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.reading = False
         self._read: Prediction | None = None
-        layer.register_forward_hook(self._hook)
+        module.register_forward_hook(self._hook, with_kwargs=True)
 
-    def __deepcopy__(self, memo: dict) -> 'AffineReader':
+    def __deepcopy__(self, memo: dict) -> 'Reader':
         # An EMA copy of the model copies the hook with it; one reader serves both.
         return self
 
-    def _hook(self, layer: nn.Linear | nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _hook(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
         if self.reading:
-            feature = at_least_fp32(inputs[0]).flatten(1)
-            norm = torch.linalg.vector_norm(feature, dim=1)
-            self._read = Prediction(output.flatten(1), norm, layer.bias)
+            self._read = self._prediction(module, args, kwargs, output)
+
+    @abstractmethod
+    def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction: ...
 
     def take(self) -> Prediction | None:
         """The prediction read since the last call, if any."""
         read, self._read = self._read, None
         return read
+
+
+class AffineReader(Reader):
+    """Reads logits, feature norm and bias of the last affine layer."""
+
+    def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
+        feature = at_least_fp32(args[0]).flatten(1)
+        norm = torch.linalg.vector_norm(feature, dim=1)
+        return Prediction(output.flatten(1), norm, module.bias)
+
+
+class LogitReader(Reader):
+    """Reads the logits alone, of a module that makes them in no one affine layer.
+
+    They are those of prediction (our choice): a head that takes the labels, too, in its loss (ArcFace, whose margin
+    lowers the true class's logit) is called once more without them.
+
+    Args:
+        module: The module whose output is the model's.
+        predicting: How it was called when the model predicted.
+    """
+
+    def __init__(self, module: nn.Module, predicting: Ran) -> None:
+        super().__init__(module)
+        self._positional, self._keywords = predicting.positional, predicting.keywords
+
+    def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
+        if len(args) > self._positional or not self._keywords.issuperset(kwargs):
+            known = {key: value for key, value in kwargs.items() if key in self._keywords}
+            output = module.forward(*args[: self._positional], **known)
+        return Prediction(output)
 
 
 def class_count(layer: nn.Module) -> int:

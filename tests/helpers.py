@@ -60,6 +60,12 @@ def resnet(width: int = 4, num_classes: int = CLASSES, **options: Any) -> dict:
     return {**model, **options}
 
 
+def cosine(margins: float = 0.0, **options: Any) -> dict:
+    """The config of a ResNet-18 as of :func:`resnet` whose logits are cosines: hypersphere embedding, or ArcFace."""
+    head = dict(type='ArcFaceClsHead', num_classes=CLASSES, in_channels=32, scale=8.0, margins=margins)
+    return resnet(**{'head': head, **options})
+
+
 def vit(**options: Any) -> dict:
     """The config of a two-layer MMPretrain vision transformer with dropout and stochastic depth."""
     arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)

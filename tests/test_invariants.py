@@ -31,6 +31,7 @@ from tests.helpers import (
     assert_same_weights,
     build,
     config,
+    cosine,
     distilled,
     preprocessor,
     raw_batch,
@@ -145,7 +146,18 @@ def _bite_timm() -> tuple[dict, dict]:
     )
 
 
-BITING = {'resnet': _bite_resnet, 'vit': _bite_vit, 'switch': _bite_switch, 'timm': _bite_timm}
+def _bite_cosine() -> tuple[dict, dict]:
+    """Logits that come from no affine layer, with an angular margin, mixup and EMA."""
+    return cosine(margins=0.2, train_cfg=_MIXES), dict(custom_hooks=[dict(type='EMAHook', momentum=0.1)])
+
+
+BITING = {
+    'resnet': _bite_resnet,
+    'vit': _bite_vit,
+    'switch': _bite_switch,
+    'timm': _bite_timm,
+    'cosine': _bite_cosine,
+}
 _PIPELINE = [
     dict(type='RandomCrop', crop_size=SIZE, padding=4),
     dict(type='RandomFlip', prob=0.5),
@@ -271,12 +283,13 @@ for config, checkpoint, out in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3
 
 @pytest.fixture(scope='module')
 def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Runner, dict, Path]]:
-    """A distilled ResNet, ViT and timm model, trained for one epoch; its plain config and its checkpoint."""
+    """Distilled students, trained for one epoch, with their plain configs and checkpoints."""
     trained = {}
     for name, student in (
         ('resnet', resnet()),
         ('vit', vit()),
         ('timm', timm_student('test_resnet', channels_last=True)),
+        ('cosine', cosine()),
     ):
         folder = tmp_path_factory.mktemp(name)
         cfg = config(
@@ -293,7 +306,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Runner
 
 
 @pytest.mark.upstream
-@pytest.mark.parametrize('name', ['resnet', 'vit', 'timm'])
+@pytest.mark.parametrize('name', ['resnet', 'vit', 'timm', 'cosine'])
 def test_native_students(name: str, students: dict) -> None:
     """The checkpoint holds the student alone, under its own keys, and the plain student loads it."""
     runner, student, path = students[name]
@@ -561,6 +574,7 @@ _DEIT = vit(
     ),
     head=dict(type='DeiTClsHead', num_classes=CLASSES, in_channels=16),
 )
+_FNKD = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss'))
 _CONST = dict(type='TimmTeacher', model='test_resnet')
 _SEVEN = dict(_CONST, checkpoint='FOLDER/test_resnet_7_7.pth')
 _UNKNOWN = {**preprocessor(), 'to_rgb': False}
@@ -628,17 +642,17 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
         _fit(teacher=dict(_SEVEN, depht=3)),
         ['TimmTeacher(test_resnet)', 'timm cannot make it', 'depht'],
     ),
-    'two heads': (
-        _fit(student=_DEIT),
-        ['last affine layer cannot be found', 'ImageClassifier (DeiTClsHead)', 'LinearClsHead'],
+    'FNKD of two heads': (
+        _fit(student=_DEIT, head=_FNKD),
+        ['the logits of ImageClassifier (DeiTClsHead)', 'a mean of two heads has two', 'use KDLoss'],
     ),
-    'cosine head': (
-        _fit(student=_head(type='ArcFaceClsHead')),
-        ['last affine layer cannot be found', 'ArcFaceClsHead', 'a cosine', 'LinearClsHead'],
+    'FNKD of cosines': (
+        _fit(student=cosine(), head=_FNKD),
+        ['the logits of ImageClassifier (ArcFaceClsHead)', 'cosines have no feature norm left', 'use KDLoss'],
     ),
     'no head': (
         _fit(student={k: v for k, v in resnet().items() if k != 'head'}),
-        ['last affine layer cannot be found', 'features without a classifier', 'LinearClsHead'],
+        ['logits cannot be found', 'features without a classifier', 'LinearClsHead'],
     ),
     'multi-label': (
         _fit(student=_head(type='MultiLabelLinearClsHead', loss=dict(type='CrossEntropyLoss', use_sigmoid=True))),

@@ -9,12 +9,21 @@ import pytest
 import timm
 import torch
 from mmpretrain.models import heads
+from mmpretrain.models.heads.margin_head import NormProduct
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
-from tests.helpers import CLASSES, SIZE, build, resnet, timm_student, vit
+from fnkd_plugin.last_affine import (
+    AffineReader,
+    LogitReader,
+    Ran,
+    class_count,
+    find_last_affine,
+    find_last_module,
+    probe,
+)
+from tests.helpers import CLASSES, SIZE, build, cosine, resnet, timm_student, vit
 
 pytestmark = pytest.mark.upstream
 
@@ -106,6 +115,40 @@ def test_two_heads_of_mmpretrain_have_none() -> None:
     )
     assert _find(build(deit)) is None
     assert isinstance(build(deit).head, heads.DeiTClsHead)
+
+
+class _OwnForward(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'affine'),
+    [
+        (_OwnForward(3, CLASSES), True),
+        (NormProduct(3, CLASSES), False),
+        (NormProduct(3, CLASSES, feature_norm=False), False),
+        (NormProduct(3, CLASSES, feature_norm=False, weight_norm=False), True),
+        (NormProduct(3, CLASSES, k=2, feature_norm=False, weight_norm=False), False),
+    ],
+)
+def test_a_linear_layers_subclass_is_judged_by_what_it_computes(layer: nn.Linear, affine: bool) -> None:
+    """On a blank image, whose features may all be zero, a cosine looks affine."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer)
+    output, ran = probe(model, model)
+    assert torch.equal(output, torch.zeros(1, CLASSES)) or layer.bias is not None
+    assert find_last_affine(output, ran) is (layer if affine else None)
+    assert find_last_module(output, ran) is layer
+
+
+def test_the_last_module_is_what_the_loss_calls() -> None:
+    model = build(cosine())
+    output, ran = probe(model, functools.partial(model, mode='tensor'), SIZE)
+    assert find_last_affine(output, ran) is None and find_last_module(output, ran) is model.head
+    assert ran[model.head].positional == 1
+    assert find_last_module((output, output), ran) is None
+    alone = _Wrong('mean of two')
+    assert find_last_module(*probe(alone, alone)) is None, 'no module inside the model makes its output'
 
 
 class _Gathers(nn.Module):
@@ -209,6 +252,27 @@ def test_a_zero_feature_has_a_finite_gradient() -> None:
     layer(x)
     reader.take().feature_norm.sum().backward()  # type: ignore[union-attr]
     assert torch.equal(x.grad, torch.zeros(2, 6))
+
+
+class _Head(nn.Module):
+    def forward(self, x: Tensor, labels: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return scale * x if labels is None else scale * x - 5 * nn.functional.one_hot(labels, 4)
+
+
+@pytest.mark.parametrize('how', ['positional', 'keyword'])
+def test_logits_are_read_as_of_prediction(how: str) -> None:
+    head = _Head()
+    x, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    reader = LogitReader(head, Ran(x, 0, 1, frozenset({'scale'})))
+    assert head(x, scale=2.0) is not None and reader.take() is None, 'reads only when asked to'
+    reader.reading = True
+    out = head(x, labels, scale=2.0) if how == 'positional' else head(x, labels=labels, scale=2.0)
+    read = reader.take()
+    assert read is not None and reader.take() is None
+    assert torch.equal(read.logits, 2 * x) and not torch.equal(out, read.logits)
+    assert read.feature_norm is None and read.origin is None
+    out = head(x, scale=3.0)
+    assert reader.take().logits is out, 'what needs no second call gets none'  # type: ignore[union-attr]
 
 
 def test_every_shipped_head_kind_is_known_or_refused() -> None:

@@ -15,7 +15,8 @@ from fnkd_plugin.distillers.distill_head import DistillHead
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
+from fnkd_plugin.last_affine import AffineReader, LogitReader, Reader, find_last_affine, find_last_module, probe
+from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.tasks import check_single_label
@@ -38,7 +39,7 @@ class Distillation:
     (EMA) share it.
     """
 
-    def __init__(self, teacher: Teacher, head: DistillHead, reader: AffineReader) -> None:
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader) -> None:
         self.teacher = teacher
         self.head = head
         self.reader = reader
@@ -137,8 +138,8 @@ class Distiller(_Student):
         student = reader.take()
         if student is None:
             raise RuntimeError(
-                f'Distiller: the loss of {_student_class(self).__name__} never calls its last affine layer as a '
-                'module, so that its logits cannot be read.'
+                f'Distiller: the loss of {_student_class(self).__name__} never calls as a module what makes its '
+                'logits, so that they cannot be read.'
             )
         soft, log_vars = head(student, teacher)
         losses.update(soft)
@@ -190,7 +191,7 @@ def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
     return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
 
 
-def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) -> AffineReader:
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) -> Reader:
     if not isinstance(teacher, Teacher):
         raise SetupError(
             f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
@@ -199,19 +200,27 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
     if not isinstance(head, DistillHead):
         raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
     kind = _student_class(student).__name__
-    output, layer_outputs = probe(student, functools.partial(student, mode='tensor'))
-    layer = find_last_affine(output, layer_outputs)
-    if layer is None:
-        inner = type(getattr(student, 'head', None) or student).__name__
+    inner = type(getattr(student, 'head', None) or student).__name__
+    output, ran = probe(student, functools.partial(student, mode='tensor'))
+    layer, module = find_last_affine(output, ran), find_last_module(output, ran)
+    if module is None:
         raise SetupError(
-            f"Distiller: the student's last affine layer cannot be found: the output of {kind} ({inner}) is no "
-            "linear or 1x1-convolution layer's own output (a mean of several heads, a cosine, features without a "
-            'classifier?). Give a student with one linear classifier, such as LinearClsHead.'
+            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is no tensor [N, K] that "
+            'one of its modules makes (features without a classifier?). Give a student with a classifier, such as '
+            'LinearClsHead.'
         )
-    if class_count(layer) != teacher.num_classes:
+    num_classes = output.shape[1]
+    for _, loss in label_tables(student):
+        loss.check_class_count(num_classes, 'the student')
+    if num_classes != teacher.num_classes:
         raise SetupError(
-            f'Distiller: the student has {class_count(layer)} classes, the teacher {teacher.name} has '
+            f'Distiller: the student has {num_classes} classes, the teacher {teacher.name} has '
             f"{teacher.num_classes}; give a teacher trained on the student's classes."
+        )
+    if head.needs_feature_norm and layer is None:
+        raise SetupError(
+            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '
+            'affine layer (cosines have no feature norm left, a mean of two heads has two); use KDLoss with it.'
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
@@ -221,7 +230,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     teacher.prepare(source)
     print_log(
-        f'Distiller: {kind} ({class_count(layer)} classes) learns from {teacher.name}; images: {source}.',
+        f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',
         logger='current',
     )
-    return AffineReader(layer)
+    return LogitReader(module, ran[module]) if layer is None else AffineReader(layer)

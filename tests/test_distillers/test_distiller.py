@@ -25,6 +25,7 @@ from tests.helpers import (
     STD,
     build,
     config,
+    cosine,
     distilled,
     preprocessor,
     raw_batch,
@@ -337,7 +338,7 @@ def test_a_loss_that_passes_by_the_layer_says_so(folder: Path) -> None:
     student = build(resnet())
     student.__class__ = _Functional
     model = Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
-    with pytest.raises(RuntimeError, match='the loss of _Functional never calls its last affine layer'):
+    with pytest.raises(RuntimeError, match='the loss of _Functional never calls as a module what makes its logits'):
         _step(model)
 
 
@@ -367,6 +368,91 @@ def test_teachers_without_norms_teach_by_kd() -> None:
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
     log = _step(model)
     assert 'loss_soft' in log and 'teacher_norm' not in log and 'student_norm' in log
+
+
+# Students whose logits come from no affine layer
+
+
+def _two_heads() -> dict:
+    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=32)
+    return vit(
+        backbone=dict(type='DistilledVisionTransformer', arch=arch, img_size=SIZE, patch_size=8),
+        head=dict(type='DeiTClsHead', num_classes=CLASSES, in_channels=16),
+    )
+
+
+def _subcenters() -> dict:
+    model = cosine()
+    model['head']['num_subcenters'] = 3
+    return model
+
+
+WITHOUT_NORM = {
+    'hypersphere embedding': cosine,
+    'scale 1': lambda: cosine(head={**cosine()['head'], 'scale': 1.0}),
+    'sub-centers': _subcenters,
+    'ArcFace': lambda: cosine(margins=0.5),
+    'two heads': _two_heads,
+}
+
+
+@pytest.mark.upstream
+@pytest.mark.filterwarnings('ignore:MMPretrain cannot train the distilled version DeiT')
+@pytest.mark.parametrize('name', WITHOUT_NORM)
+def test_kd_of_logits_that_are_no_affine_layers(name: str, folder: Path) -> None:
+    """The student learns by the logits that it predicts with, whatever margin its hard loss has."""
+    soft = dict(type='KDLoss', temperature=2.0, t_squared=False)
+    model = build(distilled(WITHOUT_NORM[name](), timm_teacher(folder), soft)).eval()
+    data = model.data_preprocessor(raw_batch(), training=True)
+    found = model(**data, mode='loss')
+    teacher = model._distillation.ask_teacher(data['inputs'], data['data_samples'])
+    logits = model(data['inputs'])
+    expected = -((teacher.logits / 2).softmax(1) * (logits / 2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found['loss_soft'], expected)
+    assert set(found) == {'loss_hard', 'loss_soft'} | STATISTICS - {'student_norm'}
+    torch.testing.assert_close(found['agreement'], (logits.argmax(1) == teacher.logits.argmax(1)).float().mean())
+    plain = build(WITHOUT_NORM[name]()).eval()
+    assert torch.equal(found['loss_hard'], plain(**data, mode='loss')['loss'])
+    found['loss_soft'].backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.head.parameters())
+
+
+@pytest.mark.upstream
+def test_cosines_are_the_scale_times_normalised_features_and_weights(folder: Path) -> None:
+    """Hypersphere embedding by hand, and that its margin-free loss is its prediction's, to rounding."""
+    model = build(distilled(cosine(), timm_teacher(folder))).eval()
+    data = model.data_preprocessor(raw_batch(), training=True)
+    feature, weight = model.extract_feat(data['inputs'])[-1], model.head.norm_product.weight
+    logits = 8.0 * F.normalize(feature) @ F.normalize(weight).T
+    torch.testing.assert_close(model(data['inputs']), logits)
+    labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+    hard = model(**data, mode='loss')['loss_hard']
+    torch.testing.assert_close(hard, F.cross_entropy(logits, labels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('augment', ['Mixup', 'CutMix'])
+def test_cosines_learn_from_mixed_images(augment: str, folder: Path) -> None:
+    """Without a margin the hard loss is that of the mixed label; the soft one needs none."""
+    student = cosine(train_cfg=dict(augments=dict(type=augment, alpha=1.0)))
+    model = build(distilled(student, timm_teacher(folder))).eval()
+    data = model.data_preprocessor(raw_batch(), training=True)
+    mixed = torch.stack([sample.gt_score for sample in data['data_samples']])
+    assert ((mixed > 0) & (mixed < 1)).any()
+    found = model(**data, mode='loss')
+    expected = F.cross_entropy(model(data['inputs']), mixed)
+    torch.testing.assert_close(found['loss_hard'], expected, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(found['loss_soft'])
+
+
+@pytest.mark.upstream
+def test_a_refused_cosine_student_is_left_without_a_hook(folder: Path) -> None:
+    student = build(cosine())
+    with pytest.raises(ValueError, match='cosines have no feature norm left'):
+        Distiller(student, timm_teacher(folder), DistillHead(FNKD))
+    assert type(student) is ImageClassifier
+    assert not any(module._forward_hooks for module in student.modules())
 
 
 def test_a_refused_pair_leaves_a_built_student_as_it_was(folder: Path) -> None:
