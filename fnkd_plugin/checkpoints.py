@@ -90,7 +90,7 @@ def _read(name: str, loader: Callable[[], Any]) -> Any:
     except FileNotFoundError as error:
         raise UnreadableCheckpointError(
             f'Checkpoint {name} does not exist. Give its path: a config of ours takes its teacher from '
-            '--cfg-options teacher_checkpoint=FILE, which its config in configs/teachers/ trains, and ImageNet weights '
+            '--cfg-options teacher_checkpoint=FILE, which its own plain config trains, and ImageNet weights '
             'from the folder that the environment variable FNKD_WEIGHTS names.'
         ) from error
     except pickle.UnpicklingError as error:

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-_HE_INIT = [dict(type='Kaiming', layer=['Conv2d']), dict(type='Constant', val=1, layer=['_BatchNorm'])]
+_HE_INIT: list[dict] = [
+    dict(type='Kaiming', layer=['Conv2d']),
+    dict(type='Constant', val=1, layer=['_BatchNorm']),
+]
 
 
 def _conv(in_channels: int, channels: int, stride: int = 1, size: int = 3) -> nn.Conv2d:
