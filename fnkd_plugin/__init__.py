@@ -12,10 +12,22 @@ from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse, refuse_imports
 __version__ = '0.1.0'
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
-    from fnkd_plugin import backbones, checkpoints, datasets, distillers, engine, losses, students, teachers
+    from fnkd_plugin import (
+        backbones,
+        checkpoints,
+        datasets,
+        distillers,
+        engine,
+        losses,
+        students,
+        taxonomy,
+        teachers,
+        zoo,
+    )
     from fnkd_plugin.distillers import Distiller, DistillHead, Prediction
 
     checkpoints.guard_framework_loaders()
+    zoo.extend_hub()
 
     __all__ = [
         'DistillHead',
@@ -28,7 +40,9 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
         'engine',
         'losses',
         'students',
+        'taxonomy',
         'teachers',
+        'zoo',
     ]
 else:
     refuse_imports()
