@@ -138,9 +138,7 @@ def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | No
 
 
 def find_last_module(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
-    """The outermost module inside the model whose own output is the model's output [1, K], or None."""
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        return None
+    """The outermost module inside the model whose own output, one vector, is the model's output, or None."""
     return next((module for module, ran in reversed(layer_outputs.items()) if _same_numbers(output, ran)), None)
 
 

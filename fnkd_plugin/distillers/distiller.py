@@ -209,7 +209,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
             'one of its modules makes (features without a classifier?). Give a student with a classifier, such as '
             'LinearClsHead.'
         )
-    num_classes = output.shape[1]
+    num_classes = output.numel()  # of one image; LeNet squeezes the batch away
     for _, loss in label_tables(student):
         loss.check_class_count(num_classes, 'the student')
     if num_classes != teacher.num_classes:
