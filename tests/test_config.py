@@ -41,6 +41,10 @@ def test_without_pretrained() -> None:
     assert model.pretrained is False and 'checkpoint' not in model
     stock = Config(dict(model=resnet(pretrained='torchvision://resnet18'))).model
     assert without_pretrained(stock).pretrained is None
+    timm_backbone = dict(type='TIMMBackbone', model_name='test_resnet', checkpoint_path='x.pth')
+    assert (
+        'checkpoint_path' not in without_pretrained(Config(dict(model=resnet(backbone=timm_backbone))).model).backbone
+    )
 
 
 def test_plain_config_has_nothing_of_ours() -> None:
