@@ -1,4 +1,4 @@
-# The teacher of the short recipe: the same 10,000 images, five times the epochs.
+# The teacher of the short recipe: the same 10,000 images, 20 epochs.
 _base_ = 'plain_r20_cifar100_short.py'
 model = dict(backbone=dict(depth=56))
 param_scheduler = [
