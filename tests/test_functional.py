@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnkd_plugin.functional import (
+    alsr_compensation,
     alsr_target,
+    denoised_target,
+    fnkd_compensation,
+    kd_compensation,
+    kd_target,
+    lsr_compensation,
     lsr_target,
     scale_by_feature_norm,
     scale_by_temperature,
@@ -98,16 +104,32 @@ def test_temperature_one_changes_nothing_and_a_high_one_tends_to_uniform() -> No
 
 
 def test_high_temperature_to_second_order() -> None:
-    """Eq. 8 and its next order: the error falls as 1/T^3."""
+    """Eq. 8: the error of the paper's form falls as 1/T^2, that of the expansion to the next order as 1/T^3."""
     v = _logits()
+    papers = []
     d = v - v.mean(1, keepdim=True)
     s2 = d.square().mean(1, keepdim=True)
     errors = []
     for temperature in (100.0, 200.0):
+        eq_8 = (1 + v / temperature) / (K + (v / temperature).sum(1, keepdim=True))
+        papers.append((scale_by_temperature(v, temperature).softmax(1) - eq_8).abs().max())
         series = (1 + d / temperature + (d.square() - s2) / (2 * temperature**2)) / K
         errors.append((scale_by_temperature(v, temperature).softmax(1) - series).abs().max())
     assert errors[0] < 1e-4
     assert 7 < errors[0] / errors[1] < 9
+    assert papers[0] < 1e-3
+    assert 3.7 < papers[0] / papers[1] < 4.3
+
+
+def test_entropy_grows_with_the_temperature_from_the_hard_to_the_uniform_label() -> None:
+    """A sweep of T: from the teacher's guess, by ever softer labels, to log K."""
+    temperatures = torch.logspace(-4, 5, 60, dtype=DOUBLE).tolist()
+    q = torch.stack([scale_by_temperature(_logits(), t).softmax(1) for t in temperatures])
+    entropy = torch.special.entr(q).sum(2)
+    assert (entropy.diff(dim=0) >= -1e-12).all()
+    assert (entropy.diff(dim=0) > 0)[20:45].all()
+    assert entropy[0].max() < 1e-6
+    torch.testing.assert_close(entropy[-1], torch.full((N,), math.log(K), dtype=DOUBLE), rtol=0, atol=1e-9)
 
 
 # scale_by_feature_norm
@@ -204,6 +226,33 @@ def test_closed_form_gradients(mode: str, detach: bool) -> None:
         assert (found[0] * a.f).sum(1).abs().max() < 1e-12, 'the soft term turns f, it does not lengthen it'
 
 
+@pytest.mark.parametrize(('mode', 'detach'), [('normalize', False), ('clip', False), ('clip', True)])
+def test_closed_form_gradients_at_norm_zero(mode: str, detach: bool) -> None:
+    """At f = 0 the scale is 1 and its own gradient 0: df = W^T g, dW = 0, db = g."""
+    a = _Affine(2, norms=[0.0] * N)
+    v = _logits(1)
+    scaled = scale_by_feature_norm(a.z, a.r.detach() if detach else a.r, a.b, 2.0, mode)
+    found = torch.autograd.grad(soft_cross_entropy(scaled, v), (a.f, a.W, a.b))
+    assert a.b is not None
+    g = (a.b.softmax(0) - v.softmax(1)) / N
+    for have, want in zip(found, (g @ a.W, torch.zeros(K, D, dtype=DOUBLE), g.sum(0)), strict=True):
+        torch.testing.assert_close(have, want, rtol=0, atol=1e-9)
+
+
+def test_clip_at_tau_itself() -> None:
+    """At r = tau both sides have one value; PyTorch versions differ in which of the one-sided gradients is taken."""
+    f = torch.tensor([[3.0, 4.0]], dtype=DOUBLE, requires_grad=True)
+    W, g = torch.randn(K, 2, dtype=DOUBLE), torch.randn(1, K, dtype=DOUBLE)
+    z = F.linear(f, W)
+    scaled = scale_by_feature_norm(z, torch.linalg.vector_norm(f, dim=1), None, 5.0)
+    torch.testing.assert_close(scaled, z, rtol=0, atol=1e-12)
+    (found,) = torch.autograd.grad(scaled, f, g)
+    u = f.detach() / 5
+    below = g @ W
+    above = below - (below * u).sum() * u
+    assert min((found - below).abs().max(), (found - above).abs().max()) < 1e-9
+
+
 def test_unknown_mode_names_the_choices() -> None:
     with pytest.raises(ValueError, match=r"'clip' or 'normalize', not 'scale'"):
         scale_by_feature_norm(_logits(), torch.ones(N), None, 1.0, 'scale')
@@ -283,6 +332,71 @@ def test_alsr_mixes_the_targets_of_mixed_labels() -> None:
     mixed = torch.tensor([[0.3, 0.0, 0.7, 0.0]], dtype=DOUBLE)
     table = alsr_target(torch.arange(4), neighbours, 0.1, 0.2).double()
     torch.testing.assert_close(alsr_target(mixed, neighbours, 0.1, 0.2), 0.3 * table[:1] + 0.7 * table[2:3])
+
+
+# kd_target, and the compensations: all methods as distributions
+
+
+def test_kd_at_temperature_one_is_cross_entropy_with_its_target() -> None:
+    """Eq. 4 at T = 1 is Eq. 6, value and gradient."""
+    z, v, labels, alpha = _logits(0).requires_grad_(), _logits(1), torch.arange(N), 0.3
+    target = kd_target(labels, v.softmax(1), alpha)
+    torch.testing.assert_close(target.sum(1), torch.ones(N, dtype=DOUBLE))
+    mixture = -(target * z.log_softmax(1)).sum(1).mean()
+    eq_4 = (1 - alpha) * F.cross_entropy(z, labels) + alpha * soft_cross_entropy(z, v)
+    torch.testing.assert_close(mixture, eq_4, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad(loss, z)[0] for loss in (mixture, eq_4)]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+    torch.testing.assert_close(grads[0], (z.softmax(1) - target) / N, rtol=0, atol=1e-12)
+
+
+def test_lsr_alsr_and_kd_are_the_denoised_label() -> None:
+    """Eq. 1, normalised: (q + eta) / (1 + sum eta) with each method's eta is its target."""
+    labels, neighbours = torch.arange(N), [[1, 2], [0], [], [6], [0, 1, 2, 5], [], []]
+    q_kd = _logits(1).softmax(1)
+    for target, eta in (
+        (lsr_target(labels, K, 0.2), lsr_compensation(labels, K, 0.2)),
+        (alsr_target(labels, neighbours, 0.1, 0.3), alsr_compensation(labels, neighbours, 0.1, 0.3)),
+        (kd_target(labels, q_kd, 0.4), kd_compensation(q_kd, 0.4)),
+    ):
+        torch.testing.assert_close(denoised_target(labels, eta), target, rtol=0, atol=3e-7)  # fp32
+
+
+def test_sums_of_the_compensations() -> None:
+    """The share of a label that is taken away: e / (1 - e), by class for ALSR, by sample for FNKD."""
+    labels = torch.arange(2)
+    q = _logits()[:2].softmax(1)
+    assert lsr_compensation(labels, K, 0.2).sum(1).tolist() == pytest.approx([0.25, 0.25])
+    near: list[list[int]] = [[1], *[[] for _ in range(K - 1)]]
+    assert alsr_compensation(labels, near, 0.1, 0.3).sum(1).tolist() == pytest.approx([0.4 / 0.6, 0.1 / 0.9])
+    assert kd_compensation(q, 0.75).sum(1).tolist() == pytest.approx([3, 3])
+    norms = torch.tensor([1.0, 8.0], dtype=DOUBLE)
+    assert fnkd_compensation(q, norms, 2.0, 9.0).sum(1).tolist() == pytest.approx([9, 9 * 2 / 8])
+    assert fnkd_compensation(q, norms, 2.0, 9.0, 'normalize').sum(1).tolist() == pytest.approx([18, 9 * 2 / 8])
+
+
+def test_without_compensation_the_label_is_one_hot() -> None:
+    labels, q = torch.arange(N), _logits().softmax(1)
+    etas = [lsr_compensation(labels, K, 0.0), kd_compensation(q, 0.0), fnkd_compensation(q, torch.ones(N), 1.0, 0.0)]
+    for eta in etas:
+        assert torch.equal(denoised_target(labels, eta).float(), F.one_hot(labels, K).float())
+
+
+@pytest.mark.parametrize('mode', ['clip', 'normalize'])
+def test_the_labels_part_of_fnkds_gradient_is_minus_q_minus_eta(mode: str) -> None:
+    """Eq. 12 by its labels: the gradient for one teacher minus that for another is -(eta - eta')."""
+    tau, weight, labels = 2.0, 9.0, torch.arange(N)
+    norms = torch.tensor([0.5, 1.0, 2.0, 4.0, 16.0], dtype=DOUBLE)
+    z = _logits(0).requires_grad_()
+
+    def gradient_and_eta(seed: int) -> tuple[Tensor, Tensor]:
+        v = _logits(seed)
+        soft = soft_cross_entropy(scale_by_feature_norm(z, norms, None, tau, mode), v)
+        (grad,) = torch.autograd.grad(F.cross_entropy(z, labels) + weight * soft, z)
+        return N * grad, fnkd_compensation(v.softmax(1), norms, tau, weight, mode)
+
+    (grad_1, eta_1), (grad_2, eta_2) = gradient_and_eta(1), gradient_and_eta(2)
+    torch.testing.assert_close(grad_1 - grad_2, eta_2 - eta_1, rtol=0, atol=1e-9)
 
 
 def test_imports_no_openmmlab_package() -> None:
