@@ -1,0 +1,224 @@
+"""From a subject to all that the page and the JSON file say."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fnkd_plugin.analysis import statistics
+from fnkd_plugin.analysis.collect import Columns, Policy, collect
+from fnkd_plugin.analysis.compensations import compensations, side_by_side
+from fnkd_plugin.analysis.indicators import INDICATORS, audit, check_auditable, suspicion, verdict
+from fnkd_plugin.analysis.subject import Subject
+from fnkd_plugin.analysis.thumbnails import Shown, fetch
+from fnkd_plugin.datasets.flipped_labels import flip_labels
+from fnkd_plugin.errors import SetupError
+
+GIVEN = 'given'
+IN_DATA = 'flipped in the data set'
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a subject.
+
+    Attributes:
+        neighbours: A(x) of each class, or None.
+        flips: Shares of labels to flip on purpose, each in [0, 1).
+        classes: Indices of the classes shown; None for the most telling ones.
+        seed: Of the flips.
+        show: Images at either end of a class, and of each ranking.
+    """
+
+    neighbours: Sequence[Sequence[int]] | None = None
+    flips: Sequence[float] = ()
+    classes: Sequence[int] | None = None
+    seed: int = 0
+    show: int = 6
+
+
+@dataclass(frozen=True)
+class Study:
+    """Numbers of each image (columns), of all of them (numbers), and the images shown by index."""
+
+    columns: Columns
+    numbers: dict[str, Any]
+    shown: dict[int, Shown] = field(default_factory=dict)
+
+
+def labelings_of(subject: Subject, question: Question) -> dict[str, np.ndarray]:
+    """The labels that the model is judged by: the data set's own, and the clean ones flipped on purpose.
+
+    Raises:
+        SetupError: If a rate is out of range, or flips too few labels.
+    """
+    count, near = len(subject.classes), question.neighbours
+    found = {GIVEN: subject.labels}
+    for rate in question.flips:
+        found[f'flipped uniformly, {rate:.0%}'] = flip_labels(subject.clean, count, rate, question.seed)
+        if near is not None:
+            found[f'flipped within A(x), {rate:.0%}'] = flip_labels(subject.clean, count, rate, question.seed, near)
+    for name, labels in found.items():
+        if name != GIVEN:
+            check_auditable(labels != subject.clean)
+    return found
+
+
+def study(
+    subject: Subject, policy: Policy, question: Question, advance: Callable[[int], None] = lambda count: None
+) -> Study:
+    """Look at every image once, then fetch those that are shown.
+
+    Args:
+        subject: What is analysed.
+        policy: The temperatures.
+        question: What is asked.
+        advance: Called with a number of images after each batch.
+
+    Raises:
+        SetupError: If the question does not fit the subject.
+    """
+    labelings = labelings_of(subject, question)
+    for c in question.classes or ():
+        if c not in subject.clean:
+            raise SetupError(f'analysis: --classes: no image of this split is of class {subject.classes[c]}.')
+    columns = collect(subject, policy, labelings, question.neighbours, advance)
+    right = columns['prediction'] == subject.clean
+    numbers: dict[str, Any] = dict(
+        images=len(subject.labels),
+        classes=len(subject.classes),
+        accuracy=float(right.mean()),
+        policy=dict(temperature=policy.temperature, tau=policy.tau, mode=policy.mode),
+        norms=_norms(subject, columns),
+        error_detection=statistics.error_detection(columns, right),
+        curves=_curves(columns),
+        soft_labels=_soft_labels(columns, policy),
+        confusions=_confusions(subject, columns, question),
+        audits=_audits(subject, columns, labelings),
+        ranking=_ranking(columns, question.show * 2),
+    )
+    rows = _class_rows(subject, columns, question)
+    samples = _samples(columns)
+    ranked = [index for ranking in numbers['ranking'].values() for index in ranking]
+    shown = fetch(subject, [*ranked, *samples.values(), *(i for row in rows for i in row['small'] + row['large'])])
+    numbers['class_rows'] = rows
+    numbers['compensations'] = [
+        dict(
+            why=why,
+            image=index,
+            **side_by_side(
+                compensations(shown[index], int(subject.clean[index]), policy, question.neighbours),
+                int(subject.clean[index]),
+            ),
+        )
+        for why, index in samples.items()
+    ]
+    return Study(columns, numbers, shown)
+
+
+def _speakers(columns: Columns) -> dict[str, str]:
+    """The prefix of the columns of the model, and of the teacher where there is one."""
+    return {'model': '', 'teacher': 'teacher_'} if 'teacher_prediction' in columns else {'model': ''}
+
+
+def _norms(subject: Subject, columns: Columns) -> dict[str, Any]:
+    return {
+        name: statistics.outcome(columns[f'{prefix}norm'], columns[f'{prefix}prediction'] == subject.clean)
+        for name, prefix in _speakers(columns).items()
+        if f'{prefix}norm' in columns
+    }
+
+
+def _curves(columns: Columns) -> dict[str, Any]:
+    found = {'loss': columns[f'loss/{GIVEN}'], 'entropy': columns['entropy']}
+    if 'disagreement' in columns:
+        found['disagreement'] = columns['disagreement']
+    norm = columns['norm']
+    return {
+        name: dict(binned=statistics.binned(norm, values), **statistics.correlation(norm, values))
+        for name, values in found.items()
+    }
+
+
+def _soft_labels(columns: Columns, policy: Policy) -> dict[str, Any]:
+    norm = columns['source_norm']
+    effective = norm / policy.tau
+    found: dict[str, Any] = {
+        name: dict(
+            mean=float(columns[name].mean()),
+            binned=statistics.binned(norm, columns[name]),
+            **statistics.correlation(norm, columns[name]),
+        )
+        for name in ('kd_confidence', 'kd_entropy', 'fnkd_confidence', 'fnkd_entropy')
+    }
+    found['source'] = 'teacher' if 'teacher_norm' in columns else 'model'
+    found['effective_temperature'] = dict(
+        mean=float(effective.mean()),
+        std=float(effective.std()),
+        **{f'q{q:02d}': float(np.quantile(effective, q / 100)) for q in (5, 25, 50, 75, 95)},
+        # The authors' code leaves norms below tau alone: their temperature is 1.
+        below_tau=float((effective < 1).mean()),
+    )
+    return found
+
+
+def _confusions(subject: Subject, columns: Columns, question: Question) -> dict[str, Any]:
+    source = _speakers(columns).get('teacher', '')
+    found: dict[str, Any] = dict(pairs=statistics.confused_pairs(columns[f'{source}prediction'], subject.clean))
+    if question.neighbours is not None:
+        for pair in found['pairs']:
+            pair['near'] = pair['predicted'] in question.neighbours[pair['true']]
+        found['near'] = {
+            name: statistics.near_share(
+                columns[f'{prefix}off_mass'],
+                columns[f'{prefix}near_mass'],
+                columns[f'{prefix}prediction'],
+                subject.clean,
+                question.neighbours,
+            )
+            for name, prefix in _speakers(columns).items()
+        }
+    return found
+
+
+def _audits(subject: Subject, columns: Columns, labelings: dict[str, np.ndarray]) -> dict[str, Any]:
+    found = {}
+    for name, labels in labelings.items():
+        wrong = labels != subject.clean
+        if name == GIVEN and not wrong.any():
+            continue  # nothing is known of which of the data set's own labels are wrong
+        audited = audit(suspicion(columns, name), wrong)
+        found[IN_DATA if name == GIVEN else name] = dict(audited, verdict=verdict(audited))
+    return found
+
+
+def _ranking(columns: Columns, top: int) -> dict[str, list[int]]:
+    scores = suspicion(columns, GIVEN)
+    return {name: np.argsort(-scores[name], kind='stable')[:top].tolist() for name in INDICATORS}
+
+
+def _class_rows(subject: Subject, columns: Columns, question: Question) -> list[dict[str, Any]]:
+    norm, classes = columns['norm'], subject.clean
+    chosen = question.classes
+    if chosen is None:
+        chosen = statistics.telling_classes(norm, classes, 3, question.show)
+    rows = []
+    for c in chosen:
+        members = np.flatnonzero(classes == c)
+        small, large = statistics.extremes(norm, members, question.show)
+        rows.append(dict(index=int(c), images=len(members), small=small, large=large))
+    return rows
+
+
+def _samples(columns: Columns) -> dict[str, int]:
+    """Images whose compensations are compared: by the norm of whom the soft labels are from, and the worst loss."""
+    order = np.argsort(columns['source_norm'], kind='stable')
+    chosen = {
+        'smallest ‖f‖': int(order[0]),
+        'median ‖f‖': int(order[len(order) // 2]),
+        'largest ‖f‖': int(order[-1]),
+        'largest loss': int(columns[f'loss/{GIVEN}'].argmax()),
+    }
+    unique = {index: why for why, index in reversed(chosen.items())}
+    return {why: index for why, index in chosen.items() if unique[index] == why}

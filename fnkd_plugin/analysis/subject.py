@@ -1,0 +1,212 @@
+"""What is analysed: a classifier, the images of a split as it sees them, and a teacher where there is one."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmpretrain.registry import DATASETS, MODELS
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from fnkd_plugin.config import is_distilled, named_dicts
+from fnkd_plugin.engine.training import check_data_roots
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.teachers import MMPretrainTeacher, PixelFormat, Teacher
+
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [N, C, H, W] as the model sees them, the labels that their samples carry, and the predictions."""
+
+    inputs: Tensor
+    labels: list[int]
+    model: Prediction
+    teacher: Prediction | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier, its teacher or None, and a data set.
+
+    Attributes:
+        model: The classifier, which knows its feature norm.
+        teacher: Another one for the same classes, or None.
+        dataset: The split, under the evaluation's pipeline.
+        classes: The names of the K classes.
+        labels: The labels that the data set gives, [N].
+        clean: The labels before :class:`~fnkd_plugin.datasets.FlippedLabels` flipped some; else ``labels``.
+        pixels: How the images are normalised, with a channel order that is known.
+        batch_size: Images in a batch.
+        num_workers: Processes that load images.
+        device: Where the models run.
+    """
+
+    model: MMPretrainTeacher
+    teacher: Teacher | None
+    dataset: Any
+    classes: list[str]
+    labels: np.ndarray
+    clean: np.ndarray
+    pixels: PixelFormat
+    batch_size: int
+    num_workers: int
+    device: torch.device
+
+    def batches(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[Batch]:
+        """The images of ``indices`` (all by default), batch by batch, in their order.
+
+        Raises:
+            SetupError: If a sample comes out of the pipeline with another label than its data set gives.
+        """
+        chosen = range(len(self.labels)) if indices is None else [int(i) for i in indices]
+        loader = DataLoader(
+            self.dataset if indices is None else Subset(self.dataset, chosen),
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=pseudo_collate,
+        )
+        preprocess: Any = self.model.model.data_preprocessor
+        start = 0
+        for raw in loader:
+            with torch.no_grad():
+                data = preprocess(raw, False)
+                inputs = data['inputs']
+                labels = [int(sample.gt_label) for sample in data['data_samples']]
+                expected = [int(self.labels[i]) for i in chosen[start : start + len(labels)]]
+                if labels != expected:
+                    raise SetupError(
+                        'analysis: the pipeline changes labels or leaves out images, so that images and labels cannot '
+                        'be matched; use one that only loads, resizes and packs.'
+                    )
+                start += len(labels)
+                # The teacher first: ensembles and caches may look the images up by their samples.
+                teacher = None if self.teacher is None else self.teacher.predict(inputs, data['data_samples'])
+                yield Batch(inputs, labels, self.model.predict(inputs), teacher)
+
+
+def build_subject(
+    cfg: Config,
+    checkpoint: str | Path,
+    split: str,
+    teacher_config: str | None = None,
+    teacher_checkpoint: str | None = None,
+) -> Subject:
+    """Build what is analysed from a config and a checkpoint of it.
+
+    A distilled config gives its student, and the teacher it names if that one's weights are there. Training
+    images go through the pipeline of the validation (or test) images, so that no augmentation is in the way.
+
+    Args:
+        cfg: The config, plain or distilled.
+        checkpoint: The classifier's weights.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        teacher_config: A config of MMPretrain of another teacher.
+        teacher_checkpoint: The teacher's weights; alone, those of the teacher that the config names.
+
+    Raises:
+        SetupError: If something is missing, or does not fit.
+    """
+    loader = _loader_of(cfg, split)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    model = MMPretrainTeacher(cfg, checkpoint)
+    if not model.has_feature_norm:
+        raise SetupError(
+            f'analysis: {type(model.model).__name__} has no one last affine layer whose input has a norm (a mean of '
+            'several heads, a cosine?), so there is no ‖f‖ to look at. Give a model with one linear classifier.'
+        )
+    model.model.to(device)
+    model.prepare(model.pixels)
+    stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
+    pixels = _with_channel_order(model.pixels.restated('analysis: pixels', **stated), loader)
+    teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
+    if teacher is not None:
+        teacher.prepare(pixels)
+        if teacher.num_classes != model.num_classes:
+            raise SetupError(
+                f'analysis: the model has {model.num_classes} classes, the teacher {teacher.name} has '
+                f"{teacher.num_classes}; give a teacher of the model's classes."
+            )
+    dataset = DATASETS.build(loader['dataset'])
+    labels, clean = _labels_of(dataset, model.num_classes)
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    classes = [str(name) for name in names or range(model.num_classes)]
+    if len(classes) != model.num_classes:
+        raise SetupError(f'analysis: the model has {model.num_classes} classes, the data set names {len(classes)}.')
+    workers = loader.get('num_workers', 0)
+    return Subject(model, teacher, dataset, classes, labels, clean, pixels, loader['batch_size'], workers, device)
+
+
+def _loader_of(cfg: Config, split: str) -> dict:
+    if split not in SPLITS:
+        raise SetupError(f'analysis: split is one of {", ".join(SPLITS)}, not {split!r}.')
+    name = f'{split}_dataloader'
+    if not cfg.get(name):
+        raise SetupError(f'analysis: the config has no {name}; choose another --split.')
+    check_data_roots(cfg, [name])
+    loader = copy.deepcopy(cfg[name].to_dict())
+    if split != 'train':
+        return loader
+    evaluation = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    pipelines = [node['pipeline'] for _, node in named_dicts(evaluation) if node.get('pipeline')]
+    if not pipelines:
+        raise SetupError(
+            'analysis: the config has no val_dataloader or test_dataloader whose pipeline could show the training '
+            'images without augmentation; give one, or choose another --split.'
+        )
+    for _, node in list(named_dicts(loader['dataset'])):
+        if 'pipeline' in node:
+            node['pipeline'] = copy.deepcopy(list(pipelines[0]))
+    loader.update({key: evaluation[key] for key in ('batch_size', 'num_workers') if key in evaluation})
+    return loader
+
+
+def _with_channel_order(pixels: PixelFormat, loader: dict) -> PixelFormat:
+    """The order told by the data preprocessor; else BGR where ``LoadImageFromFile`` reads, RGB from memory."""
+    if pixels.channel_order is not None:
+        return pixels
+    kinds = [node.get('type') for _, node in named_dicts(loader['dataset'])]
+    from_files = any(str(getattr(kind, '__name__', kind)).endswith('LoadImageFromFile') for kind in kinds)
+    return replace(pixels, channel_order='bgr' if from_files else 'rgb')
+
+
+def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> Teacher | None:
+    if config is not None:
+        return MMPretrainTeacher(config, checkpoint)
+    if not is_distilled(cfg):
+        if checkpoint is not None:
+            raise SetupError('analysis: the config names no teacher; give --teacher-config with --teacher-checkpoint.')
+        return None
+    named = copy.deepcopy(cfg.model.teacher)
+    if checkpoint is not None:
+        named['checkpoint'] = checkpoint
+    path = named.get('checkpoint')
+    if isinstance(path, str) and '://' not in path and not Path(path).is_file():
+        if checkpoint is not None:
+            raise SetupError(f"analysis: there is no teacher's checkpoint {path}.")
+        return None
+    return MODELS.build(named)
+
+
+def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.empty(len(dataset), dtype=np.int64)
+    clean = np.empty_like(labels)
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        label = info.get('gt_label', math.nan)
+        if np.ndim(label) > 0 or not 0 <= label < num_classes:
+            raise SetupError(
+                f'analysis: image {i} has no label of 0 to {num_classes - 1}, but {info.get("gt_label")!r}; analysis '
+                'needs labelled images of one class each.'
+            )
+        labels[i], clean[i] = label, info.get('clean_label', label)
+    return labels, clean

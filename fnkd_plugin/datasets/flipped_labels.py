@@ -1,0 +1,99 @@
+"""Labels flipped on purpose, so that what finds wrong labels can be measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmpretrain.registry import DATASETS
+
+from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.taxonomy.fit import neighbours_for
+
+
+def flip_labels(
+    labels: np.ndarray,
+    num_classes: int,
+    rate: float,
+    seed: int = 0,
+    neighbours: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """A copy of ``labels`` of which a share is wrong, the same for the same arguments (our choice of noise model).
+
+    Args:
+        labels: Class indices [N].
+        num_classes: K.
+        rate: The share of wrong labels among those that can be flipped, in [0, 1); their number is rounded.
+        seed: Chooses which labels are flipped and to what.
+        neighbours: For each class the indices of its near classes A; a label becomes one of them, and labels of
+            classes without any stay. None: any other class, each as likely.
+
+    Returns:
+        Class indices [N].
+
+    Raises:
+        SetupError: If ``rate`` is out of range, there is one class only, or no class has neighbours.
+    """
+    check_number('flipped labels', 'rate', rate, below=1)
+    others = [[k for k in near if k != c] for c, near in enumerate(neighbours)] if neighbours is not None else None
+    can_flip = np.arange(len(labels))
+    if others is not None:
+        can_flip = np.flatnonzero([len(others[label]) > 0 for label in labels])
+    if num_classes < 2 or len(can_flip) == 0:
+        raise SetupError('flipped labels: no label has a class to be flipped to; give other groups, or none.')
+    random = np.random.default_rng(seed)
+    flipped = labels.copy()
+    for i in random.choice(can_flip, round(rate * len(can_flip)), replace=False):
+        if others is None:
+            flipped[i] = (labels[i] + random.integers(1, num_classes)) % num_classes
+        else:
+            flipped[i] = random.choice(others[labels[i]])
+    return flipped
+
+
+@DATASETS.register_module()
+def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any = None, **kwargs: Any) -> BaseDataset:  # noqa: N802
+    """A data set with labels flipped on purpose: builds the data set ``of`` and changes its ``gt_label``.
+
+    What comes back *is* that data set, so that samplers, hooks and wrappers find what they know. One line makes
+    any config train on wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
+    rate=0.1))``, or the same by ``--cfg-options``. Each sample keeps its own label as ``clean_label``, which
+    ``tools/analyze.py`` takes for the truth.
+
+    Args:
+        of: The type of the data set, a subclass of MMEngine's ``BaseDataset`` with one label per image.
+        rate: See :func:`flip_labels`.
+        seed: See :func:`flip_labels`; not the run's seed, so that several runs see the same wrong labels.
+        groups: Flip within A(x), which is what :func:`fnkd_plugin.taxonomy.taxonomy_of` makes of this; None:
+            to any other class.
+        **kwargs: The data set's own.
+
+    Raises:
+        SetupError: If ``of`` is no such data set, or ``groups`` are of other classes.
+    """
+    dataset = DATASETS.build(dict(type=of, **kwargs))
+    if not isinstance(dataset, BaseDataset):
+        raise SetupError(
+            f'FlippedLabels: {type(dataset).__name__} is no BaseDataset with labels of its own; put FlippedLabels '
+            'inside that wrapper.'
+        )
+    dataset.full_init()
+    samples = [dataset.get_data_info(i) for i in range(len(dataset))]
+    if not all(np.ndim(sample.get('gt_label')) == 0 and sample.get('gt_label') is not None for sample in samples):
+        raise SetupError(f'FlippedLabels: the samples of {type(dataset).__name__} do not have one gt_label each.')
+    labels = np.array([sample['gt_label'] for sample in samples], dtype=np.int64)
+    names = dataset.metainfo.get('classes') or [str(k) for k in range(int(labels.max()) + 1)]
+    neighbours = None if groups is None else neighbours_for(groups, names, f'FlippedLabels: {type(dataset).__name__}')
+    flipped = flip_labels(labels, len(names), rate, seed, neighbours)
+    for sample, label in zip(samples, flipped.tolist(), strict=True):
+        sample.update(gt_label=label, clean_label=int(sample['gt_label']))
+    dataset.data_list = samples
+    if dataset.serialize_data:
+        dataset.data_bytes, dataset.data_address = dataset._serialize_data()
+    print_log(
+        f'FlippedLabels: {int((flipped != labels).sum())} of {len(labels)} labels of {type(dataset).__name__} are '
+        f'wrong on purpose, {"of any other class" if groups is None else "within their groups"} (seed {seed}).',
+        logger='current',
+    )
+    return dataset

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from fnkd_plugin.analysis.collect import membership
+from fnkd_plugin.analysis.statistics import (
+    binned,
+    confused_pairs,
+    correlation,
+    error_detection,
+    extremes,
+    near_share,
+    outcome,
+    telling_classes,
+)
+
+
+def test_bins_hold_equally_many_and_follow_the_curve() -> None:
+    x = np.random.default_rng(0).permutation(1000).astype(float)
+    found = binned(x, 2 * x + 1, bins=10)
+    assert found['x'] == pytest.approx(np.arange(49.5, 1000, 100))
+    assert found['mean'] == pytest.approx(2 * np.array(found['x']) + 1)
+    assert all(low < mean < high for low, mean, high in zip(*(found[k] for k in ('low', 'mean', 'high')), strict=True))
+    assert len(binned(x[:3], x[:3])['x']) == 1
+
+
+def test_correlations_of_a_monotone_curve() -> None:
+    x = np.linspace(0, 3, 50)
+    assert correlation(x, np.exp(-x))['spearman'] == pytest.approx(-1)
+    assert correlation(x, 4 - x)['pearson'] == pytest.approx(-1)
+    assert correlation(x, np.ones(50)) == dict(spearman=0.0, pearson=0.0)
+
+
+def test_outcomes_are_told_apart() -> None:
+    found = outcome(np.array([1.0, 3.0, 8.0]), np.array([False, False, True]))
+    assert found['wrong'] == dict(images=2, mean=2.0, std=1.0)
+    assert found['right'] == dict(images=1, mean=8.0, std=0.0)
+    assert outcome(np.ones(2), np.array([True, True]))['wrong'] == dict(images=0, mean=None, std=None)
+
+
+def test_small_norms_and_large_entropies_mean_errors() -> None:
+    right = np.arange(20) >= 5
+    columns = dict(norm=np.arange(20.0), entropy=np.arange(20.0))
+    found = error_detection(columns, right)
+    assert found is not None
+    assert found['norm'][0] == 1.0
+    assert found['entropy'][0] == 0.0
+    assert error_detection(columns, np.ones(20, dtype=bool)) is None
+
+
+def test_mass_inside_groups_against_chance() -> None:
+    neighbours = [[1], [0, 1], [], [0, 1, 2]]  # that of class 1 with itself, which does not count
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(4), 500)
+    classes = rng.integers(0, 4, 500)
+    rows = np.arange(500)
+    off = 1 - p[rows, classes]
+    near = (p * membership(neighbours).numpy()[classes]).sum(1)
+    found = near_share(off, near, p.argmax(1), classes, neighbours)
+    has = classes != 2
+    inside = [sum(p[i, k] for k in neighbours[classes[i]] if k != classes[i]) for i in rows[has]]
+    assert found['images'] == has.sum()
+    assert found['share'] == pytest.approx(sum(inside) / off[has].sum())
+    # Evenly drawn probabilities lie inside as chance has it.
+    assert found['share'] == pytest.approx(found['chance'], abs=0.05)
+    by_class = {entry['index']: entry for entry in found['by_class']}
+    assert set(by_class) == {0, 1, 3}
+    assert by_class[3]['share'] == pytest.approx(1)
+    assert by_class[3]['chance'] == 1
+    wrong = has & (p.argmax(1) != classes)
+    assert found['errors'] == wrong.sum()
+    assert found['errors_share'] == pytest.approx(
+        np.mean([p[i].argmax() in neighbours[classes[i]] for i in rows[wrong]])
+    )
+
+
+def test_confusions_are_counted_by_pair() -> None:
+    classes = np.array([0, 0, 0, 1, 2, 2])
+    prediction = np.array([1, 1, 0, 0, 2, 2])
+    assert confused_pairs(prediction, classes) == [
+        dict(true=0, predicted=1, images=2),
+        dict(true=1, predicted=0, images=1),
+    ]
+    assert confused_pairs(classes, classes) == []
+
+
+def test_extremes_do_not_overlap() -> None:
+    norm = np.array([5.0, 1.0, 4.0, 2.0, 3.0, 0.0])
+    members = np.array([0, 1, 2, 3, 4])
+    assert extremes(norm, members, 2) == ([1, 3], [0, 2])
+    assert extremes(norm, members, 6) == ([1, 3], [0, 2])
+    assert extremes(norm, members[:1], 6) == ([0], [0])
+
+
+def test_telling_classes_have_the_widest_ratio_and_enough_images() -> None:
+    norm = np.array([1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 9.0, 9.0, 1.0, 99.0])
+    classes = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
+    assert telling_classes(norm, classes, 3, 2) == [1, 0, 2]
