@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=3, help='trainings of each method with its chosen values')
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='only these, by their names in the table')
     parser.add_argument('--workers', type=int, default=available_cores(), help='trainings at a time, a thread each')
-    parser.add_argument('--work-dir', type=Path, help='checkpoints and logs (work_dirs/reproduce/TABLE)')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/reproduce'), help='checkpoints and logs')
     parser.add_argument('--out', type=Path, help='the results file (benchmarks/TABLE.json)')
     parser.add_argument('--show', action='store_true', help='only show what the results file says')
     parser.add_argument('--readme', action='store_true', help='write the table into README.md')
@@ -52,9 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     unknown = [name for name in args.methods or () if name not in titles]
     if unknown:
         raise StudyError(f'--methods: {args.table} has no {", ".join(unknown)}; it has {", ".join(titles)}.')
-    folder = args.work_dir or Path('work_dirs') / 'reproduce' / args.table
     results = Results(args.out or ROOT / 'benchmarks' / f'{args.table}.json')
-    study = Study(table, results, folder.resolve(), range(args.seeds))
+    study = Study(table, results, args.work_dir.resolve(), range(args.seeds))
     console = Console()
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]

@@ -47,7 +47,7 @@ class Study:
     @property
     def teacher(self) -> Job:
         """The teacher's training."""
-        return self._job('teacher', self.table.teacher, 0, self.table.final_options)
+        return self._job('teacher', self.table.teacher, 0, self.table.teacher_options)
 
     def trials(self, method: Method) -> list[Job]:
         """A method's trainings on a part of the training set; none where there is nothing to choose."""

@@ -16,6 +16,16 @@ LR = 'optim_wrapper.optimizer.lr'
 WEIGHT = 'model.head.soft_loss.loss_weight'
 HARD = 'model.head.hard_weight'
 TEMPERATURE = 'model.head.soft_loss.temperature'
+_ALSR = ('model.head.loss.eps_uniform', 'model.head.loss.eps_near')
+CUB2010_TRIALS: Options = {
+    'train_dataloader.dataset.part': 'fit',
+    'val_dataloader.dataset.part': 'tune',
+    'val_dataloader.dataset.split': 'train',
+    'train_cfg.max_epochs': 2,
+    'train_cfg.val_interval': 2,
+    'param_scheduler.1.T_max': 1.5,
+    'param_scheduler.1.end': 2,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Table:
         methods: The first is what the others are compared with.
         trial_options: What makes a training a trial: its parts of the training set, its length.
         final_options: What is set in the trainings that are tested.
+        teacher_options: What is set in the teacher's training.
         note: What a reader must know.
     """
 
@@ -59,6 +70,7 @@ class Table:
     methods: tuple[Method, ...]
     trial_options: Options
     final_options: Options = field(default_factory=dict)
+    teacher_options: Options = field(default_factory=dict)
     note: str = ''
 
 
@@ -113,6 +125,7 @@ def digits(trials: int = 4) -> Table:
         ),
         trial_options={'val_dataloader.dataset.split': 'val'},
         final_options={'val_dataloader.dataset.split': 'test'},
+        teacher_options={'val_dataloader.dataset.split': 'test'},
     )
 
 
@@ -178,17 +191,100 @@ def cub2010() -> Table:
                 needs_teacher=True,
             ),
         ),
-        trial_options={
-            'train_dataloader.dataset.part': 'fit',
-            'val_dataloader.dataset.part': 'tune',
-            'val_dataloader.dataset.split': 'train',
-            'train_cfg.max_epochs': 2,
-            'train_cfg.val_interval': 2,
-            'param_scheduler.1.T_max': 1.5,
-            'param_scheduler.1.end': 2,
-        },
+        trial_options=CUB2010_TRIALS,
         note="The 2010 edition with a split of its own: not comparable with CUB-200-2011's numbers.",
     )
 
 
-TABLES: dict[str, Callable[[], Table]] = {'digits': digits, 'cub2010': cub2010}
+def sweeps_cub2010() -> Table:
+    """How FNKD depends on its norm and KD on its temperature, scored on the held-out part; nothing is chosen."""
+    lr, tau = {LR: 'lr'}, 'model.head.soft_loss.tau'
+    kd, fnkd = 'cub2010/kd_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py'
+    return Table(
+        title="FNKD's τ and KD's T on CUB-200-2010's held-out fifth, 2 epochs",
+        teacher='cub2010/plain_lite2_cub2010.py',
+        methods=(
+            Method('plain', 'cub2010/plain_lite0_cub2010.py', ({LR: 0.01},), lr),
+            *(
+                Method(f'FNKD, τ = {value}', fnkd, ({LR: 0.01, tau: value},), lr, needs_teacher=True)
+                for value in ('auto', 2, 4, 16, 32)
+            ),
+            *(
+                Method(f'KD, T = {value}', kd, ({LR: 0.01, TEMPERATURE: value, WEIGHT: 0.9, HARD: 0.1},), lr, True)
+                for value in (1, 2, 4, 8, 16)
+            ),
+        ),
+        trial_options={},
+        final_options=CUB2010_TRIALS,
+    )
+
+
+def cifar100_short() -> Table:
+    """The public R56 → R20 pair at a length for one CPU core."""
+    lr, eps, uniform, near = {LR: 'lr'}, 'model.head.loss.eps', *_ALSR
+    return Table(
+        title='CIFAR-100, short recipe: 10,000 images, 4 epochs, ResNet-56 → ResNet-20',
+        teacher='cifar100/plain_r56_cifar100_short.py',
+        methods=(
+            Method('plain', 'cifar100/plain_r20_cifar100_short.py', ({LR: 0.05}, {LR: 0.1}), lr),
+            Method(
+                'LSR',
+                'cifar100/lsr_r20_cifar100_short.py',
+                ({LR: 0.05, eps: 0.1}, {LR: 0.1, eps: 0.1}),
+                {**lr, eps: 'ε'},
+            ),
+            Method(
+                'ALSR',
+                'cifar100/alsr_r20_cifar100_short.py',
+                ({LR: 0.05, uniform: 0.1, near: 0.1}, {LR: 0.1, uniform: 0.1, near: 0.1}),
+                {**lr, uniform: 'ε₁', near: 'ε₂'},
+            ),
+            Method(
+                'KD',
+                'cifar100/kd_r20_from_r56_cifar100_short.py',
+                ({LR: 0.05, TEMPERATURE: 4}, {LR: 0.1, TEMPERATURE: 4}),
+                {**lr, TEMPERATURE: 'T'},
+                needs_teacher=True,
+            ),
+            Method(
+                'FNKD',
+                'cifar100/fnkd_r20_from_r56_cifar100_short.py',
+                ({LR: 0.05, WEIGHT: 9}, {LR: 0.1, WEIGHT: 9}),
+                {**lr, WEIGHT: 'λ²'},
+                needs_teacher=True,
+            ),
+        ),
+        # The last 2,000 training images, which the recipe does not learn from.
+        trial_options={'val_dataloader.dataset.split': 'train', 'val_dataloader.dataset.indices': -2000},
+        note='Too short a training to compare with published numbers.',
+    )
+
+
+def _presets(title: str, folder: str, teacher: str, student: str, note: str = '') -> Table:
+    """A pair of the shipped configs as they are: nothing is tuned."""
+    pair = f'{student}_from_{teacher}'
+    plain = [(name.upper(), f'{folder}/{name}_{student}_{folder}.py') for name in ('lsr', 'alsr')]
+    taught = [(name.upper(), f'{folder}/{name}_{pair}_{folder}.py') for name in ('kd', 'fnkd')]
+    return Table(
+        title=title,
+        teacher=f'{folder}/plain_{teacher}_{folder}.py',
+        methods=(
+            Method('plain', f'{folder}/plain_{student}_{folder}.py', ({},), {}),
+            *(Method(name, config, ({},), {}) for name, config in plain),
+            *(Method(name, config, ({},), {}, needs_teacher=True) for name, config in taught),
+        ),
+        trial_options={},
+        note=note,
+    )
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    'digits': digits,
+    'cub2010': cub2010,
+    'sweeps_cub2010': sweeps_cub2010,
+    'cifar100_short': cifar100_short,
+    'cifar100': lambda: _presets('CIFAR-100, 240 epochs, ResNet-56 → ResNet-20', 'cifar100', 'r56', 'r20'),
+    'cub_r18': lambda: _presets('CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', "The paper's Table 1."),
+    'cub_r50': lambda: _presets('CUB-200-2011, ResNet-152 → ResNet-50', 'cub', 'r152', 'r50', "The paper's Table 1."),
+    'cars': lambda: _presets('Stanford Cars, ResNet-50 → ResNet-18', 'cars', 'r50', 'r18'),
+}
