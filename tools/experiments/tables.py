@@ -223,7 +223,7 @@ def cifar100_short() -> Table:
     """The public R56 → R20 pair at a length for one CPU core."""
     lr, eps, uniform, near = {LR: 'lr'}, 'model.head.loss.eps', *_ALSR
     return Table(
-        title='CIFAR-100, short recipe: 10,000 images, 4 epochs, ResNet-56 → ResNet-20',
+        title='CIFAR-100, short recipe: 10,000 images, 3 epochs, ResNet-56 → ResNet-20',
         teacher='cifar100/plain_r56_cifar100_short.py',
         methods=(
             Method('plain', 'cifar100/plain_r20_cifar100_short.py', ({LR: 0.05}, {LR: 0.1}), lr),
