@@ -83,7 +83,8 @@ def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS[:2]) -> None
             root = node.get('data_root')
             if not root or '://' in root or os.path.exists(root):
                 continue
-            kind = DATASETS.get(node['type']) if isinstance(node.get('type'), str) else node.get('type')
+            named = node.get('of', node.get('type'))  # FlippedLabels names the data set that it flips
+            kind = DATASETS.get(named) if isinstance(named, str) else named
             if not (hasattr(kind, 'url') or hasattr(kind, 'url_prefix')):  # CIFAR and MNIST fetch themselves
                 option = 'data_root' if cfg.get('data_root') == root else f'{path}.data_root'
                 raise SetupError(
