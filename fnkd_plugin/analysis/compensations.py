@@ -41,7 +41,8 @@ def side_by_side(etas: dict[str, Tensor], label: int, top: int = 5) -> dict[str,
         top: How many other classes, those with the largest share under any method.
 
     Returns:
-        ``total``: the sum of η by method; ``rows``: dicts of ``index`` (None for the rest) and ``shares`` by method.
+        ``total``: the sum of η by method; ``rows``: dicts of ``index`` (None for the rest) and ``shares`` by method;
+        ``largest``: the largest share of one class.
     """
     shares = {name: eta / eta.sum() for name, eta in etas.items()}
     largest = torch.stack(list(shares.values())).max(dim=0).values
@@ -50,5 +51,7 @@ def side_by_side(etas: dict[str, Tensor], label: int, top: int = 5) -> dict[str,
     rows = [dict(index=k, shares={name: float(share[k]) for name, share in shares.items()}) for k in [label, *others]]
     rest = {name: max(0.0, 1 - sum(row['shares'][name] for row in rows)) for name in shares}
     return dict(
-        total={name: float(eta.sum()) for name, eta in etas.items()}, rows=[*rows, dict(index=None, shares=rest)]
+        total={name: float(eta.sum()) for name, eta in etas.items()},
+        rows=[*rows, dict(index=None, shares=rest)],
+        largest=max(share for row in rows for share in row['shares'].values()),
     )

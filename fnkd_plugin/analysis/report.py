@@ -28,14 +28,16 @@ def write_report(folder: Path, subject: Subject, study: Study, made: dict[str, A
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ('report.html', 'analysis.json', 'audit.json', 'images.jsonl')}
-    files['report.html'].write_text(page(subject, study, made))
+    files['report.html'].write_text(page(subject, study, made), encoding='utf-8')
     named = dict(made=made, class_names=subject.classes, **study.numbers)
-    files['analysis.json'].write_text(json.dumps(named, indent=1))
-    kept = {name: named[name] for name in ('made', 'images', 'classes', 'accuracy', 'norms', 'error_detection', 'audits')}
+    files['analysis.json'].write_text(json.dumps(named, indent=1, ensure_ascii=False), encoding='utf-8')
+    kept = {
+        name: named[name] for name in ('made', 'images', 'classes', 'accuracy', 'norms', 'error_detection', 'audits')
+    }
     kept['correlations'] = {
         name: {kind: curve[kind] for kind in ('spearman', 'pearson')} for name, curve in named['curves'].items()
     }
-    files['audit.json'].write_text(json.dumps(kept, indent=1) + '\n')
+    files['audit.json'].write_text(json.dumps(kept, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     _write_images(files['images.jsonl'], subject, study)
     return files
 
@@ -135,11 +137,10 @@ def headlines(numbers: dict[str, Any]) -> list[str]:
     found = []
     norms, errors = numbers['norms']['model'], numbers['error_detection']
     if errors is not None:
-        (norm, norm_error), (entropy, entropy_error) = errors['norm'], errors['entropy']
+        areas = {name: f'{e["auroc"]:.3f} ± {1.96 * e["standard_error"]:.3f}' for name, e in errors.items()}
         right, wrong = norms['right']['mean'], norms['wrong']['mean']
         found.append(
             f'Right predictions have a mean ‖f‖ of {right:.3g}, wrong ones of {wrong:.3g}; a small ‖f‖ finds wrong '
-            f'predictions with an AUROC of {norm:.3f} ± {1.96 * norm_error:.3f}, a large entropy with '
-            f'{entropy:.3f} ± {1.96 * entropy_error:.3f}.'
+            f'predictions with an AUROC of {areas["norm"]}, a large entropy with {areas["entropy"]}.'
         )
     return found + [f'Labels {name}: {audited["verdict"]}' for name, audited in numbers['audits'].items()]

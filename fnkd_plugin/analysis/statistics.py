@@ -53,17 +53,16 @@ def outcome(norm: NDArray, right: NDArray) -> dict[str, Any]:
     return found
 
 
-def error_detection(columns: Columns, right: NDArray) -> dict[str, list[float]] | None:
-    """AUROC and standard error of finding wrong predictions by a small norm, and by a large entropy.
+def error_detection(columns: Columns, right: NDArray) -> dict[str, dict[str, float]] | None:
+    """``auroc`` and its ``standard_error`` of finding wrong predictions by a small norm, and by a large entropy.
 
     The two that do not look at the label. None where fewer than two predictions are wrong, or right.
     """
     if min(right.sum(), (~right).sum()) < 2:
         return None
-    return {
-        'norm': list(auroc(-columns['norm'], ~right)),
-        'entropy': list(auroc(columns['entropy'], ~right)),
-    }
+    scores = {'norm': -columns['norm'], 'entropy': columns['entropy']}
+    found = {name: auroc(values, ~right) for name, values in scores.items()}
+    return {name: dict(auroc=area, standard_error=error) for name, (area, error) in found.items()}
 
 
 def near_share(

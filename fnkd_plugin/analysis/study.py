@@ -35,7 +35,7 @@ class Question:
     flips: Sequence[float] = ()
     classes: Sequence[int] | None = None
     seed: int = 0
-    show: int = 6
+    show: int = 5
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def study(
         ranking=_ranking(columns, question.show * 2),
     )
     rows = _class_rows(subject, columns, question)
-    samples = _samples(columns)
+    samples = _samples(columns, numbers['soft_labels']['source'])
     ranked = [index for ranking in numbers['ranking'].values() for index in ranking]
     shown = fetch(subject, [*ranked, *samples.values(), *(i for row in rows for i in row['small'] + row['large'])])
     numbers['class_rows'] = rows
@@ -107,6 +107,7 @@ def study(
         dict(
             why=why,
             image=index,
+            norm=float(columns['source_norm'][index]),
             **side_by_side(
                 compensations(shown[index], int(subject.clean[index]), policy, question.neighbours),
                 int(subject.clean[index]),
@@ -211,14 +212,14 @@ def _class_rows(subject: Subject, columns: Columns, question: Question) -> list[
     return rows
 
 
-def _samples(columns: Columns) -> dict[str, int]:
+def _samples(columns: Columns, source: str) -> dict[str, int]:
     """Images whose compensations are compared: by the norm of whom the soft labels are from, and the worst loss."""
     order = np.argsort(columns['source_norm'], kind='stable')
     chosen = {
-        'smallest ‖f‖': int(order[0]),
-        'median ‖f‖': int(order[len(order) // 2]),
-        'largest ‖f‖': int(order[-1]),
-        'largest loss': int(columns[f'loss/{GIVEN}'].argmax()),
+        f'smallest ‖f‖ of the {source}': int(order[0]),
+        f'median ‖f‖ of the {source}': int(order[len(order) // 2]),
+        f'largest ‖f‖ of the {source}': int(order[-1]),
+        'largest loss of the model': int(columns[f'loss/{GIVEN}'].argmax()),
     }
     unique = {index: why for why, index in reversed(chosen.items())}
     return {why: index for why, index in chosen.items() if unique[index] == why}

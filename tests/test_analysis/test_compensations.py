@@ -46,6 +46,7 @@ def test_shares_side_by_side_are_whole_and_begin_with_the_label() -> None:
     for name in etas:
         assert sum(row['shares'][name] for row in found['rows']) == pytest.approx(1)
     assert found['rows'][0]['shares'] == pytest.approx(dict(LSR=1 / 6, KD=0.1))
+    assert found['largest'] == pytest.approx(0.6)
     everything = side_by_side(etas, 2, top=10)
     assert [row['index'] for row in everything['rows']][-1] is None
     assert everything['rows'][-1]['shares'] == pytest.approx(dict(LSR=0, KD=0), abs=1e-6)

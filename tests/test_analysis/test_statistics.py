@@ -42,8 +42,8 @@ def test_small_norms_and_large_entropies_mean_errors() -> None:
     columns = dict(norm=np.arange(20.0), entropy=np.arange(20.0))
     found = error_detection(columns, right)
     assert found is not None
-    assert found['norm'][0] == 1.0
-    assert found['entropy'][0] == 0.0
+    assert found['norm']['auroc'] == 1.0
+    assert found['entropy']['auroc'] == 0.0
     assert error_detection(columns, np.ones(20, dtype=bool)) is None
 
 

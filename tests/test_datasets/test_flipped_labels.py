@@ -2,10 +2,12 @@ import pickle
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.datasets.flipped_labels import flip_labels
+from fnkd_plugin.engine.training import check_data_roots
 from fnkd_plugin.errors import SetupError
 from tests.helpers import CLASSES, RandomImages
 
@@ -89,6 +91,15 @@ def test_groups_flip_within_them() -> None:
         assert sample['gt_label'] in [sample['clean_label'], *GROUPS[sample['clean_label']]]
     with pytest.raises(SetupError, match='RandomImages has 4 classes, the groups are of 2'):
         _build(groups=[[1], [0]])
+
+
+def test_the_inner_data_set_is_looked_for_on_disk() -> None:
+    def loaders(of: str) -> Config:
+        return Config(dict(train_dataloader=dict(dataset=dict(type='FlippedLabels', of=of, data_root='nowhere'))))
+
+    check_data_roots(loaders('CIFAR10'))  # fetches itself
+    with pytest.raises(SetupError, match='no folder nowhere with the data of CUB2010'):
+        check_data_roots(loaders('CUB2010'))
 
 
 def test_wrappers_and_multi_label_data_are_refused() -> None:
