@@ -39,24 +39,25 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     r"""Cross-entropy between a teacher's and a student's softmax, mean over the batch.
 
-    .. math:: \frac1N \sum_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
+    .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
-    Its gradient with respect to :math:`z_n` is :math:`(\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
+    Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
     terms of Eq. 4 and Eq. 11 of the paper.
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
         teacher_logits: :math:`v`, scaled by the same policy, [N, K]. No gradient is stopped here.
+        weight: :math:`w_n \ge 0`, [N], or one for all.
 
     Returns:
-        A scalar >= the mean entropy of the teacher's distributions; fp32, or fp64 for fp64 inputs.
+        A scalar; with weight 1 >= the mean entropy of the teacher's distributions. fp32, or fp64 for fp64 inputs.
     """
     log_p = F.log_softmax(at_least_fp32(student_logits), dim=1)
     q = F.softmax(at_least_fp32(teacher_logits), dim=1)
-    return -(q * log_p).sum(dim=1).mean()
+    return -(weight * (q * log_p).sum(dim=1)).mean()
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:

@@ -84,8 +84,8 @@ class ZeroLoss(SoftTargetLoss):
     def scaled_logits(self, prediction: Prediction) -> Tensor:
         return prediction.logits
 
-    def forward(self, student: Prediction, teacher: Prediction) -> Tensor:
-        return 0.0 * super().forward(student, teacher)
+    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
+        return 0.0 * super().forward(student, teacher, labels)
 
 
 _MIXES = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)], probs=[0.5, 0.4])

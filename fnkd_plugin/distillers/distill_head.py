@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.losses.soft_loss import SoftLoss
 from fnkd_plugin.prediction import Prediction
 
 
@@ -30,7 +30,7 @@ class DistillHead(nn.Module):
 
     def __init__(
         self,
-        soft_loss: dict | SoftTargetLoss | Sequence[dict | SoftTargetLoss],
+        soft_loss: dict | SoftLoss | Sequence[dict | SoftLoss],
         hard_weight: float = 1.0,
         warmup: float = 0,
         by_epoch: bool = True,
@@ -56,10 +56,13 @@ class DistillHead(nn.Module):
         """Whether any soft loss with a weight reads feature norms."""
         return any(loss.needs_feature_norm and loss.loss_weight > 0 for loss in self.soft_losses)
 
-    def forward(self, student: Prediction, teacher: Prediction) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, student: Prediction, teacher: Prediction, labels: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The soft losses by name, and further scalars for the log.
 
         ``loss_soft`` if there is one; ``loss_soft_kd`` and the like, after their classes, if there are several.
+        ``labels`` [N] are the classes of the images, for the losses that want them.
         """
         factor = self._warmup_factor()
         losses: dict[str, Tensor] = {}
@@ -68,7 +71,7 @@ class DistillHead(nn.Module):
             if loss.loss_weight == 0:
                 continue
             loss.observe(teacher)
-            losses[self._name_of(loss, losses)] = loss(student, teacher) * factor
+            losses[self._name_of(loss, losses)] = loss(student, teacher, labels) * factor
             log_vars.update(loss.log_vars())
         return losses, log_vars
 
@@ -117,9 +120,9 @@ class DistillHead(nn.Module):
         return min(1.0, (done + 1) / self.warmup)
 
 
-def _build_soft_loss(loss: dict | SoftTargetLoss) -> SoftTargetLoss:
+def _build_soft_loss(loss: dict | SoftLoss) -> SoftLoss:
     built = loss if isinstance(loss, nn.Module) else MODELS.build(loss)
-    if not isinstance(built, SoftTargetLoss):
+    if not isinstance(built, SoftLoss):
         raise SetupError(
             f'DistillHead: soft_loss must be a soft loss such as KDLoss or FNKDLoss, but is {type(built).__name__}; '
             "losses on labels belong in the student's own head."

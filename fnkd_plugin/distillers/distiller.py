@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.distillers.distill_head import DistillHead
+from fnkd_plugin.distillers.labels import hard_labels
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
 from fnkd_plugin.errors import SetupError
@@ -141,10 +142,11 @@ class Distiller(_Student):
                 f'Distiller: the loss of {_student_class(self).__name__} never calls as a module what makes its '
                 'logits, so that they cannot be read.'
             )
-        soft, log_vars = head(student, teacher)
+        labels = hard_labels(data_samples)
+        soft, log_vars = head(student, teacher, labels)
         losses.update(soft)
         losses.update(log_vars)
-        losses.update(batch_statistics(student, teacher, data_samples))
+        losses.update(batch_statistics(student, teacher, labels))
         return losses
 
 

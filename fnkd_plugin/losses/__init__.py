@@ -5,6 +5,6 @@ from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.losses.fnkd_loss import FNKDLoss
 from fnkd_plugin.losses.kd_loss import KDLoss
 from fnkd_plugin.losses.lsr_loss import LSRLoss
-from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
 
-__all__ = ['ALSRLoss', 'DenoisedLabelLoss', 'FNKDLoss', 'KDLoss', 'LSRLoss', 'SoftTargetLoss']
+__all__ = ['ALSRLoss', 'DenoisedLabelLoss', 'FNKDLoss', 'KDLoss', 'LSRLoss', 'SoftLoss', 'SoftTargetLoss']

@@ -36,7 +36,6 @@ class KDLoss(SoftTargetLoss):
         """:math:`z / T`, [N, K]."""
         return scale_by_temperature(prediction.logits, self.temperature)
 
-    def forward(self, student: Prediction, teacher: Prediction) -> Tensor:
-        """See :meth:`SoftTargetLoss.forward`."""
-        loss = super().forward(student, teacher)
-        return loss * self.temperature**2 if self.t_squared else loss
+    def sample_weight(self, teacher: Prediction) -> float:
+        """:math:`T^2`, or 1."""
+        return self.temperature**2 if self.t_squared else 1.0

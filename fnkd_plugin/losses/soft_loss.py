@@ -1,4 +1,4 @@
-"""The one soft-target cross-entropy under which every temperature policy stands."""
+"""Soft losses, and the one soft-target cross-entropy under which every temperature policy stands."""
 
 from abc import ABC, abstractmethod
 
@@ -9,37 +9,58 @@ from fnkd_plugin.functional import soft_cross_entropy
 from fnkd_plugin.prediction import Prediction
 
 
-class SoftTargetLoss(nn.Module, ABC):
-    r""":math:`w \, H(\sigma(\pi(v)), \sigma(\pi(z)))`, the temperature policy :math:`\pi` left to subclasses.
+class SoftLoss(nn.Module, ABC):
+    r"""A loss between a student's and a teacher's predictions of the same images.
 
     Args:
         loss_weight: :math:`w \ge 0`, finite. At 0 the teacher is not run.
     """
 
     needs_feature_norm = False
-    """Whether the policy reads ``feature_norm`` and ``origin`` of both predictions."""
+    """Whether the loss reads ``feature_norm`` and ``origin`` of both predictions."""
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = check_number(type(self).__name__, 'loss_weight', loss_weight)
 
-    @abstractmethod
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """The prediction's logits under the temperature policy, [N, K]."""
-
     def observe(self, teacher: Prediction) -> None:
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""
 
     def log_vars(self) -> dict[str, Tensor]:
-        """Scalars of the policy for the log."""
+        """Scalars of the loss for the log."""
         return {}
 
-    def forward(self, student: Prediction, teacher: Prediction) -> Tensor:
+    @abstractmethod
+    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
         """The weighted loss, a scalar in fp32.
 
         Args:
             student: Logits [N, K] with gradient.
             teacher: Logits [N, K] of the same images and classes, without gradient.
+            labels: Class indices [N]; under mixup and CutMix the heavier class of each image.
         """
-        loss = soft_cross_entropy(self.scaled_logits(student), self.scaled_logits(teacher))
-        return self.loss_weight * loss
+
+
+class SoftTargetLoss(SoftLoss):
+    r"""Cross-entropy with a teacher's distributions, the temperature policy :math:`\pi` left to subclasses.
+
+    .. math:: w \, \frac1N \sum_n w_n H\big(\sigma(\pi(v_n)), \sigma(\pi(z_n))\big)
+
+    Where a paper has the Kullback-Leibler divergence, it differs by the teacher's entropy: the gradient is the same.
+
+    Args:
+        loss_weight: :math:`w \ge 0`, finite. At 0 the teacher is not run.
+    """
+
+    @abstractmethod
+    def scaled_logits(self, prediction: Prediction) -> Tensor:
+        """The prediction's logits under the temperature policy, [N, K]."""
+
+    def sample_weight(self, teacher: Prediction) -> Tensor | float:
+        """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
+        return 1.0
+
+    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
+        """See :meth:`SoftLoss.forward`; labels are not read."""
+        weight = self.sample_weight(teacher)
+        return self.loss_weight * soft_cross_entropy(self.scaled_logits(student), self.scaled_logits(teacher), weight)
