@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_said_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / 'five.py'
     five = resnet(num_classes=5)
     config(five, tmp_path).dump(path)
-    with pytest.raises(SetupError, match=r'the model has 4 classes, the teacher .* has 5'):
+    with pytest.raises(SetupError, match=r'the student has 4 classes, the teacher .* has 5'):
         build_subject(cfg, weights, 'val', str(path), str(checkpoint(tmp_path, five, seed=5)))
 
 

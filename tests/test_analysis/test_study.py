@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fnkd_plugin.analysis.collect import Policy
+from fnkd_plugin.analysis.report import diagrams, headlines, page
+from fnkd_plugin.analysis.study import IN_DATA, Question, labelings_of, study
+from fnkd_plugin.errors import SetupError
+from tests.helpers import CLASSES
+from tests.test_analysis.subjects import subject
+
+pytestmark = pytest.mark.upstream
+pytest.importorskip('matplotlib')
+pytest.importorskip('jinja2')
+
+POLICY = Policy(temperature=4.0, tau=0.5)
+NEIGHBOURS = [[1], [0], [3], [2]]
+MADE = dict(
+    title='<tiny>',
+    command='c',
+    split='val',
+    seed=0,
+    strengths='',
+    headlines=[],
+    versions={},
+    machine=dict(processor=''),
+)
+
+
+def test_flips_are_of_the_clean_labels(tmp_path: Path) -> None:
+    found = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=40)
+    labelings = labelings_of(found, Question(NEIGHBOURS, flips=[0.25]))
+    assert list(labelings) == ['given', 'flipped uniformly, 25%', 'flipped within A(x), 25%']
+    assert (labelings['given'] != found.clean).sum() == 20
+    for name in list(labelings)[1:]:
+        assert (labelings[name] != found.clean).sum() == 10
+    near = labelings['flipped within A(x), 25%']
+    assert all(b in (a, *NEIGHBOURS[a]) for a, b in zip(found.clean, near, strict=True))
+
+
+def test_the_loss_finds_labels_that_a_sure_model_contradicts(tmp_path: Path) -> None:
+    found = subject(tmp_path, count=400)
+    # A model that is right by decree: its own predictions are the truth, and the norm knows nothing of the flips.
+    predictions = [p for b in found.batches() for p in b.model.logits.argmax(1).tolist()]
+    found.clean[:] = predictions
+    audited = study(found, POLICY, Question(flips=[0.2])).numbers['audits']['flipped uniformly, 20%']
+    areas = {name: indicator['auroc'] for name, indicator in audited['indicators'].items()}
+    assert areas['margin'] == 1
+    assert areas['norm'] == pytest.approx(0.5, abs=0.15)
+    assert audited['norm_minus_best']['interval'][1] < 0
+
+
+def test_without_known_wrong_labels_there_is_nothing_to_audit(tmp_path: Path) -> None:
+    found = subject(tmp_path, count=24)
+    result = study(found, POLICY, Question())
+    assert result.numbers['audits'] == {}
+    assert 'aurocs' not in diagrams(found, result)
+    assert len(headlines(result.numbers)) == 1
+    text = page(found, result, MADE)
+    assert '<title>&lt;tiny&gt;' in text
+    flipped = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=24)
+    audits = study(flipped, POLICY, Question()).numbers['audits']
+    assert list(audits) == [IN_DATA]
+
+
+def test_all_that_is_shown_was_fetched_and_ranked_by_its_numbers(tmp_path: Path) -> None:
+    found = subject(tmp_path, teacher=True, count=40)
+    result = study(found, POLICY, Question(NEIGHBOURS, classes=[2], show=3))
+    columns, numbers = result.columns, result.numbers
+    (row,) = numbers['class_rows']
+    assert row['index'] == 2
+    assert row['images'] == 40 // CLASSES
+    members = columns['norm'][found.clean == 2]
+    assert columns['norm'][row['small']].tolist() == np.sort(members)[:3].tolist()
+    assert columns['norm'][row['large']].tolist() == np.sort(members)[::-1][:3].tolist()
+    for name, key, sign in (('norm', 'norm', 1), ('loss', 'loss/given', -1), ('entropy', 'entropy', -1)):
+        assert (sign * columns[key][numbers['ranking'][name]]).tolist() == np.sort(sign * columns[key])[:6].tolist()
+    needed = {*row['small'], *row['large'], *(c['image'] for c in numbers['compensations'])}
+    assert needed.union(*numbers['ranking'].values()) == set(result.shown)
+
+
+def test_what_does_not_fit_is_refused_before_any_image_is_seen(tmp_path: Path) -> None:
+    found = subject(tmp_path, count=3)
+    seen: list[int] = []
+    for question, message in (
+        (Question(classes=[3]), 'no image of this split is of class c3'),
+        (Question(flips=[0.1]), '0 of 3 labels are wrong'),
+        (Question(flips=[1.5]), 'rate must be'),
+    ):
+        with pytest.raises(SetupError, match=message):
+            study(found, POLICY, question, seen.append)
+    assert seen == []
