@@ -26,6 +26,7 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
         zoo,
     )
     from fnkd_plugin.distillers import Distiller, DistillHead, Prediction
+    from fnkd_plugin.mixing import distill
 
     checkpoints.guard_framework_loaders()
     zoo.extend_hub()
@@ -37,6 +38,7 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
         'backbones',
         'checkpoints',
         'datasets',
+        'distill',
         'distillers',
         'engine',
         'losses',

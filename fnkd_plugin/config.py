@@ -3,13 +3,15 @@
 import copy
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import mmpretrain
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmpretrain import registry
 
-_HEAD_KEYS = ('type', 'soft_loss', 'hard_weight', 'warmup', 'by_epoch', '_delete_')
+_HEAD_OPTIONS = ('soft_loss', 'hard_weight', 'warmup', 'by_epoch')
 _OWN_HOOKS = (
     'ChannelsLastHook',
     'SafeCheckpointHook',
@@ -19,6 +21,14 @@ _OWN_HOOKS = (
 )
 # What MMEngine reads of a config; all else is the file's own.
 _RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
+
+
+def config_file(path: str | Path) -> Path:
+    """The file that is meant; ``mmpretrain::resnet/resnet50_8xb32_in1k.py`` is one that MMPretrain ships."""
+    package, _, shipped = str(path).partition('::')
+    if package == 'mmpretrain' and shipped:
+        return Path(mmpretrain.__file__).parent / '.mim' / 'configs' / shipped
+    return Path(path)
 
 
 def is_distilled(cfg: Config) -> bool:
@@ -74,7 +84,7 @@ def plain_config(cfg: Config) -> Config:
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """``--cfg-options`` in place; ``model.*`` written for the plain model reaches the student of a distilled one.
 
-    ``model.student``, ``model.teacher``, ``model.pixels`` and the options of ``DistillHead`` under
+    ``model.student``, ``model.teacher``, ``model.pixels``, ``model.classes`` and the options of ``DistillHead`` under
     ``model.head`` mean the distilled model's own. A variable of the file, such as ``data_root``, is replaced
     wherever the file used it, which MMEngine alone does not do.
     """
@@ -90,11 +100,24 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     cfg.merge_from_dict(options)
 
 
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``--cfg-options`` for a plain config that is to be distilled: its own, and those of what is mixed into it."""
+    mixed_in = {key: value for key, value in options.items() if _is_mixed_in(key)}
+    return {key: value for key, value in options.items() if key not in mixed_in}, mixed_in
+
+
+def _is_mixed_in(key: str) -> bool:
+    model, part, option, *_ = [*key.split('.'), '', '']
+    distilled = part in ('student', 'teacher', 'pixels', 'classes') or (part == 'head' and option in _HEAD_OPTIONS)
+    return model == 'model' and distilled
+
+
 def _replaced(node: Any, pairs: list[tuple[str, str]]) -> Any:
     """``node`` with each (old, new) of ``pairs``, and paths below the old, replaced; dicts and lists in place."""
     if isinstance(node, dict):
-        for key in node:
-            node[key] = _replaced(node[key], pairs)
+        # dict's own items: those of ConfigDict import the classes that pure-Python configs name.
+        for key, child in list(dict.items(node)):
+            node[key] = _replaced(child, pairs)
     elif isinstance(node, list):
         node[:] = [_replaced(child, pairs) for child in node]
     elif isinstance(node, tuple):
@@ -110,12 +133,10 @@ def _replaced(node: Any, pairs: list[tuple[str, str]]) -> Any:
 
 
 def _student_key(key: str) -> str:
-    first, *rest = key.split('.')
-    if first != 'model' or not rest or rest[0] in ('type', 'student', 'teacher', 'pixels'):
+    model, _, rest = key.partition('.')
+    if model != 'model' or _is_mixed_in(key) or rest in ('', 'type', 'head.type', 'head._delete_'):
         return key
-    if rest[0] == 'head' and len(rest) > 1 and rest[1] in _HEAD_KEYS:
-        return key
-    return '.'.join(['model', 'student', *rest])
+    return f'model.student.{rest}'
 
 
 def _stock_model(model: ConfigDict) -> ConfigDict:

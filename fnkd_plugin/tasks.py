@@ -13,6 +13,15 @@ _OTHER_TASKS = {
 }
 
 
+def other_task(head: type) -> str | None:
+    """What models with a head of this class are, if no single-label classifiers: 'a regression model'."""
+    for name, task in _OTHER_TASKS.items():
+        kind = getattr(heads, name, None)
+        if kind is not None and issubclass(head, kind):
+            return task
+    return None
+
+
 def check_single_label(owner: str, model: nn.Module) -> None:
     """Refuse models of MMPretrain for other tasks; the error begins with ``owner``, say 'Distiller: the student'.
 
@@ -20,10 +29,9 @@ def check_single_label(owner: str, model: nn.Module) -> None:
         SetupError: If the model's head is one of another task.
     """
     head = getattr(model, 'head', None)
-    for name, task in _OTHER_TASKS.items():
-        kind = getattr(heads, name, None)
-        if kind is not None and isinstance(head, kind):
-            raise SetupError(
-                f'{owner} is {task} ({type(head).__name__}); soft targets are distributions over the classes of a '
-                'single-label classifier. Give a model with such a head.'
-            )
+    task = other_task(type(head))
+    if task is not None:
+        raise SetupError(
+            f'{owner} is {task} ({type(head).__name__}); soft targets are distributions over the classes of a '
+            'single-label classifier. Give a model with such a head.'
+        )

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Train any MMPretrain config, plain or distilled, with MMPretrain's own flags."""
+"""Train any MMPretrain config with MMPretrain's own flags; mix a teacher or smoothed labels into a plain one."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -12,15 +13,15 @@ from mmengine.config import DictAction
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import merge_options
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mixing import METHODS, SMOOTHINGS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file; it is Python and runs when read')
+    parser.add_argument('config', help='config file, or mmpretrain::FOLDER/FILE.py; it is Python and runs when read')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (work_dirs/<config>)')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='FILE', help='go on from a checkpoint, the latest of the work dir'
@@ -41,6 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help="overrides, written for the plain model: model.backbone.depth=18 reaches a distilled config's student",
     )
+    add_mixing_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -48,11 +50,44 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+class CheckpointOfTeacher(argparse.Action):
+    """Adds the file to the last ``--teacher`` before it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, args: argparse.Namespace, file: Any, *_: Any) -> None:
+        if not args.teacher or args.teacher[-1][1] is not None:
+            parser.error(f'--teacher-checkpoint {file}: it comes after the --teacher that it belongs to')
+        args.teacher[-1] = (args.teacher[-1][0], file)
+
+
+def add_mixing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that change a plain config."""
+    group = parser.add_argument_group('mixed into a plain config')
+    group.add_argument(
+        '--teacher',
+        action='append',
+        type=lambda name: (name, None),
+        default=[],
+        metavar='NAME',
+        help='timm:MODEL, hf:FOLDER_OR_ID, a config file or a name of the model zoo; several make an ensemble',
+    )
+    group.add_argument(
+        '--teacher-checkpoint',
+        action=CheckpointOfTeacher,
+        metavar='FILE',
+        help='weights of the last --teacher (the published ones)',
+    )
+    group.add_argument('--distill', choices=METHODS, help='method (fnkd)')
+    group.add_argument('--label-smoothing', choices=SMOOTHINGS, help='in place of the loss; with a teacher, too')
+    for flag, example in (('--distill-cfg', 'tau=8 hard_weight=0.5'), ('--label-smoothing-cfg', 'groups=cub')):
+        group.add_argument(
+            flag, nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help=f'its options: {example}'
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Read the config, merge the flags, train."""
+    """Read the config, merge and mix in the flags, train."""
     args = parse_args(argv)
-    cfg = training.load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = training.mix(training.load_config(args.config), args)
     training.merge_arguments(cfg, args)
     training.add_default_hooks(cfg)
     training.check_data_roots(cfg)

@@ -14,23 +14,27 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.config import is_distilled, named_dicts, plain_config
+from fnkd_plugin.config import config_file, dicts_in, is_distilled, merge_options, named_dicts, plain_config, split_options
 from fnkd_plugin.engine.check_classes_hook import CheckClassesHook, check_class_counts
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mixing import distill, smooth_labels, teacher_config
+from fnkd_plugin.taxonomy.names import read_names
+from fnkd_plugin.teachers.class_names import dataset_classes
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def load_config(path: str | Path) -> Config:
-    """Read a config file.
+    """Read a config file, or one that MMPretrain ships: ``mmpretrain::resnet/resnet50_8xb32_in1k.py``.
 
     Raises:
         SetupError: If there is none, it has no model, or it needs an environment variable that is not set.
     """
-    if not Path(path).is_file():
+    file = config_file(path)
+    if not file.is_file():
         raise SetupError(f'There is no config file {path}.')
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(file)
     except KeyError as error:
         raise SetupError(f'{path} cannot be read: {_reason(error)}') from error
     if not cfg.get('model'):
@@ -44,6 +48,30 @@ def _reason(error: KeyError) -> str:
         return f'the environment variable {error.args[0]} is not set.'
     # MMEngine's own errors are sentences.
     return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
+
+
+def mix(cfg: Config, args: Any) -> Config:
+    """``--cfg-options`` in ``cfg``, and what ``--label-smoothing`` and ``--teacher`` mix into it.
+
+    Options for the plain model are merged first. Those for what is mixed in, such as ``model.teacher.input_size``, come
+    last.
+
+    Raises:
+        SetupError: If a flag lacks the one that it belongs to, or what it asks for does not fit.
+    """
+    if args.label_smoothing_cfg and not args.label_smoothing:
+        raise SetupError('--label-smoothing-cfg: give --label-smoothing as well.')
+    if (args.distill or args.distill_cfg) and not args.teacher:
+        raise SetupError('--distill and its options need a teacher; give --teacher.')
+    plain, mixed_in = split_options(args.cfg_options) if args.teacher else (args.cfg_options, {})
+    merge_options(cfg, plain)
+    if args.label_smoothing:
+        cfg = smooth_labels(cfg, method=args.label_smoothing, **args.label_smoothing_cfg)
+    if args.teacher:
+        teachers = [teacher_config(name, checkpoint) for name, checkpoint in args.teacher]
+        cfg = distill(cfg, teachers, args.distill or 'fnkd', **args.distill_cfg)
+        merge_options(cfg, mixed_in)
+    return cfg
 
 
 def add_default_hooks(cfg: Config) -> None:
@@ -111,13 +139,23 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
     cfg.model_wrapper_cfg['device_ids'] = None
 
 
+def name_classes(cfg: Config) -> None:
+    """Tell a ``Distiller`` what the classes of the training set are called, if they are as many as the student's."""
+    names = dataset_classes(cfg)
+    if is_distilled(cfg) and names is not None:
+        counts = [node.get('num_classes') for node in dicts_in(cfg.model.student)]
+        if len(read_names(names, 'training set')) in counts:
+            cfg.model.setdefault('classes', names)
+
+
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner; beside the dumped config, dump the plain one that stock tools test its checkpoints with.
 
     Raises:
-        SetupError: If labels are softened by groups of other classes than the model's; of other classes than the
-            data's, when training starts.
+        SetupError: If labels are softened by groups of other classes than the model's, or a teacher's classes are not the
+            student's; for names that only the data tell, when training starts.
     """
+    name_classes(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_class_counts(runner.model)
     runner.register_hook(CheckClassesHook())
@@ -152,7 +190,8 @@ def merge_arguments(cfg: Config, args: Any) -> None:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+        mixed_in = [args.label_smoothing, (args.distill or 'fnkd') if args.teacher else None]
+        cfg.work_dir = str(Path('work_dirs') / '_'.join([*filter(None, mixed_in), Path(args.config).stem]))
     if args.amp:
         if not torch.cuda.is_available():
             raise SetupError("--amp needs a GPU (MMEngine's AmpOptimWrapper refuses CPUs); train without it.")
