@@ -24,13 +24,16 @@ __all__ = [
     'fnkd_compensation',
     'kd_compensation',
     'kd_target',
+    'logit_std',
     'lsr_compensation',
     'lsr_target',
     'mixed_targets',
     'norm_scale',
+    'pearson_correlation',
     'scale_by_feature_norm',
     'scale_by_temperature',
     'soft_cross_entropy',
+    'standardize',
 ]
 
 
@@ -125,6 +128,54 @@ def norm_scale(feature_norm: Tensor, tau: float, mode: str = 'clip') -> Tensor:
         # Nearer to 0 than this, z - b is rounding noise, and the gradient of tau / r overflows.
         return tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
     raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
+
+
+def logit_std(logits: Tensor) -> Tensor:
+    r"""Standard deviation of each sample's logits over the classes, :math:`\sqrt{\frac1K \sum_k (z_k - \bar z)^2}`.
+
+    Where it is 0, or so near that its inverse has no finite gradient, it is taken as 1 (our choice: all logits are
+    equal there, and so is their softmax at any temperature).
+
+    Args:
+        logits: [N, K].
+
+    Returns:
+        [N], > 0, fp32 or fp64. Gradient flows through it.
+    """
+    variance = at_least_fp32(logits).var(dim=1, correction=0)
+    return torch.where(variance > torch.finfo(variance.dtype).eps ** 2, variance, 1).sqrt()
+
+
+def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Each sample's logits as z-scores over the classes, :math:`(z - \bar z) / (T \operatorname{std}(z))`.
+
+    The softmax does not see the mean: this is :math:`z / T_n` with a temperature
+    :math:`T_n = T \operatorname{std}(z_n)` for each sample. Shifting and scaling the logits changes nothing.
+    Source: Sun et al., *Logit Standardization in Knowledge Distillation*, CVPR 2024, algorithm 1.
+
+    Args:
+        logits: [N, K].
+        temperature: The base temperature :math:`T > 0`.
+
+    Returns:
+        Logits [N, K] of mean 0 and standard deviation 1 / T for each sample (see :func:`logit_std` for equal
+        ones), within :math:`\pm\sqrt{K - 1} / T`; fp32 or fp64.
+    """
+    z = at_least_fp32(logits)
+    return (z - z.mean(dim=1, keepdim=True)) / (temperature * logit_std(z)[:, None])
+
+
+def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``: the mean product of their z-scores.
+
+    Args:
+        a: [N, K].
+        b: [N, K].
+
+    Returns:
+        Coefficients in [-1, 1], 0 where a row is constant (see :func:`logit_std`), [N]; fp32 or fp64.
+    """
+    return (standardize(a) * standardize(b)).mean(dim=1)
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:

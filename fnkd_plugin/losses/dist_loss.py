@@ -1,0 +1,48 @@
+"""Distillation by correlation."""
+
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from fnkd_plugin.errors import check_number
+from fnkd_plugin.functional import pearson_correlation, scale_by_temperature
+from fnkd_plugin.losses.soft_loss import SoftLoss
+from fnkd_plugin.prediction import Prediction
+
+
+@MODELS.register_module()
+class DISTLoss(SoftLoss):
+    r"""DIST: the student's probabilities shall correlate with the teacher's, not equal them.
+
+    .. math:: w \, T^2 \Big(\frac\beta N \sum_n \big(1 - \rho(p_{n\cdot}, q_{n\cdot})\big)
+        + \frac\gamma K \sum_k \big(1 - \rho(p_{\cdot k}, q_{\cdot k})\big)\Big)
+
+    with :math:`p = \sigma(z/T)`, :math:`q = \sigma(v/T)` [N, K] and Pearson's :math:`\rho`: the first term compares the
+    classes of each image (inter-class), the second the images of a batch in each class (intra-class). The batch is
+    that of one process and one step of an accumulation; a batch of one image has a constant second term.
+    Source: Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022; :math:`T^2` is the authors'
+    code's. Their code adds 1e-8 below the fraction of :math:`\rho`, which mutes the classes that hardly appear in
+    a batch; here all count alike, as in the formula, and :math:`\rho = 0` where a row or column is constant.
+
+    Args:
+        beta: :math:`\beta \ge 0`, the inter-class weight.
+        gamma: :math:`\gamma \ge 0`, the intra-class weight.
+        temperature: :math:`T > 0`; the authors' is 4 for CIFAR-100.
+        loss_weight: :math:`w \ge 0`.
+
+    Raises:
+        SetupError: If a number is out of range or not finite.
+    """
+
+    def __init__(
+        self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0, loss_weight: float = 1.0
+    ) -> None:
+        super().__init__(loss_weight)
+        self.beta = check_number('DISTLoss', 'beta', beta)
+        self.gamma = check_number('DISTLoss', 'gamma', gamma)
+        self.temperature = check_number('DISTLoss', 'temperature', temperature, positive=True)
+
+    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
+        """See :meth:`SoftLoss.forward`; labels are not read."""
+        p, q = (scale_by_temperature(x.logits, self.temperature).softmax(dim=1) for x in (student, teacher))
+        inter, intra = 1 - pearson_correlation(p, q).mean(), 1 - pearson_correlation(p.T, q.T).mean()
+        return self.loss_weight * self.temperature**2 * (self.beta * inter + self.gamma * intra)

@@ -1,0 +1,40 @@
+"""Knowledge distillation with a temperature for each sample, from the spread of its logits."""
+
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from fnkd_plugin.errors import check_number
+from fnkd_plugin.functional import logit_std, standardize
+from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.prediction import Prediction
+
+
+@MODELS.register_module()
+class NormKDLoss(SoftTargetLoss):
+    r"""NormKD, :math:`w \, T_v^2 \, H(\sigma(v/T_v), \sigma(z/T_z))`.
+
+    Each image has a temperature of its own, :math:`T_v = T \operatorname{std}(v)`, and the student another. The
+    distributions are those of :class:`LSKDLoss` at equal :math:`T`; what differs is the weight of an image, here
+    the square of the teacher's temperature. Source: Chi et al., *NormKD: Normalized Logits for Knowledge
+    Distillation*, arXiv 2308.00520, by the authors' code. That divides by :math:`K - 1` in the standard deviation,
+    ours by :math:`K`, as in :class:`LSKDLoss`.
+
+    Args:
+        temperature: :math:`T > 0`, the authors' ``TEMPERATURE_NORM``.
+        loss_weight: :math:`w \ge 0`; 0.9 beside a hard weight of 0.1 is the authors' for CIFAR-100.
+
+    Raises:
+        SetupError: If a number is out of range or not finite.
+    """
+
+    def __init__(self, temperature: float = 2.0, loss_weight: float = 1.0) -> None:
+        super().__init__(loss_weight)
+        self.temperature = check_number('NormKDLoss', 'temperature', temperature, positive=True)
+
+    def scaled_logits(self, prediction: Prediction) -> Tensor:
+        """:math:`z / T_z` less its mean, which no softmax sees, [N, K]."""
+        return standardize(prediction.logits, self.temperature)
+
+    def sample_weight(self, teacher: Prediction) -> Tensor:
+        """:math:`T_v^2`, [N]."""
+        return (self.temperature * logit_std(teacher.logits)) ** 2
