@@ -46,7 +46,7 @@ def placements(scores: NDArray, positive: NDArray) -> tuple[NDArray, NDArray]:
     Returns:
         Of the positives [P] and the negatives [N - P].
     """
-    from scipy.stats import rankdata  # type: ignore[import-untyped]
+    from scipy.stats import rankdata
 
     ours, others = scores[positive], scores[~positive]
     ranks = rankdata(np.concatenate([ours, others]))

@@ -32,7 +32,7 @@ def binned(x: NDArray, y: NDArray, bins: int = 20) -> dict[str, list[float]]:
 
 def correlation(x: NDArray, y: NDArray) -> dict[str, float]:
     """Spearman's and Pearson's correlation; 0 where one of the two is constant (our choice)."""
-    from scipy.stats import pearsonr, spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import pearsonr, spearmanr
 
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return dict(spearman=0.0, pearson=0.0)
