@@ -17,3 +17,9 @@ kd_benchmark = dict(
 # Of the authors' script for CIFAR.
 kd_authors = dict(type='DistillHead', soft_loss=dict(type='KDLoss', temperature=3.0, loss_weight=0.5), hard_weight=0.5)
 fnkd_authors = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0, loss_weight=9.0))
+# Newer logit methods, as their authors train on CIFAR-100; DKD's beta is 2 for ResNet-56 to 20 and 110 to 32.
+dkd = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=8.0, temperature=4.0), warmup=20)
+dkd_beta2 = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), warmup=20)
+dist = dict(type='DistillHead', soft_loss=dict(type='DISTLoss', beta=2.0, gamma=2.0, temperature=4.0))
+ls_kd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0, loss_weight=9.0), hard_weight=0.1)
+normkd = dict(type='DistillHead', soft_loss=dict(type='NormKDLoss', temperature=2.0, loss_weight=0.9), hard_weight=0.1)

@@ -77,7 +77,7 @@ def test_student_of_each_config_builds(path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) > 0
 
 
-DISTILLED = [p for p in CONFIGS if 'kd_' in p.name]
+DISTILLED = [p for p in CONFIGS if 'kd_' in p.name or p.name.startswith('dist_')]
 FNKD = [p for p in DISTILLED if 'fnkd_' in p.name]
 
 
@@ -137,6 +137,17 @@ def test_fnkd_and_kd_of_a_pair_differ_in_one_line(path: Path) -> None:
     different = _differences(path, _twin(path))
     assert different and all(name.startswith('.model.head.') for name in different)
     assert MODELS.build(_config(_twin(path)).model.head).active
+
+
+NEWER = [p for p in DISTILLED if p.name.startswith(('dkd_', 'dist_', 'ls_kd_', 'normkd_'))]
+
+
+@pytest.mark.parametrize('path', NEWER, ids=_name)
+def test_newer_methods_and_kd_of_a_pair_differ_in_one_line(path: Path) -> None:
+    kd = path.with_name(f'kd_r20_{path.name.split("_r20_", 1)[1]}')
+    assert _different_lines(path, kd) == 1
+    different = _differences(path, kd)
+    assert different and all(name.startswith('.model.head.') for name in different)
 
 
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p.name.startswith(('lsr_', 'alsr_'))], ids=_name)

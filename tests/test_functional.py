@@ -16,11 +16,14 @@ from fnkd_plugin.functional import (
     fnkd_compensation,
     kd_compensation,
     kd_target,
+    logit_std,
     lsr_compensation,
     lsr_target,
+    pearson_correlation,
     scale_by_feature_norm,
     scale_by_temperature,
     soft_cross_entropy,
+    standardize,
 )
 
 pytestmark = pytest.mark.upstream
@@ -397,6 +400,41 @@ def test_the_labels_part_of_fnkds_gradient_is_minus_q_minus_eta(mode: str) -> No
 
     (grad_1, eta_1), (grad_2, eta_2) = gradient_and_eta(1), gradient_and_eta(2)
     torch.testing.assert_close(grad_1 - grad_2, eta_2 - eta_1, rtol=0, atol=1e-9)
+
+
+def test_soft_cross_entropy_weighs_samples() -> None:
+    z, v, weight = _logits(0), _logits(1), torch.rand(N, dtype=DOUBLE)
+    each = torch.stack([soft_cross_entropy(z[[n]], v[[n]]) for n in range(N)])
+    torch.testing.assert_close(soft_cross_entropy(z, v, weight), (weight * each).mean())
+    torch.testing.assert_close(soft_cross_entropy(z, v, 3.0), 3 * soft_cross_entropy(z, v))
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0])
+def test_standardized_logits_have_mean_0_and_one_spread(temperature: float) -> None:
+    z = 5 * _logits(0) + 3
+    found = standardize(z, temperature)
+    torch.testing.assert_close(found.mean(1), torch.zeros(N, dtype=DOUBLE))
+    torch.testing.assert_close(logit_std(found), torch.full((N,), 1 / temperature, dtype=DOUBLE))
+    assert (found.argsort(1) == z.argsort(1)).all()
+    bound = (K - 1) ** 0.5 / temperature
+    one_hot = standardize(torch.eye(K, dtype=DOUBLE), temperature)
+    torch.testing.assert_close(one_hot.diagonal(), torch.full((K,), bound, dtype=DOUBLE), msg='the bound is reached')
+
+
+def test_equal_logits_stay_finite() -> None:
+    z = torch.full((2, K), 3.0, requires_grad=True)
+    found = standardize(z)
+    (grad,) = torch.autograd.grad((found * torch.arange(K)).sum(), z)
+    assert (found == 0).all() and grad.isfinite().all()
+    torch.testing.assert_close(logit_std(z), torch.ones(2))
+
+
+def test_pearson_correlation_is_that_of_torch() -> None:
+    a, b = _logits(0), _logits(1).exp()
+    expected = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)])
+    torch.testing.assert_close(pearson_correlation(a, b), expected)
+    torch.testing.assert_close(pearson_correlation(a, -2 * a + 1), torch.full((N,), -1.0, dtype=DOUBLE))
+    assert (pearson_correlation(a, torch.ones_like(a)) == 0).all(), 'a constant row'
 
 
 def test_imports_no_openmmlab_package() -> None:

@@ -1,5 +1,5 @@
-# What the variants of a pair differ in: a hard-label loss (lsr, alsr_*) or a DistillHead (kd*, fnkd*), most of them in
-# fnkd_plugin/presets.py.
+# What the variants of a pair differ in: a hard-label loss (lsr, alsr_*) or a DistillHead (kd*, fnkd*, dkd*, dist,
+# ls_kd, normkd), most of them in fnkd_plugin/presets.py.
 _base_ = __import__('fnkd_plugin').presets.__file__
 alsr_cub = dict(type='ALSRLoss', eps_uniform=0.1, eps_near=0.1, groups='cub')
 alsr_cars = dict(type='ALSRLoss', eps_uniform=0.1, eps_near=0.1, groups='cars_make')

@@ -1,4 +1,4 @@
-"""KD and FNKD against independent references, their limits and gradients."""
+"""KD and FNKD against independent references, their limits and gradients; what all soft losses have in common."""
 
 import math
 from typing import Any
@@ -8,9 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnkd_plugin import Prediction
+from fnkd_plugin import DistillHead, Prediction
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.losses import FNKDLoss, KDLoss, SoftTargetLoss
+from fnkd_plugin.losses import (
+    DISTLoss,
+    DKDLoss,
+    FNKDLoss,
+    KDLoss,
+    LSKDLoss,
+    NormKDLoss,
+    SoftLoss,
+    SoftTargetLoss,
+)
 
 pytestmark = pytest.mark.upstream
 
@@ -180,25 +189,55 @@ def test_literal_eq_12_warns(caplog: pytest.LogCaptureFixture, monkeypatch: pyte
     assert 'Eq. 12' in said[0] and 'collapse' in said[0] and 'student_norm' in said[0]
 
 
-@pytest.mark.parametrize('loss', [KDLoss(temperature=2.0), FNKDLoss(tau=2.0)])
-def test_bf16_predictions_are_computed_in_fp32(loss: SoftTargetLoss) -> None:
+ALL = {KDLoss: {}, FNKDLoss: dict(tau=2.0), DKDLoss: {}, DISTLoss: {}, LSKDLoss: {}, NormKDLoss: {}}
+LABELS = torch.arange(N) % K
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_bf16_predictions_are_computed_in_fp32(kind: Any) -> None:
+    loss: SoftLoss = kind(**ALL[kind])
     student, teacher = (
         Prediction(*(x.detach().bfloat16() for x in Side(seed).prediction if x is not None)) for seed in (0, 1)
     )
-    exact = loss(*(Prediction(*(x.float() for x in p)) for p in (student, teacher)))  # type: ignore[union-attr]
-    found = loss(student, teacher)
+    exact = loss(*(Prediction(*(x.float() for x in p)) for p in (student, teacher)), LABELS)  # type: ignore[union-attr]
+    found = loss(student, teacher, LABELS)
     assert found.dtype == torch.float32
     assert torch.equal(found, exact)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert torch.equal(loss(student, teacher), exact)
+        assert torch.equal(loss(student, teacher, LABELS), exact)
 
 
-@pytest.mark.parametrize('kind', [KDLoss, FNKDLoss])
+@pytest.mark.parametrize('kind', ALL)
 def test_weight_scales_the_loss(kind: Any) -> None:
-    options = {} if kind is KDLoss else dict(tau=2.0)
     student, teacher = Side(0).prediction, _detached(Side(1))
-    one = kind(loss_weight=1.0, **options)(student, teacher)
-    torch.testing.assert_close(kind(loss_weight=2.5, **options)(student, teacher), 2.5 * one)
+    one, more = (kind(loss_weight=w, **ALL[kind])(student, teacher, LABELS) for w in (1.0, 2.5))
+    torch.testing.assert_close(more, 2.5 * one)
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_the_gradient_is_least_where_the_student_is_the_teacher(kind: Any) -> None:
+    teacher = _detached(Side(1))
+    z = teacher.logits.clone().requires_grad_()
+    loss = kind(**ALL[kind])(teacher._replace(logits=z), teacher, LABELS)
+    (grad,) = torch.autograd.grad(loss, z)
+    assert grad.abs().max() < 1e-10
+    for other in (-1.0, 0.5):
+        moved = teacher._replace(logits=z + other * Side(2).logits)
+        assert kind(**ALL[kind])(moved, teacher, LABELS) > loss
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_it_compiles_to_one_graph(kind: Any) -> None:
+    """So that nothing waits for the GPU either: reading a value on the host breaks the graph."""
+    loss: SoftLoss = kind(**ALL[kind])
+    student, teacher = _detached(Side(0)), _detached(Side(1))
+    compiled = torch.compile(loss, fullgraph=True, backend='eager')
+    torch.testing.assert_close(compiled(student, teacher, LABELS), loss(student, teacher, LABELS))
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_without_weight_the_teacher_is_not_run(kind: Any) -> None:
+    assert not DistillHead(dict(type=kind.__name__, loss_weight=0.0)).active
 
 
 def test_defaults_are_the_papers_code() -> None:
@@ -217,6 +256,18 @@ NAN, INF = float('nan'), float('inf')
         (KDLoss, 'loss_weight', [-1, NAN, INF, '1'], '>= 0'),
         (FNKDLoss, 'tau', [0, -2.0, NAN, INF, None, True], '> 0'),
         (FNKDLoss, 'loss_weight', [-9, NAN, INF], '>= 0'),
+        (DKDLoss, 'alpha', [-1, NAN, '1'], '>= 0'),
+        (DKDLoss, 'beta', [-8, INF, None], '>= 0'),
+        (DKDLoss, 'temperature', [0, NAN, '4'], '> 0'),
+        (DKDLoss, 'loss_weight', [-1, NAN], '>= 0'),
+        (DISTLoss, 'beta', [-2, NAN, '2'], '>= 0'),
+        (DISTLoss, 'gamma', [-2, INF, None], '>= 0'),
+        (DISTLoss, 'temperature', [0, NAN, True], '> 0'),
+        (DISTLoss, 'loss_weight', [-1, NAN], '>= 0'),
+        (LSKDLoss, 'temperature', [0, -2, INF, '2'], '> 0'),
+        (LSKDLoss, 'loss_weight', [-1, NAN], '>= 0'),
+        (NormKDLoss, 'temperature', [0, -2, NAN, None], '> 0'),
+        (NormKDLoss, 'loss_weight', [-1, INF], '>= 0'),
     ],
 )
 def test_bad_numbers_name_the_option_its_value_and_its_range(
