@@ -69,19 +69,22 @@ def _size_hints(model: nn.Module) -> list[int]:
     return hints
 
 
-def _input_channels(model: nn.Module) -> int:
+def _input_channels(model: nn.Module) -> int | None:
     convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     first = next(convolutions, None)
-    return first.in_channels if first is not None else 3
+    return None if first is None else first.in_channels
 
 
-def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None) -> tuple[Any, LayerOutputs]:
+def probe(
+    model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None, channels: int | None = None
+) -> tuple[Any, LayerOutputs]:
     """Run ``forward`` once on one image in eval mode, leaving the model and the random streams as they were.
 
     Args:
         model: The model whose modules are watched.
         forward: Images [1, C, H, W] to the model's output.
         size: H = W where it is known; otherwise the model's own hints and common sizes are tried.
+        channels: C of a model whose first convolution does not tell; 3 if None.
 
     Returns:
         The output, and how each module inside the model ran whose own output is one vector.
@@ -95,7 +98,8 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
         if isinstance(output, Tensor) and output.numel() == max(output.shape, default=0):
             outputs[module] = Ran(output, output._version, len(args), frozenset(kwargs))
 
-    reference = next(model.parameters())
+    reference = next(model.parameters(), torch.empty(0))
+    channels = _input_channels(model) or channels or 3
     modes = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     inside = [module for module in model.modules() if module is not model]
@@ -106,7 +110,7 @@ def probe(model: nn.Module, forward: Callable[[Tensor], Any], size: int | None =
         # In some models eval() and train() do more than set flags: they gather biases, freeze stages.
         model.eval()
         for side in dict.fromkeys(sizes):
-            image = torch.zeros(1, _input_channels(model), side, side, device=reference.device, dtype=reference.dtype)
+            image = torch.zeros(1, channels, side, side, device=reference.device, dtype=reference.dtype)
             outputs.clear()
             try:
                 with isolated_rng(), torch.no_grad():

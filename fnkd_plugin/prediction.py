@@ -1,8 +1,13 @@
 """What a model says of a batch, as far as any temperature policy needs to know."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from fnkd_plugin.functional import at_least_fp32
 
 
 class Prediction(NamedTuple):
@@ -19,3 +24,40 @@ class Prediction(NamedTuple):
     logits: Tensor
     feature_norm: Tensor | None = None
     origin: Tensor | None = None
+
+
+class EnsemblePrediction(Prediction):
+    r"""What several teachers say of a batch: their weighted mean distribution.
+
+    A cross-entropy is linear in its target, so under a temperature policy :math:`\pi` the loss on the mean of the
+    members' distributions, :math:`\sum_m w_m \sigma(\pi(v_m))`, is the weighted mean of the losses on each. Losses that
+    compare single sets of logits, and the log, see one: ``logits`` are
+    :math:`\log \sum_m w_m \sigma(v_m)`, whose softmax is the mean distribution without any policy (our choice).
+    ``feature_norm`` is the weighted mean of the members', from which ``tau='auto'`` follows, one for all of them (our
+    choice); None if a member has none. ``origin`` is None: no one layer made these logits.
+
+    Attributes:
+        members: The predictions, one a teacher.
+        weights: :math:`w_m > 0`, of sum 1.
+    """
+
+    members: tuple[Prediction, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, members: Sequence[Prediction], weights: Sequence[float]) -> 'EnsemblePrediction':
+        """Of one prediction and one weight for each teacher."""
+        pairs = list(zip(weights, members, strict=True))
+        logs = [math.log(w) + torch.log_softmax(at_least_fp32(m.logits), dim=1) for w, m in pairs]
+        norms = [w * m.feature_norm for w, m in pairs if m.feature_norm is not None]
+        mean_norm = torch.stack(norms).sum(0) if len(norms) == len(pairs) else None
+        made = cls(torch.logsumexp(torch.stack(logs), dim=0), mean_norm)
+        made.members, made.weights = tuple(members), tuple(weights)
+        return made
+
+
+def members_of(prediction: Prediction) -> list[tuple[float, Prediction]]:
+    """Each teacher's share, of sum 1, and its own prediction; a single teacher's share is 1."""
+    if isinstance(prediction, EnsemblePrediction):
+        return list(zip(prediction.weights, prediction.members, strict=True))
+    return [(1.0, prediction)]

@@ -20,6 +20,7 @@ from fnkd_plugin.engine.training import check_data_roots
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.teachers import MMPretrainTeacher, PixelFormat, Teacher
+from fnkd_plugin.teachers.class_names import Classes
 
 SPLITS = ('train', 'val', 'test')
 
@@ -129,19 +130,15 @@ def build_subject(
     stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
     pixels = _with_channel_order(model.pixels.restated('analysis: pixels', **stated), loader)
     teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
-    if teacher is not None:
-        teacher.prepare(pixels)
-        if teacher.num_classes != model.num_classes:
-            raise SetupError(
-                f'analysis: the model has {model.num_classes} classes, the teacher {teacher.name} has '
-                f"{teacher.num_classes}; give a teacher of the model's classes."
-            )
     dataset = DATASETS.build(loader['dataset'])
     labels, clean = _labels_of(dataset, model.num_classes)
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     classes = [str(name) for name in names or range(model.num_classes)]
     if len(classes) != model.num_classes:
         raise SetupError(f'analysis: the model has {model.num_classes} classes, the data set names {len(classes)}.')
+    if teacher is not None:
+        teacher.prepare(pixels)
+        teacher.match_classes(model.num_classes, Classes.of(names, 'analysis') if names else None)
     workers = loader.get('num_workers', 0)
     return Subject(model, teacher, dataset, classes, labels, clean, pixels, loader['batch_size'], workers, device)
 

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.losses.soft_loss import SoftLoss
+from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
@@ -23,9 +23,12 @@ class DistillHead(nn.Module):
         warmup: Over how many epochs (or iterations) the soft term grows linearly to its full weight; 0 for
             none. In epoch (iteration) ``i``, counted from 1, it has ``min(1, i / warmup)`` of it.
         by_epoch: Whether ``warmup`` counts epochs or iterations. A loop by iterations counts one epoch only.
+        wrong_teacher_weight: A factor in [0, 1] of the soft loss of the images that the teacher (the mean of several)
+            gets wrong; 0 leaves them out. Under mixup and CutMix wrong is other than the heavier class.
 
     Raises:
-        SetupError: If a number is out of range, or something that is no soft loss is given.
+        SetupError: If a number is out of range, something that is no soft loss is given, or one that has no loss for
+            each image (DIST, DKD) together with a ``wrong_teacher_weight``.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class DistillHead(nn.Module):
         hard_weight: float = 1.0,
         warmup: float = 0,
         by_epoch: bool = True,
+        wrong_teacher_weight: float = 1.0,
     ) -> None:
         super().__init__()
         several: list[Any] = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
@@ -45,6 +49,16 @@ class DistillHead(nn.Module):
         self.warmup = check_number('DistillHead', 'warmup', warmup)
         self.by_epoch = by_epoch
         self._said_too_long = False
+        weight = check_number('DistillHead', 'wrong_teacher_weight', wrong_teacher_weight)
+        if weight > 1:
+            raise SetupError(f'DistillHead: wrong_teacher_weight must be in [0, 1], but is {weight:g}.')
+        self.wrong_teacher_weight = weight
+        others = [type(loss).__name__ for loss in self.soft_losses if not isinstance(loss, SoftTargetLoss)]
+        if weight < 1 and others:
+            raise SetupError(
+                f'DistillHead: {others[0]} is no mean over images under one policy, so that wrong_teacher_weight '
+                'cannot apply to it; leave it at 1, or use a soft loss such as KDLoss.'
+            )
 
     @property
     def active(self) -> bool:
@@ -65,13 +79,14 @@ class DistillHead(nn.Module):
         ``labels`` [N] are the classes of the images, for the losses that want them.
         """
         factor = self._warmup_factor()
+        extra = {} if self.wrong_teacher_weight == 1 else {'trust': self._trust(teacher, labels)}
         losses: dict[str, Tensor] = {}
         log_vars: dict[str, Tensor] = {}
         for loss in self.soft_losses:
             if loss.loss_weight == 0:
                 continue
             loss.observe(teacher)
-            losses[self._name_of(loss, losses)] = loss(student, teacher, labels) * factor
+            losses[self._name_of(loss, losses)] = loss(student, teacher, labels, **extra) * factor
             log_vars.update(loss.log_vars())
         return losses, log_vars
 
@@ -90,6 +105,12 @@ class DistillHead(nn.Module):
                 )
             scaled['loss_hard' if name == 'loss' else name] = value
         return scaled
+
+    def _trust(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise ValueError('DistillHead: the images have no labels, which wrong_teacher_weight needs; leave it at 1.')
+        right = (teacher.logits.argmax(1) == labels).float()
+        return right + (1 - right) * self.wrong_teacher_weight
 
     def _name_of(self, loss: nn.Module, taken: dict[str, Tensor]) -> str:
         if len(self.soft_losses) == 1:

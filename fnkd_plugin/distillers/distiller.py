@@ -21,6 +21,8 @@ from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.tasks import check_single_label
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
 from fnkd_plugin.teachers.teacher import Teacher
 
@@ -73,6 +75,8 @@ class Distiller(_Student):
         head: A :class:`DistillHead`, or its config.
         pixels: What the student's batches are (``mean``, ``std`` on the 0 to 255 scale, ``channel_order``) where
             its data preprocessor does not tell; see :func:`~fnkd_plugin.teachers.pixels.format_of_preprocessor`.
+        classes: The names of the student's classes (a list, a text file, a data set of MMPretrain), to be compared with
+            the teacher's; ``tools/train.py`` gives those of the training set.
         data_preprocessor: Handed to the student, for MMEngine, which puts a config's common one here.
 
     Raises:
@@ -102,6 +106,7 @@ class Distiller(_Student):
         teacher: dict | Teacher,
         head: dict | DistillHead,
         pixels: dict | None = None,
+        classes: ClassNames | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
         # Not super().__init__(): __new__ returned the student complete.
@@ -109,7 +114,7 @@ class Distiller(_Student):
             with isolated_rng():
                 teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
                 head = MODELS.build(head) if isinstance(head, dict) else head
-                reader = _fit(self, teacher, head, pixels or {})
+                reader = _fit(self, teacher, head, pixels or {}, classes)
         except BaseException:
             self.__class__ = _student_class(self)  # a student that was given built stays what it was
             raise
@@ -193,7 +198,7 @@ def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
     return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
 
 
-def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) -> Reader:
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, classes: ClassNames | None) -> Reader:
     if not isinstance(teacher, Teacher):
         raise SetupError(
             f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
@@ -214,11 +219,10 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict) 
     num_classes = output.numel()  # of one image; LeNet squeezes the batch away
     for _, loss in label_tables(student):
         loss.check_class_count(num_classes, 'the student')
-    if num_classes != teacher.num_classes:
-        raise SetupError(
-            f'Distiller: the student has {num_classes} classes, the teacher {teacher.name} has '
-            f"{teacher.num_classes}; give a teacher trained on the student's classes."
-        )
+    named = None if classes is None else Classes.of(classes, 'Distiller: classes')
+    if named is not None and len(named.names) != num_classes:
+        raise SetupError(f'Distiller: the student has {num_classes} classes, but classes names {len(named.names)}.')
+    teacher.match_classes(num_classes, named)
     if head.needs_feature_norm and layer is None:
         raise SetupError(
             f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '

@@ -1,11 +1,14 @@
-"""Labels softened by class names must be those of the data."""
+"""The classes of a teacher, and of labels softened by names, must be those of the data."""
 
 from typing import Any
 
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from torch import nn
 
+from fnkd_plugin.distillers import Distiller
 from fnkd_plugin.losses.alsr_loss import label_tables
+from fnkd_plugin.teachers.class_names import Classes
 
 
 def check_class_counts(model: nn.Module) -> None:
@@ -21,10 +24,13 @@ def check_class_counts(model: nn.Module) -> None:
 
 
 class CheckClassesHook(Hook):
-    """Refuses to train ``ALSRLoss`` on a data set with other classes than its groups', or in another order.
+    """Refuses a data set with other classes than the groups' of ``ALSRLoss`` or the teacher's, or in another order.
 
-    Not registered: :func:`fnkd_plugin.engine.training.build_runner` adds it to every run.
+    Not registered: :func:`fnkd_plugin.engine.training.build_runner` adds it to every run, before the hooks that may ask
+    the teacher.
     """
+
+    priority = 'VERY_HIGH'
 
     def before_train(self, runner: Any) -> None:
         """Compare both, before the first step.
@@ -34,6 +40,12 @@ class CheckClassesHook(Hook):
         """
         dataset = runner.train_dataloader.dataset
         names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        if not names:
+            return
         for _, loss in label_tables(runner.model):
-            if names:
-                loss.check_classes(names, type(dataset).__name__)
+            loss.check_classes(names, type(dataset).__name__)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if isinstance(model, Distiller):
+            teacher = model._distillation.teacher
+            if len(names) == teacher.num_classes:
+                teacher.match_classes(len(names), Classes.of(names, type(dataset).__name__))

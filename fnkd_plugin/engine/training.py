@@ -14,7 +14,15 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.config import config_file, dicts_in, is_distilled, merge_options, named_dicts, plain_config, split_options
+from fnkd_plugin.config import (
+    config_file,
+    dicts_in,
+    is_distilled,
+    merge_options,
+    named_dicts,
+    plain_config,
+    split_options,
+)
 from fnkd_plugin.engine.check_classes_hook import CheckClassesHook, check_class_counts
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mixing import distill, smooth_labels, teacher_config
@@ -152,8 +160,8 @@ def build_runner(cfg: Config) -> Runner:
     """Build the Runner; beside the dumped config, dump the plain one that stock tools test its checkpoints with.
 
     Raises:
-        SetupError: If labels are softened by groups of other classes than the model's, or a teacher's classes are not the
-            student's; for names that only the data tell, when training starts.
+        SetupError: If labels are softened by groups of other classes than the model's, or a teacher's classes are not
+            the student's; for names that only the data tell, when training starts.
     """
     name_classes(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

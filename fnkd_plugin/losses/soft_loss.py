@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.functional import soft_cross_entropy
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import Prediction, members_of
 
 
 class SoftLoss(nn.Module, ABC):
@@ -60,7 +60,21 @@ class SoftTargetLoss(SoftLoss):
         """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
         return 1.0
 
-    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
-        """See :meth:`SoftLoss.forward`; labels are not read."""
-        weight = self.sample_weight(teacher)
-        return self.loss_weight * soft_cross_entropy(self.scaled_logits(student), self.scaled_logits(teacher), weight)
+    def forward(
+        self,
+        student: Prediction,
+        teacher: Prediction,
+        labels: Tensor | None = None,
+        trust: Tensor | float = 1.0,
+    ) -> Tensor:
+        """See :meth:`SoftLoss.forward`; labels are not read.
+
+        Of several teachers the target is the mean distribution, each after the policy: since cross-entropy is linear in
+        it, the mean of the losses. ``trust``, [N] or one for all, is a further factor of each image's loss.
+        """
+        z = self.scaled_logits(student)
+        losses = [
+            share * soft_cross_entropy(z, self.scaled_logits(one), trust * self.sample_weight(one))
+            for share, one in members_of(teacher)
+        ]
+        return self.loss_weight * sum(losses[1:], losses[0])

@@ -21,24 +21,35 @@ def normalised(name: str) -> str:
 
 
 def class_names(classes: ClassNames) -> list[str]:
+    """As :func:`read_names`, each class by a name of its own.
+
+    Raises:
+        SetupError: If there are none, or a name stands there twice.
+    """
+    names = read_names(classes, 'taxonomy')
+    check_unique(names, 'the class names')
+    return names
+
+
+def read_names(classes: ClassNames, owner: str) -> list[str]:
     """The names of the classes, in their order.
 
     Args:
         classes: A data set's type, or its name in MMPretrain's registry, for the names of its ``METAINFO``; a text
             file of one name a line; or the names themselves.
+        owner: Begins the errors.
 
     Raises:
-        SetupError: If there are none, or a name stands there twice.
+        SetupError: If there are none.
     """
     if isinstance(classes, str) and Path(classes).is_file():
         names = [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
     elif isinstance(classes, (str, type)):
-        names = _names_of_dataset(classes)
+        names = _names_of_dataset(classes, owner)
     else:
         names = [str(name) for name in classes]
     if not names:
-        raise SetupError(f'taxonomy: {classes!r} holds no class names.')
-    check_unique(names, 'the class names')
+        raise SetupError(f'{owner}: {classes!r} holds no class names.')
     return names
 
 
@@ -53,13 +64,13 @@ def check_unique(names: Sequence[str], where: str) -> None:
         raise SetupError(f'taxonomy: {where} hold {first_few(twice)} more than once; each class needs its own name.')
 
 
-def _names_of_dataset(classes: str | type) -> list[str]:
+def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
     known = isinstance(classes, type) or classes.isidentifier()
     kind = classes if isinstance(classes, type) else DATASETS.get(classes) if known else None
     metainfo = getattr(kind, 'METAINFO', None) or {}
     if not metainfo.get('classes'):
         raise SetupError(
-            f'taxonomy: {classes!r} is neither a text file nor a registered data set whose METAINFO holds classes; '
+            f'{owner}: {classes!r} is neither a text file nor a registered data set whose METAINFO holds classes; '
             'give a list of the names.'
         )
     return list(metainfo['classes'])

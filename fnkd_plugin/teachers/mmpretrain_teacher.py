@@ -9,10 +9,13 @@ from mmengine.registry import DefaultScope
 from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
-from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.config import plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.tasks import check_single_label
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.teachers.class_names import Classes, dataset_classes, saved_classes
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -32,6 +35,10 @@ class MMPretrainTeacher(ModelTeacher):
             that the order depends on the loader) and the student's differs.
         input_size: Resize images to this height and width if they differ.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
+            file of such, one a line; or ``'by-name'``.
+        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where neither
+            checkpoint nor config holds them.
 
     Raises:
         SetupError: If there is no such config or name, no weights, weights that do not fit, or if the model is no
@@ -47,6 +54,8 @@ class MMPretrainTeacher(ModelTeacher):
         channel_order: str | None = None,
         input_size: int | None = None,
         channels_last: bool = False,
+        class_map: ClassMapping | None = None,
+        classes: ClassNames | None = None,
     ) -> None:
         name = f'MMPretrainTeacher({config if isinstance(config, (str, Path)) else "Config"})'
         cfg, zoo_weights = _find_config(name, config)
@@ -56,9 +65,13 @@ class MMPretrainTeacher(ModelTeacher):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             model = MODELS.build(without_pretrained(plain_model(cfg)))
         check_single_label(f'{name}: the teacher', model)
-        load_weights(model, read_state_dict(checkpoint), f'{name} and {checkpoint}')
+        content = read_checkpoint(checkpoint)
+        load_weights(model, find_state_dict(content, checkpoint), f'{name} and {checkpoint}')
         pixels = format_of_preprocessor(model.data_preprocessor).restated(name, mean, std, channel_order)
-        super().__init__(model, functools.partial(model, mode='tensor'), pixels, name, input_size, channels_last)
+        of_data = dataset_classes(cfg)
+        found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
+        forward = functools.partial(model, mode='tensor')
+        super().__init__(model, forward, pixels, name, input_size, channels_last, class_map, classes, found)
 
 
 def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | None]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
+from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
 
 
@@ -19,13 +22,28 @@ class Teacher(ABC):
 
     Attributes:
         name: For messages.
-        num_classes: K.
         has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
     """
 
     name: str
-    num_classes: int
     has_feature_norm: bool
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """K of its predictions."""
+
+    def match_classes(self, count: int, classes: Classes | None) -> None:
+        """Learn, before training, what the student's classes are.
+
+        Args:
+            count: How many they are.
+            classes: Their names, if known.
+
+        Raises:
+            SetupError: If the teacher's predictions cannot be of these classes, in this order.
+        """
+        ClassMap(self.name, self.num_classes).match(count, classes)
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:
@@ -55,9 +73,12 @@ class ModelTeacher(Teacher):
         name: For messages.
         input_size: Resize images to this height and width (bicubic) if they differ; None takes what comes.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        class_map: Which of its classes the student's are, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
+        classes: The names of its classes, where ``found`` is wrong.
+        found: Those that came with the weights; nothing if they are of another number.
 
     Raises:
-        SetupError: If the model's output is no tensor [N, K].
+        SetupError: If the model's output is no tensor [N, K], or the class map does not fit.
     """
 
     def __init__(
@@ -68,6 +89,9 @@ class ModelTeacher(Teacher):
         name: str,
         input_size: int | None = None,
         channels_last: bool = False,
+        class_map: ClassMapping | None = None,
+        classes: ClassNames | None = None,
+        found: Classes | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -79,13 +103,28 @@ class ModelTeacher(Teacher):
         self._forward = forward
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device: torch.device | None = None
-        output, layer_outputs = probe(self.model, forward, input_size)
+        channels = None if pixels.mean is None else len(pixels.mean)
+        output, layer_outputs = probe(self.model, forward, input_size, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is no tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
         self._reader = None if layer is None else AffineReader(layer)
         self.has_feature_norm = layer is not None
-        self.num_classes = output.shape[1] if layer is None else class_count(layer)
+        count = output.shape[1] if layer is None else class_count(layer)
+        if classes is not None:
+            found = Classes.of(classes, name)
+        elif found is not None and len(found.names) != count:
+            found = None
+        self._classes = ClassMap(name, count, found, class_map)
+
+    @property
+    def num_classes(self) -> int:
+        """See :attr:`Teacher.num_classes`."""
+        return self._classes.count
+
+    def match_classes(self, count: int, classes: Classes | None) -> None:
+        """See :meth:`Teacher.match_classes`."""
+        self._classes.match(count, classes)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`."""
@@ -112,15 +151,15 @@ class ModelTeacher(Teacher):
                 pixels = F.interpolate(pixels, size, mode='bicubic', antialias=True)
             pixels = pixels.contiguous(memory_format=self._memory_format)
             if self._reader is None:
-                return Prediction(self._forward(pixels))
+                return self._classes.restrict(Prediction(self._forward(pixels)))
             self._reader.reading = True
             try:
                 self._forward(pixels)
             finally:
                 self._reader.reading = False
             prediction = self._reader.take()
-        assert prediction is not None
-        return prediction
+            assert prediction is not None
+            return self._classes.restrict(prediction)
 
 
 def _describe(output: Any) -> str:

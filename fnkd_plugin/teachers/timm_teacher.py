@@ -6,8 +6,11 @@ from typing import Any
 import timm
 from mmpretrain.registry import MODELS
 
-from fnkd_plugin.checkpoints import load_weights, read_state_dict
+from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.timm_models import check_timm_model, timm_errors
@@ -27,6 +30,10 @@ class TimmTeacher(ModelTeacher):
         input_size: Resize images to this height and width if they differ. By default only models of a fixed
             input size do, to theirs.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
+            file of such, one a line; or ``'by-name'``.
+        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where they are
+            neither in the checkpoint nor ImageNet's, as those of timm's own weights are.
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
@@ -44,6 +51,8 @@ class TimmTeacher(ModelTeacher):
         std: tuple[float, ...] | None = None,
         input_size: int | None = None,
         channels_last: bool = False,
+        class_map: ClassMapping | None = None,
+        classes: ClassNames | None = None,
         **kwargs: Any,
     ) -> None:
         name = f'TimmTeacher({model})'
@@ -53,7 +62,8 @@ class TimmTeacher(ModelTeacher):
                 f'{name}: a teacher needs trained weights; give checkpoint=FILE or pretrained=True'
                 f'{", not both" if pretrained else ""}.'
             )
-        state = None if checkpoint is None else read_state_dict(checkpoint)
+        content = None if checkpoint is None else read_checkpoint(checkpoint)
+        state = None if content is None else find_state_dict(content, str(checkpoint))
         if state is not None and num_classes is None:
             num_classes = _classes_of(state, cfg)
         if pretrained and num_classes not in (None, cfg.num_classes):
@@ -69,7 +79,9 @@ class TimmTeacher(ModelTeacher):
         pixels = PixelFormat.of([255 * m for m in data_cfg['mean']], [255 * s for s in data_cfg['std']], 'rgb')
         if input_size is None and cfg.fixed_input_size and 'img_size' not in kwargs:
             input_size = data_cfg['input_size'][-1]
-        super().__init__(built, built, pixels.restated(name, mean, std), name, input_size, channels_last)
+        pixels = pixels.restated(name, mean, std)
+        found = saved_classes(content or {}) or timm_classes(cfg)
+        super().__init__(built, built, pixels, name, input_size, channels_last, class_map, classes, found)
 
 
 def _classes_of(state: dict, cfg: Any) -> int | None:

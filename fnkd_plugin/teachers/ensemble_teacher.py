@@ -1,0 +1,65 @@
+"""Several teachers as one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.prediction import EnsemblePrediction, Prediction
+from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.teacher import Teacher
+
+
+@MODELS.register_module()
+class EnsembleTeacher(Teacher):
+    """The weighted mean of several teachers' distributions, each after its own temperature policy.
+
+    Each has its own normalisation, input size and class map. See
+    :class:`~fnkd_plugin.prediction.EnsemblePrediction` for what losses make of it.
+
+    Args:
+        teachers: At least one teacher, or its config.
+        weights: One > 0 for each; only their ratios count. All alike if None.
+
+    Raises:
+        SetupError: If there are no teachers, or the weights do not fit.
+    """
+
+    def __init__(self, teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> None:
+        if not teachers:
+            raise SetupError('EnsembleTeacher: teachers is empty; give at least one.')
+        if weights is not None and len(weights) != len(teachers):
+            raise SetupError(f'EnsembleTeacher: {len(teachers)} teachers need as many weights, not {len(weights)}.')
+        checked = [
+            check_number('EnsembleTeacher', 'a weight', w, positive=True) for w in weights or [1.0] * len(teachers)
+        ]
+        self.weights = [weight / sum(checked) for weight in checked]
+        self.teachers: list[Teacher] = [MODELS.build(t) if isinstance(t, dict) else t for t in teachers]
+        others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
+        if others:
+            raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
+        self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
+        self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)
+
+    @property
+    def num_classes(self) -> int:
+        """See :attr:`Teacher.num_classes`; the teachers agree once :meth:`match_classes` has been called."""
+        return self.teachers[0].num_classes
+
+    def match_classes(self, count: int, classes: Classes | None) -> None:
+        """See :meth:`Teacher.match_classes`."""
+        for teacher in self.teachers:
+            teacher.match_classes(count, classes)
+
+    def prepare(self, source: PixelFormat) -> None:
+        """See :meth:`Teacher.prepare`."""
+        for teacher in self.teachers:
+            teacher.prepare(source)
+
+    def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
+        """See :meth:`Teacher.predict`."""
+        members = [teacher.predict(images, data_samples) for teacher in self.teachers]
+        return EnsemblePrediction.of(members, self.weights)
