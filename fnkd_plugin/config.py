@@ -11,7 +11,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmpretrain import registry
 
-_HEAD_OPTIONS = ('soft_loss', 'hard_weight', 'warmup', 'by_epoch')
 _OWN_HOOKS = (
     'ChannelsLastHook',
     'SafeCheckpointHook',
@@ -108,7 +107,9 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def _is_mixed_in(key: str) -> bool:
     model, part, option, *_ = [*key.split('.'), '', '']
-    distilled = part in ('student', 'teacher', 'pixels', 'classes') or (part == 'head' and option in _HEAD_OPTIONS)
+    # By name, since distillers stand above this module.
+    of_head = inspect.signature(registry.MODELS.get('DistillHead')).parameters
+    distilled = part in ('student', 'teacher', 'pixels', 'classes') or (part == 'head' and option in of_head)
     return model == 'model' and distilled
 
 

@@ -157,12 +157,10 @@ def _class_of(node: dict[str, Any]) -> Any:
 
 
 def _import_plugin(cfg: Config) -> None:
-    """Have a dumped ``cfg`` import this plugin, and find its classes by name."""
+    """Have a dumped ``cfg`` import this plugin."""
     stated = cfg.get('custom_imports') or {}
     names = stated.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
     if 'fnkd_plugin' not in names:
         failing = stated.get('allow_failed_imports', False)
         cfg.custom_imports = dict(imports=['fnkd_plugin', *names], allow_failed_imports=failing)
-    if cfg.get('default_scope') is None:  # as pure-Python configs may leave it
-        cfg.default_scope = 'mmpretrain'

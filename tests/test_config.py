@@ -7,7 +7,16 @@ import pytest
 from mmengine.config import Config
 
 from fnkd_plugin import Distiller
-from fnkd_plugin.config import dicts_in, is_distilled, merge_options, plain_config, plain_model, without_pretrained
+from fnkd_plugin.config import (
+    config_file,
+    dicts_in,
+    is_distilled,
+    merge_options,
+    plain_config,
+    plain_model,
+    split_options,
+    without_pretrained,
+)
 from tests.helpers import config, distilled, preprocessor, resnet, timm_student
 
 pytestmark = pytest.mark.upstream
@@ -96,6 +105,7 @@ def test_plain_config_keeps_our_import_where_it_is_used() -> None:
         ('model.head.hard_weight', 'model.head.hard_weight'),
         ('model.head.soft_loss.loss_weight', 'model.head.soft_loss.loss_weight'),
         ('model.head.warmup', 'model.head.warmup'),
+        ('model.head.by_epoch', 'model.head.by_epoch'),
         ('model.pixels.channel_order', 'model.pixels.channel_order'),
         ('train_cfg.max_epochs', 'train_cfg.max_epochs'),
         ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
@@ -108,6 +118,24 @@ def test_options_for_the_plain_model_reach_the_student(option: str, where: str) 
     for key in where.split('.'):
         node = node[key]
     assert node == 77
+
+
+def test_options_of_what_is_mixed_in_are_told_from_the_plain_models() -> None:
+    plain = {
+        'model.type': 1,
+        'model.head.type': 2,
+        'model.head.loss.type': 3,
+        'model.headless': 4,
+        'teacher': 5,
+        'model': 6,
+    }
+    mixed_in = {'model.teacher.mean': 1, 'model.head.warmup': 2, 'model.head.soft_loss.tau': 3, 'model.pixels': 4}
+    assert split_options({**plain, **mixed_in}) == (plain, mixed_in)
+
+
+def test_a_shipped_config_is_found() -> None:
+    assert config_file('mmpretrain::resnet/resnet50_8xb32_in1k.py').is_file()
+    assert config_file('a/b.py') == Path('a/b.py') and config_file(Path('c.py')) == Path('c.py')
 
 
 def test_options_of_a_plain_config_are_as_written() -> None:

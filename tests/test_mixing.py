@@ -27,12 +27,16 @@ def _plain(student: dict | None = None, **options: Any) -> Config:
     return config(student or resnet(), Path('w'), **options)
 
 
-def _mixed_by_shell(*argv: object) -> Config:
+def _train_tool() -> Any:
     spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    args = tool.parse_args([str(arg) for arg in argv])
+    return tool
+
+
+def _mixed_by_shell(*argv: object) -> Config:
+    args = _train_tool().parse_args([str(arg) for arg in argv])
     return training.mix(training.load_config(args.config), args)
 
 
@@ -63,7 +67,6 @@ from fnkd_plugin.teachers import TimmTeacher
 with read_base():
     from .pure import *
     from fnkd_plugin.presets import kd
-default_scope = 'mmpretrain'
 custom_imports = dict(imports=['fnkd_plugin'], allow_failed_imports=False)
 model = dict(
     type=Distiller, student=model, teacher=dict(type=TimmTeacher, model='resnet50', checkpoint='t.pth'), head=kd)
@@ -146,7 +149,7 @@ def test_options_go_where_they_belong() -> None:
 
 
 def test_what_does_not_fit_is_one_sentence() -> None:
-    with pytest.raises(SetupError, match=r'fnkd has no option tua, T; it has .*hard_weight, .*tau, warmup\.'):
+    with pytest.raises(SetupError, match=r'fnkd has no option tua, T; it has .*hard_weight, .*tau, warmup'):
         distill(_plain(), TEACHER, tua=8, T=1)
     with pytest.raises(SetupError, match='has no option soft_loss'):
         distill(_plain(), TEACHER, soft_loss=dict(type='KDLoss'))
@@ -244,6 +247,22 @@ def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_pat
     assert model.student.head.type == 'StackedLinearClsHead' and model.student.backbone.depth == 34
     assert model.teacher.input_size == 64 and model.pixels == dict(channel_order='rgb')
     assert model.head == dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=3))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'folder'),
+    [
+        ([], 'plain'),
+        (['--teacher', 'timm:a'], 'fnkd_plain'),
+        (['--teacher', 'timm:a', '--distill', 'kd', '--label-smoothing', 'lsr'], 'lsr_kd_plain'),
+        (['--label-smoothing', 'lsr', '--work-dir', 'here'], 'here'),
+    ],
+)
+def test_each_method_has_a_work_dir_of_its_own(flags: list[str], folder: str, tmp_path: Path) -> None:
+    plain, _ = write_configs(tmp_path, Path('t.pth'))
+    cfg, args = _mixed_by_shell(plain, *flags), _train_tool().parse_args([str(plain), *flags])
+    training.merge_arguments(cfg, args)
+    assert Path(cfg.work_dir).name == folder
 
 
 def test_the_common_data_preprocessor_ends_at_the_student(tmp_path: Path) -> None:

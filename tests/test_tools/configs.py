@@ -51,6 +51,8 @@ from mmpretrain.models import CrossEntropyLoss, GlobalAveragePooling, ImageClass
 from torch.optim import SGD
 from tests.test_tools.images import NoiseImages
 
+default_scope = 'mmpretrain'
+
 data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True, num_classes=4)
 model = dict(
     type=ImageClassifier,

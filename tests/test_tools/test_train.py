@@ -10,8 +10,8 @@ import mmpretrain
 import pytest
 import torch
 
-from tests.helpers import timm_checkpoint
-from tests.test_tools.configs import write_configs
+from tests.helpers import assert_same_weights, timm_checkpoint
+from tests.test_tools.configs import PURE_PYTHON, write_configs
 from tests.test_tools.processes import ROOT, Finished, Nursery
 
 ONE_EPOCH = 'train_cfg.max_epochs=1'
@@ -185,3 +185,66 @@ def test_a_variable_of_the_file_is_replaced_for_both_tools(tools: Nursery, tmp_p
     tested = tools.run('test.py', plain, work / 'epoch_1.pth', *options[:-1])
     assert tested.code == 0, tested.output
     assert_one_sentence(tools.run('test.py', plain, work / 'epoch_1.pth'), 'there is no folder nowhere')
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize('pure', [False, True])
+def test_a_mixed_run_is_repeated_by_its_dumped_config_alone(pure: bool, tools: Nursery, tmp_path: Path) -> None:
+    teacher = timm_checkpoint(tmp_path)
+    plain, _ = write_configs(tmp_path, teacher)
+    if pure:
+        plain.write_text(PURE_PYTHON)
+    flags = [
+        '--teacher',
+        'timm:test_resnet',
+        '--teacher-checkpoint',
+        teacher,
+        '--distill',
+        'fnkd',
+        '--distill-cfg',
+        'tau=2',
+    ]
+    options = [
+        '--label-smoothing',
+        'lsr',
+        '--cfg-options',
+        ONE_EPOCH,
+        'randomness.seed=3',
+        'model.backbone.base_channels=6',
+    ]
+    options.append('model.head.in_channels=48')
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    mixed = tools.run('train.py', plain, '--work-dir', first, *flags, *options)
+    assert mixed.code == 0, mixed.output
+    assert 'loss_soft' in mixed.output
+    again = tools.run('train.py', first / 'plain.py', '--work-dir', second)
+    assert again.code == 0, again.output
+    weights = [torch.load(folder / 'epoch_1.pth', weights_only=True)['state_dict'] for folder in (first, second)]
+    assert_same_weights(*weights)
+    assert weights[0]['head.fc.weight'].shape == (4, 48)
+
+
+@pytest.mark.upstream
+def test_what_cannot_be_mixed_is_said_in_one_sentence(
+    tools: Nursery, configs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain, distilled = configs
+    teacher = ['--teacher', 'timm:test_resnet', '--teacher-checkpoint', timm_checkpoint(tmp_path)]
+
+    def train(*args: object) -> Finished:
+        return tools.run('train.py', *args, '--work-dir', tmp_path / 'work')
+
+    assert_one_sentence(train(distilled, *teacher), 'the config distils already')
+    assert_one_sentence(train(plain, '--distill', 'kd'), 'give --teacher')
+    assert_one_sentence(train(plain, '--distill-cfg', 'tau=8'), 'give --teacher')
+    assert_one_sentence(train(plain, '--label-smoothing-cfg', 'eps=0.2'), 'give --label-smoothing')
+    assert_one_sentence(train(plain, *teacher, '--distill-cfg', 'tua=8'), 'has no option tua')
+    assert_one_sentence(train(plain, '--teacher', 'timm:test_resnett'), 'Did you mean test_resnet')
+    assert_one_sentence(train(plain, '--label-smoothing', 'alsr'), 'needs the option groups')
+    assert_one_sentence(
+        train('mmpretrain::resnet/none.py', *teacher), 'There is no config file mmpretrain::resnet/none'
+    )
+    shipped = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+    assert_one_sentence(train(shipped, *teacher), 'there is no folder data/imagenet')
+    unknown = train(plain, *teacher, '--distill', 'kdd')
+    assert unknown.code == 2 and "invalid choice: 'kdd'" in unknown.output
