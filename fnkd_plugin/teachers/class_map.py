@@ -101,7 +101,7 @@ class ClassMap:
             )
         places = self._places()
         by_name = [places[_key(name)] for name in student.names]
-        # Some ImageNet-21k weights know a class ('teddy') by its name, but not by the ID that ImageNet-1k has.
+        # IDs first: in ImageNet names repeat.
         found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))

@@ -1,0 +1,207 @@
+"""Teachers of other, more or reordered classes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from mmpretrain.datasets import CUB, ImageNet
+from timm.data import ImageNetInfo
+from timm.models import PretrainedCfg
+
+from fnkd_plugin import Prediction
+from fnkd_plugin.engine.training import build_runner
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.functional import scale_by_feature_norm
+from fnkd_plugin.teachers import Classes, ClassMap, MMPretrainTeacher, TimmTeacher
+from fnkd_plugin.teachers.class_names import timm_classes
+from tests.helpers import (
+    CLASSES,
+    SIZE,
+    build,
+    config,
+    distilled,
+    resnet,
+    timm_checkpoint,
+    timm_student,
+    timm_teacher,
+    train,
+)
+
+pytestmark = pytest.mark.upstream
+
+IMAGES = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+LETTERS = Classes(['a', 'b', 'c', 'd', 'e'])
+
+
+def _index(mapping: Any, classes: Classes | None = LETTERS, student: Classes | None = None) -> list[int]:
+    """The teacher's class of each of the student's, seen in what is restricted."""
+    found = ClassMap('Teacher', 5, classes, mapping)
+    found.match(found.count if student is None else len(student.names), student)
+    return found.restrict(Prediction(torch.arange(5.0)[None])).logits[0].int().tolist()
+
+
+def test_forms_of_maps(tmp_path: Path) -> None:
+    assert _index([4, 0, 2]) == [4, 0, 2]
+    assert _index(['e', 'A', '003.c']) == [4, 0, 2], 'as names are compared'
+    (tmp_path / 'indices.txt').write_text('4\n0\n2\n')
+    (tmp_path / 'names.txt').write_text('e\na\nc\n')
+    assert _index(str(tmp_path / 'indices.txt')) == _index(tmp_path / 'names.txt') == [4, 0, 2]
+    assert _index('by-name', student=Classes(['e', 'a', 'c'])) == [4, 0, 2]
+    assert _index(None) == [0, 1, 2, 3, 4]
+
+
+def test_restriction_is_renormalised() -> None:
+    """Against a hand computation: probabilities 1, 2, 3, 4 of 10, of which the second and fourth are left."""
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    restricted = ClassMap('Teacher', 4, None, [3, 1]).restrict(Prediction(logits))
+    torch.testing.assert_close(restricted.logits.softmax(1), torch.tensor([[4 / 6, 2 / 6]]))
+
+
+def test_a_mapped_models_prediction_rescales_exactly(tmp_path: Path) -> None:
+    """(z - b) s + b on the subset equals the head, cut down to the subset, on the rescaled feature."""
+    path = timm_checkpoint(tmp_path, num_classes=7)
+    teacher = TimmTeacher('test_resnet', path, class_map=[5, 0, 6, 2])
+    teacher.match_classes(CLASSES, None)
+    teacher.prepare(teacher.pixels)
+    assert teacher.num_classes == CLASSES
+    prediction = teacher.predict(IMAGES)
+    plain = timm.create_model('test_resnet', num_classes=7).eval()
+    plain.load_state_dict(torch.load(path))
+    with torch.no_grad():
+        feature = plain.forward_head(plain.forward_features(IMAGES), pre_logits=True)
+        head = plain.get_classifier()
+        weight, bias = head.weight[[5, 0, 6, 2]], head.bias[[5, 0, 6, 2]]
+        unit = feature / feature.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(prediction.logits, feature @ weight.T + bias, rtol=1e-4, atol=1e-5)
+    rescaled = scale_by_feature_norm(*prediction, 2.0, 'normalize')
+    torch.testing.assert_close(rescaled, 2 * unit @ weight.T + bias, rtol=1e-4, atol=1e-4)
+
+
+def _imagenet_map(count: int, mapping: Any) -> list[str]:
+    """The WordNet IDs that a timm model of so many ImageNet classes gives a student of ImageNet-1k."""
+    classes = timm_classes(PretrainedCfg(num_classes=count))
+    assert classes is not None and classes.ids is not None and len(classes.names) == count
+    found = ClassMap('Teacher', count, classes, mapping)
+    found.match(1000, Classes.of(ImageNet, 'ImageNet'))
+    index = found.restrict(Prediction(torch.arange(count)[None])).logits[0]
+    return [classes.ids[int(k)] for k in index]
+
+
+def test_imagenet_1k_inside_imagenet_22k_by_name() -> None:
+    """By WordNet IDs, since two of the 1000 classes are called 'crane'."""
+    assert _imagenet_map(21842, 'by-name') == ImageNetInfo('imagenet-1k').label_names()
+
+
+def test_imagenet_1k_inside_imagenet_21k_needs_a_stand_in() -> None:
+    """Of the 1000 one is not in ImageNet-21k; it is named, and a list of IDs can hold another."""
+    with pytest.raises(SetupError, match="1 of 1000 classes are no class of the teacher's 21843: 'teddy, teddy bear'"):
+        _imagenet_map(21843, 'by-name')
+    ids = ImageNetInfo('imagenet-1k').label_names()
+    ids[ids.index('n04399382')] = 'n00004475'  # organism, being
+    assert _imagenet_map(21843, ids) == ids
+
+
+def test_imagenets_own_order_is_recognised() -> None:
+    """MMPretrain and timm spell two classes otherwise."""
+    student = Classes.of(ImageNet, 'ImageNet')
+    teacher = timm_classes(timm.get_pretrained_cfg('resnet18'))
+    ClassMap('Teacher', 1000, teacher).match(1000, student)
+    swapped = Classes([*student.names[1::-1], *student.names[2:]])
+    with pytest.raises(SetupError, match=r"0: 'goldfish, .*', not 'tench, .*', 1: 'tench, "):
+        ClassMap('Teacher', 1000, teacher).match(1000, swapped)
+
+
+@pytest.mark.parametrize(
+    ('mapping', 'classes', 'student', 'said'),
+    [
+        ([0, 5], LETTERS, None, "1 of 2 classes are no class of the teacher's 5: 5"),
+        ([0, -1], LETTERS, None, 'no class'),
+        ([0, 0, 1], LETTERS, None, "2 of 3 classes are the same class of the teacher's 5: 0, 0"),
+        (['a', 'f'], LETTERS, None, "no class of the teacher's 5: 'f'"),
+        (['a', 'b'], Classes(['a', 'b', 'b', 'c', 'd']), None, "several classes of the teacher's 5: 'b'"),
+        (['a'], None, None, "needs the names of the teacher's classes"),
+        ([], LETTERS, None, 'class_map is empty'),
+        ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
+        ('by-name', LETTERS, None, r'needs the names of the student.*Distiller\(classes='),
+        ('by-name', LETTERS, Classes(['a', 'z']), "1 of 2 classes are no class of the teacher's 5: 'z'"),
+        ([0, 1], LETTERS, Classes(['a', 'b', 'c']), 'the student has 3 classes, the teacher Teacher has 2'),
+        (None, LETTERS, Classes(['a', 'x', 'c']), "3 classes, .* has 5; .*first that differ: 1: 'x', not 'b'"),
+        (
+            None,
+            LETTERS,
+            Classes(['a', 'c', 'b', 'd', 'e']),
+            "not the student's, in their order .1: 'c', not 'b', 2: 'b'",
+        ),
+    ],
+)
+def test_faults(mapping: Any, classes: Any, student: Any, said: str) -> None:
+    with pytest.raises(SetupError, match=said):
+        _index(mapping, classes, student)
+
+
+def test_stated_names_must_be_as_many_as_the_classes(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): it has 4 classes, but classes names 3'):
+        TimmTeacher('test_resnet', timm_checkpoint(tmp_path), classes=['a', 'b', 'c'])
+
+
+def _saved(folder: Path, names: list[str]) -> str:
+    state = torch.load(timm_checkpoint(folder, num_classes=len(names)))
+    path = folder / 'named.pth'
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=names))), path)
+    return str(path)
+
+
+def _named_teacher(folder: Path, names: list[str], **options: Any) -> dict:
+    return dict(type='TimmTeacher', model='test_resnet', checkpoint=_saved(folder, names), **options)
+
+
+def test_names_come_from_the_checkpoint_by_name_teaches_through_the_runner(tmp_path: Path) -> None:
+    """Learning from a teacher of permuted and further classes is learning from that teacher cut down by hand."""
+    names = ['c3', 'x', 'c0', 'c1', 'c2']
+    model = distilled(timm_student(), _named_teacher(tmp_path, names, class_map='by-name'))
+    model['classes'] = [f'c{i}' for i in range(CLASSES)]
+    runner = train(model, tmp_path / 'mapped', train_cfg=dict(by_epoch=True, max_epochs=1))
+    state = torch.load(timm_checkpoint(tmp_path, num_classes=5))
+    for key in ('fc.weight', 'fc.bias'):
+        state[key] = state[key][[2, 3, 4, 0]]
+    torch.save(state, tmp_path / 'cut.pth')
+    cut = distilled(timm_student(), dict(type='TimmTeacher', model='test_resnet', checkpoint=str(tmp_path / 'cut.pth')))
+    again = train(cut, tmp_path / 'cut', train_cfg=dict(by_epoch=True, max_epochs=1))
+    for a, b in zip(runner.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_another_order_is_refused_before_the_first_step(known: bool, tmp_path: Path) -> None:
+    """When the model is built if the config knows the names, else when the data set does."""
+    cfg = config(distilled(resnet(), _named_teacher(tmp_path, ['c0', 'c2', 'c1', 'c3'])), tmp_path)
+    if known:
+        cfg.train_dataloader.dataset.metainfo = dict(classes=[f'c{i}' for i in range(CLASSES)])
+        with pytest.raises(SetupError, match=r"order .1: 'c1', not 'c2', 2: 'c2', not 'c1'"):
+            build_runner(cfg)
+        return
+    runner = build_runner(cfg)
+    with pytest.raises(SetupError, match=r"order .1: 'c1', not 'c2', 2: 'c2', not 'c1'"):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_names_come_from_the_teachers_config(tmp_path: Path) -> None:
+    cfg = config(resnet(num_classes=200), tmp_path)
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(type='CUB'))
+    torch.save(build(resnet(num_classes=200)).state_dict(), tmp_path / 'w.pth')
+    names = list(CUB.METAINFO['classes'])
+    teacher = MMPretrainTeacher(cfg, tmp_path / 'w.pth', class_map=names[3::-1])
+    teacher.prepare(teacher.pixels)
+    whole = MMPretrainTeacher(cfg, tmp_path / 'w.pth')
+    whole.prepare(whole.pixels)
+    assert torch.equal(teacher.predict(IMAGES).logits, whole.predict(IMAGES).logits[:, [3, 2, 1, 0]])
+
+
+def test_distillers_classes_must_be_the_students(tmp_path: Path) -> None:
+    model = distilled(timm_student(), timm_teacher(tmp_path))
+    model['classes'] = ['a', 'b']
+    with pytest.raises(SetupError, match='the student has 4 classes, but classes names 2'):
+        build(model)

@@ -1,0 +1,123 @@
+"""Image classifiers of Hugging Face's transformers as teachers."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.teachers import HuggingFaceTeacher, PixelFormat
+from tests.helpers import CLASSES, MEAN, SIZE, STD, distilled, resnet, train
+
+pytestmark = pytest.mark.upstream
+
+IMAGES = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(
+        SetupError, match=r'HuggingFaceTeacher\(x\): it needs transformers; .*fnkd_plugin\[huggingface\]'
+    ):
+        HuggingFaceTeacher('x')
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A directory as of ``save_pretrained``: a tiny ViT with random weights, and its image processor."""
+    transformers = pytest.importorskip('transformers', reason="needs transformers: pip install '.[huggingface]'")
+    torch.manual_seed(0)
+    cfg = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=SIZE,
+        patch_size=8,
+        id2label={k: f'c{k}' for k in range(CLASSES)},
+    )
+    transformers.ViTForImageClassification(cfg).save_pretrained(tmp_path / 'vit')
+    processor = transformers.ViTImageProcessor(
+        size=dict(height=SIZE, width=SIZE), image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+    )
+    processor.save_pretrained(tmp_path / 'vit')
+    return tmp_path / 'vit'
+
+
+def _edit(folder: Path, file: str, **changes: Any) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **changes}))
+
+
+def test_prediction_is_the_models_own(saved: Path) -> None:
+    import transformers
+
+    teacher = HuggingFaceTeacher(saved)
+    assert teacher.pixels == PixelFormat.of([127.5, 102, 76.5], [51, 76.5, 102], 'rgb')
+    assert (teacher.input_size, teacher.num_classes, teacher.has_feature_norm) == (SIZE, CLASSES, True)
+    teacher.prepare(teacher.pixels)
+    prediction = teacher.predict(IMAGES)
+    plain = transformers.AutoModelForImageClassification.from_pretrained(saved).eval()
+    with torch.no_grad():
+        assert torch.equal(prediction.logits, plain(pixel_values=IMAGES).logits)
+        feature = plain.vit(pixel_values=IMAGES).last_hidden_state[:, 0]
+    torch.testing.assert_close(prediction.feature_norm, feature.norm(dim=1))
+    assert torch.equal(prediction.origin, plain.classifier.bias)
+
+
+def test_format_is_the_processors(saved: Path) -> None:
+    """What the teacher makes of a student's batch is what the processor makes of the image."""
+    import transformers
+
+    image = torch.randint(0, 256, (3, SIZE, SIZE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = transformers.AutoImageProcessor.from_pretrained(saved)(image, return_tensors='pt')['pixel_values']
+    seen: list[torch.Tensor] = []
+    teacher = HuggingFaceTeacher(saved)
+    teacher.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs['pixel_values']), with_kwargs=True
+    )
+    teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
+    shape = (1, 3, 1, 1)
+    teacher.predict((image.float() - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_names_are_the_models(saved: Path) -> None:
+    teacher = HuggingFaceTeacher(saved, class_map=['c3', 'c1'])
+    assert teacher.num_classes == 2
+    _edit(saved, 'config.json', id2label={k: f'LABEL_{k}' for k in range(CLASSES)})
+    with pytest.raises(SetupError, match="needs the names of the teacher's classes"):
+        HuggingFaceTeacher(saved, class_map=['c3', 'c1'])
+
+
+def test_teaches_through_the_runner(saved: Path, tmp_path: Path) -> None:
+    teacher = dict(type='HuggingFaceTeacher', path=str(saved))
+    model = distilled(resnet(), teacher, dict(type='FNKDLoss'))
+    runner = train(model, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=1))
+    assert runner.message_hub.get_scalar('train/teacher_norm').current() > 0
+
+
+def test_no_weight_is_random_in_silence(saved: Path) -> None:
+    state = safetensors.torch.load_file(saved / 'model.safetensors')
+    del state['classifier.weight']
+    safetensors.torch.save_file(state, saved / 'model.safetensors', metadata=dict(format='pt'))
+    with pytest.raises(SetupError, match=r'lack 1 weights \(classifier.weight\), which would be random'):
+        HuggingFaceTeacher(saved)
+
+
+def test_pickled_weights_are_not_read(saved: Path) -> None:
+    state = safetensors.torch.load_file(saved / 'model.safetensors')
+    (saved / 'model.safetensors').unlink()
+    torch.save(state, saved / 'pytorch_model.bin')
+    with pytest.raises(SetupError, match=r'HuggingFaceTeacher\(.*\): transformers cannot load it .*model.safetensors'):
+        HuggingFaceTeacher(saved)
+
+
+def test_multi_label_models_are_refused(saved: Path) -> None:
+    _edit(saved, 'config.json', problem_type='multi_label_classification')
+    with pytest.raises(SetupError, match='made for multi_label_classification, not for one label'):
+        HuggingFaceTeacher(saved)
