@@ -45,7 +45,7 @@ def publish(
 
     Raises:
         SetupError: If the checkpoint cannot be read, has no averaged weights or cannot have timm's keys, or the
-            file exists; nothing is ever overwritten.
+            file cannot be written or exists; nothing is ever overwritten.
     """
     checkpoint = read_checkpoint(source)
     meta = checkpoint.get('meta')
@@ -62,6 +62,11 @@ def publish(
 
 
 def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool) -> dict[str, Tensor]:
+    if isinstance(checkpoint.get(_MMENGINE_EMA), dict) and not isinstance(checkpoint.get('state_dict'), dict):
+        raise SetupError(
+            f'Checkpoint {source} has an {_MMENGINE_EMA} but no state_dict, which MMEngine writes beside it; give the '
+            'whole checkpoint.'
+        )
     averaged = [key for key in (_MMENGINE_EMA, *TIMM_EMA) if isinstance(checkpoint.get(key), dict)]
     if ema:
         if not averaged:
@@ -80,16 +85,21 @@ def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool
 def _public_meta(meta: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     public = {k: v for k, v in meta.items() if isinstance(v, (int, float)) or k.endswith('_version')}
     public.setdefault('mmpretrain_version', mmpretrain.__version__)
-    classes = (meta.get('dataset_meta') or {}).get('classes')
+    dataset = meta.get('dataset_meta') or {}
+    if not isinstance(dataset, dict):
+        raise SetupError(f'Checkpoint {source}: its dataset_meta is no dict, but {dataset!r:.80}; remove it.')
+    classes = dataset.get('classes')
     if classes is None:
         print_log(f'{source} does not tell its classes; neither will the published file.', 'current')
         return public
+    if not isinstance(classes, (list, tuple)):
+        raise SetupError(f'Checkpoint {source}: its classes are no list of names, but {classes!r:.80}; remove them.')
     return {**public, 'dataset_meta': dict(classes=[str(name) for name in classes])}
 
 
 def _target(out: str | Path, experiment: str) -> tuple[Path, str, str]:
     path = Path(out)
-    if path.is_dir() or str(out).endswith(os.sep):
+    if os.path.isdir(out) or str(out).endswith(os.sep):
         return path, experiment, '.pth'
     if path.suffix in ('.pth', '.safetensors'):
         return path.parent, path.stem, path.suffix
@@ -97,8 +107,10 @@ def _target(out: str | Path, experiment: str) -> tuple[Path, str, str]:
 
 
 def _experiment(meta: Mapping[str, Any]) -> str:
+    """The experiment's name as a file may have it: a checkpoint does not choose its folder."""
+    last = re.split(r'[/\\]', str(meta.get('experiment_name', '')))[-1]
     # MMEngine appends the time the training began at.
-    return _TIME.sub('', str(meta.get('experiment_name', ''))).rstrip('_')
+    return _TIME.sub('', re.sub(r'[^\w.-]', '', last)).rstrip('_').lstrip('.')
 
 
 def _date(meta: Mapping[str, Any]) -> str:
@@ -118,9 +130,11 @@ def _serialised(weights: Mapping[str, Tensor], meta: dict[str, Any], suffix: str
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('xb') as file:
             file.write(content)
-    except FileExistsError as error:
-        raise SetupError(f'{path} exists, with these very weights; published files are never overwritten.') from error
+    except OSError as error:
+        if isinstance(error, FileExistsError) and path.is_file():
+            raise SetupError(f'{path} exists, with these very weights; published files are never overwritten.') from None
+        raise SetupError(f'{path} cannot be written ({error.strerror}); choose another OUT.') from error

@@ -122,6 +122,48 @@ def test_averages_where_timm_keeps_them(ema: bool, tmp_path: Path) -> None:
     assert_same_weights(published['state_dict'], dict(w=torch.full((2,), float(ema))))
 
 
+@pytest.mark.parametrize('experiment', ['../../evil', '/evil', r'..\..\evil', 'a/../evil\n', '.evil'])
+def test_no_experiments_name_leads_out_of_the_folder(experiment: str, tmp_path: Path) -> None:
+    meta = dict(experiment_name=f'{experiment}_20260101_000000', time='20260101_000000')
+    torch.save(dict(state_dict=dict(w=torch.zeros(2)), meta=meta), tmp_path / 'x.pth')
+    path = publish(tmp_path / 'x.pth', f'{tmp_path}/deep/out{os.sep}')
+    assert re.fullmatch(r'evil_20260101-[0-9a-f]{8}\.pth', path.name)
+    assert list((tmp_path / 'deep' / 'out').iterdir()) == [path]
+    torch.save(dict(state_dict=dict(w=torch.zeros(2)), meta=dict(experiment_name='../..')), tmp_path / 'y.pth')
+    assert publish(tmp_path / 'y.pth', tmp_path / 'deep').name.startswith('y_')
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'message'),
+    [
+        (dict(meta=dict(dataset_meta='x')), 'its dataset_meta is no dict'),
+        (dict(meta=dict(dataset_meta=dict(classes=3))), 'its classes are no list of names, but 3'),
+        (dict(meta=dict(dataset_meta=dict(classes='abc'))), "its classes are no list of names, but 'abc'"),
+    ],
+)
+def test_meta_of_another_shape_is_refused(checkpoint: dict, message: str, tmp_path: Path) -> None:
+    torch.save(dict(state_dict=dict(w=torch.zeros(2)), **checkpoint), tmp_path / 'x.pth')
+    with pytest.raises(SetupError, match=message):
+        publish(tmp_path / 'x.pth', tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / 'x.pth']
+
+
+def test_averages_without_the_trained_weights(tmp_path: Path) -> None:
+    torch.save(dict(ema_state_dict={'module.w': torch.zeros(2)}), tmp_path / 'x.pth')
+    for ema in (False, True):
+        with pytest.raises(SetupError, match='has an ema_state_dict but no state_dict'):
+            publish(tmp_path / 'x.pth', tmp_path, ema=ema)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    torch.save(dict(w=torch.zeros(2)), tmp_path / 'x.pth')
+    (tmp_path / 'file').write_text('mine')
+    for out in ('file/out', 'file/deeper/out', f'{"x" * 300}'):
+        with pytest.raises(SetupError, match='cannot be written') as error:
+            publish(tmp_path / 'x.pth', tmp_path / out)
+        assert '\n' not in str(error.value)
+
+
 class _Harm:
     def __reduce__(self) -> Any:
         return os.mkdir, ('harm',)
