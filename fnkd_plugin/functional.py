@@ -231,10 +231,12 @@ def mixed_targets(labels: Tensor, table: Tensor) -> Tensor:
         table: The target of each class, [K, K].
 
     Returns:
-        Distributions [N, K], of ``table``'s type, or of ``labels``' if they are distributions.
+        Distributions [N, K], of ``table``'s type, or of ``labels``' if they are distributions of a floating type.
     """
     if labels.ndim == 1:
         return table[labels]
+    if not labels.is_floating_point():
+        labels = labels.to(table.dtype)
     with torch.autocast(labels.device.type, enabled=False):
         return labels @ table.to(labels)
 

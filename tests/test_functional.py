@@ -337,6 +337,14 @@ def test_alsr_mixes_the_targets_of_mixed_labels() -> None:
     torch.testing.assert_close(alsr_target(mixed, neighbours, 0.1, 0.2), 0.3 * table[:1] + 0.7 * table[2:3])
 
 
+@pytest.mark.parametrize('dtype', [torch.int64, torch.uint8, torch.bool])
+def test_one_hot_labels_of_any_type_are_the_labels(dtype: torch.dtype) -> None:
+    labels = torch.tensor([2, 0, 1])
+    one_hot = F.one_hot(labels, 3).to(dtype)
+    for target in (lambda q: alsr_target(q, [[1], [2], [0]], 0.1, 0.2), lambda q: lsr_target(q, 3, 0.1)):
+        torch.testing.assert_close(target(one_hot), target(labels))
+
+
 # kd_target, and the compensations: all methods as distributions
 
 
