@@ -154,11 +154,12 @@ def _key(name: str) -> str:
 
 
 def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]:
+    entries: Sequence[int] | Sequence[str]
     if not isinstance(mapping, (str, Path)):
-        entries = list(mapping)
+        entries = mapping
     elif Path(mapping).is_file():
-        entries = [line.strip() for line in Path(mapping).read_text().splitlines() if line.strip()]
-        entries = [int(entry) for entry in entries] if all(entry.isdigit() for entry in entries) else entries
+        lines = [line.strip() for line in Path(mapping).read_text().splitlines() if line.strip()]
+        entries = [int(line) for line in lines] if all(line.isdigit() for line in lines) else lines
     else:
         raise SetupError(f"{owner}: class_map is 'by-name', a list or a text file, but there is no file {mapping}.")
     if not entries:

@@ -1,6 +1,7 @@
 """Image classifiers of Hugging Face's transformers as teachers."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,18 @@ class HuggingFaceTeacher(ModelTeacher):
         super().__init__(model, forward, pixels, name, size, channels_last, class_map, classes, found)
 
 
-def _load(name: str, path: str) -> tuple[Any, Any]:
+def _load(name: str, path: str) -> tuple[Any, dict[str, Any]]:
     try:
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        transformers = importlib.import_module('transformers')
     except ImportError as error:
         raise SetupError(f"{name}: it needs transformers; pip install 'fnkd_plugin[huggingface]'.") from error
     try:
-        model, report = AutoModelForImageClassification.from_pretrained(
+        model, report = transformers.AutoModelForImageClassification.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        processor = transformers.AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # each version and each kind of fault has an error of its own
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
         raise SetupError(
             f'{name}: transformers cannot load it ({reason}). Give a directory with config.json, '
             'preprocessor_config.json and model.safetensors, or the id of a model on the hub.'
@@ -82,22 +83,20 @@ def _load(name: str, path: str) -> tuple[Any, Any]:
         raise SetupError(f'{name}: its files lack {len(random)} weights ({first_few(random)}), which would be random.')
     if model.config.problem_type not in (None, 'single_label_classification'):
         raise SetupError(f'{name}: it is made for {model.config.problem_type}, not for one label an image.')
-    return model.float(), processor
+    return model.float(), processor.to_dict()
 
 
-def _format_of(processor: Any) -> PixelFormat:
-    factor = processor.rescale_factor if getattr(processor, 'do_rescale', False) else 1.0
-    mean, std = [0.0] * 3, [1.0] * 3
-    if getattr(processor, 'do_normalize', False):
-        mean, std = processor.image_mean, processor.image_std
-    order = 'bgr' if getattr(processor, 'do_flip_channel_order', False) else 'rgb'
+def _format_of(processor: dict[str, Any]) -> PixelFormat:
+    factor = processor['rescale_factor'] if processor.get('do_rescale') else 1.0
+    normalised = processor.get('do_normalize')
+    mean, std = (processor['image_mean'], processor['image_std']) if normalised else ([0.0] * 3, [1.0] * 3)
+    order = 'bgr' if processor.get('do_flip_channel_order') else 'rgb'
     return PixelFormat.of([m / factor for m in mean], [s / factor for s in std], order)
 
 
-def _size_of(name: str, processor: Any) -> int:
-    cropped = getattr(processor, 'do_center_crop', False) and getattr(processor, 'crop_size', None)
-    size = cropped or processor.size
-    sides = {int(side) for side in (dict(size).values() if isinstance(size, Mapping) else [size]) if side}
+def _size_of(name: str, processor: dict[str, Any]) -> int:
+    size = (processor.get('do_center_crop') and processor.get('crop_size')) or processor.get('size') or {}
+    sides = set(size.values())
     if len(sides) != 1:
-        raise SetupError(f'{name}: its image processor makes no square images ({size}); give input_size=...')
+        raise SetupError(f'{name}: its image processor makes no images of one square size ({size}); give input_size=N.')
     return sides.pop()

@@ -86,6 +86,26 @@ def test_format_is_the_processors(saved: Path) -> None:
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_processors_of_other_kinds(saved: Path) -> None:
+    """A centre crop is the size; a flipped channel order and no normalisation are the format."""
+    _edit(
+        saved,
+        'preprocessor_config.json',
+        image_processor_type='MobileViTImageProcessor',
+        size=dict(shortest_edge=40),
+        do_center_crop=True,
+        crop_size=dict(height=SIZE, width=SIZE),
+        do_normalize=False,
+        do_flip_channel_order=True,
+    )
+    teacher = HuggingFaceTeacher(saved)
+    assert teacher.input_size == SIZE and teacher.pixels.channel_order == 'bgr'
+    assert teacher.pixels.mean == (0.0, 0.0, 0.0) and teacher.pixels.std == pytest.approx((255, 255, 255))
+    _edit(saved, 'preprocessor_config.json', crop_size=dict(height=SIZE, width=2 * SIZE))
+    with pytest.raises(SetupError, match=r'no images of one square size .*give input_size=N'):
+        HuggingFaceTeacher(saved)
+
+
 def test_names_are_the_models(saved: Path) -> None:
     teacher = HuggingFaceTeacher(saved, class_map=['c3', 'c1'])
     assert teacher.num_classes == 2
