@@ -5,6 +5,7 @@ Only what was run and tested gets in. Parameters and FLOPs (multiply-adds, as Op
 the address of published weights is the one thing that is written into a metafile by hand, and stays.
 """
 
+import argparse
 import json
 import re
 import statistics
@@ -148,6 +149,7 @@ def main(root: Path = ROOT) -> None:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__).parse_args()
     try:
         main()
     except ValueError as error:

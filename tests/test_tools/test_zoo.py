@@ -1,6 +1,7 @@
 """Metafiles and the README's table say what the results files say, and are up to date."""
 
 import json
+import runpy
 import shutil
 import statistics
 import sys
@@ -116,6 +117,27 @@ def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) ->
     assert written == [path.relative_to(ROOT) for path in METAFILES]
     for path in written:
         assert (tmp_path / path).read_text() == (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize(('argument', 'code'), [('--help', 0), ('--hlep', 2), ('cub2010', 2)])
+def test_an_argument_writes_nothing(
+    argument: str,
+    code: int,
+    zoo: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / 'tools').mkdir()
+    script = shutil.copy(zoo.__file__, tmp_path / 'tools')  # whose checkout is the folder above it
+    readme = '<!-- zoo -->\nold\n<!-- /zoo -->\n'
+    (tmp_path / 'README.md').write_text(readme)
+    monkeypatch.setattr(sys, 'argv', ['zoo.py', argument])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(script), run_name='__main__')
+    assert stop.value.code == code
+    assert 'usage' in ''.join(capsys.readouterr())
+    assert (tmp_path / 'README.md').read_text() == readme
 
 
 def test_each_metric_is_the_mean_of_a_results_file() -> None:
