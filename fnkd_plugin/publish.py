@@ -135,6 +135,7 @@ def _write_new(path: Path, content: bytes) -> None:
         with path.open('xb') as file:
             file.write(content)
     except OSError as error:
+        fault, mend = f'cannot be written ({error.strerror})', 'choose another OUT'
         if isinstance(error, FileExistsError) and path.is_file():
-            raise SetupError(f'{path} exists, with these very weights; published files are never overwritten.') from None
-        raise SetupError(f'{path} cannot be written ({error.strerror}); choose another OUT.') from error
+            fault, mend = 'exists, with these very weights', 'published files are never overwritten'
+        raise SetupError(f'{path} {fault}; {mend}.') from error
