@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='only these, by their names in the table')
     parser.add_argument('--workers', type=int, default=available_cores(), help='trainings at a time, a thread each')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/reproduce'), help='checkpoints and logs')
+    parser.add_argument('--data-root', type=Path, metavar='FOLDER', help="the data set's, where it is not the config's")
     parser.add_argument('--out', type=Path, help='the results file (benchmarks/TABLE.json)')
     parser.add_argument('--show', action='store_true', help='only show what the results file says')
     parser.add_argument('--readme', action='store_true', help='write the table into README.md')
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         raise StudyError(f'--methods: {args.table} has no {", ".join(unknown)}; it has {", ".join(titles)}.')
     results = Results(args.out or ROOT / 'benchmarks' / f'{args.table}.json')
-    study = Study(table, results, args.work_dir.resolve(), range(args.seeds))
+    study = Study(table, results, args.work_dir.resolve(), range(args.seeds), data_root=args.data_root)
     console = Console()
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]
@@ -67,6 +68,7 @@ if __name__ == '__main__':
     try:
         main()
     except (StudyError, ValueError) as error:
-        sys.exit(f'error: {error}')
+        hint = '\nHere the folder is given by --data-root FOLDER.' if 'data_root=' in str(error) else ''
+        sys.exit(f'error: {error}{hint}')
     except KeyboardInterrupt:
         sys.exit(130)

@@ -24,6 +24,13 @@ class Job:
     options: Options = field(default_factory=dict)
     teacher: Path | None = None
     """The teacher's checkpoint."""
+    data_root: Path | None = None
+    """The folder of the images, where it is not the config's."""
+
+    @property
+    def predictions(self) -> Path:
+        """What the trained model says of the validation set."""
+        return self.folder / 'predictions.npz'
 
     def arguments(self) -> list[str]:
         """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
@@ -34,8 +41,8 @@ class Job:
             'default_hooks.save_predictions.type': 'SavePredictionsHook',
             **self.options,
         }
-        if self.teacher is not None:
-            options['teacher_checkpoint'] = self.teacher
+        paths = {'teacher_checkpoint': self.teacher, 'data_root': self.data_root}
+        options.update({name: path for name, path in paths.items() if path is not None})
         pairs = [f'{key}={value}' for key, value in options.items()]
         return [str(self.config), '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
 
@@ -59,15 +66,35 @@ def run(job: Job) -> dict[str, Any]:
 
     try:
         main(job.arguments())
+        checkpoint = Path((job.folder / 'last_checkpoint').read_text().strip())
+        if not job.predictions.is_file() or job.predictions.stat().st_mtime < checkpoint.stat().st_mtime:
+            # Cut off between its last checkpoint and its evaluation: resuming found nothing left to train.
+            _validate(job, checkpoint)
     except BaseException:
         # The parent shows one line; the log has the rest.
         traceback.print_exc()
         raise
     return dict(
-        checkpoint=(job.folder / 'last_checkpoint').read_text().strip(),
+        checkpoint=str(checkpoint),
         seconds=round(time.perf_counter() - began, 1),
         cpu_seconds=round(time.process_time() - cpu, 1),
     )
+
+
+def _validate(job: Job, checkpoint: Path) -> None:
+    from mmengine.runner import Runner
+    from train import parse_args
+
+    from fnkd_plugin.config import merge_options, plain_config
+    from fnkd_plugin.engine.training import load_config, set_loader_defaults
+
+    cfg = load_config(job.config)
+    merge_options(cfg, parse_args(job.arguments()).cfg_options)
+    plain = plain_config(cfg)
+    plain.work_dir, plain.load_from = str(job.folder), str(checkpoint)
+    plain.default_hooks['save_predictions'] = dict(type='SavePredictionsHook')
+    set_loader_defaults(plain)
+    Runner.from_cfg(plain).val()
 
 
 def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:

@@ -70,9 +70,10 @@ def as_rich(study: Study) -> RichTable:
 def as_markdown(study: Study) -> str:
     """For the README."""
     cells = [list(COLUMNS), ['---', *['--:'] * (len(COLUMNS) - 2), '---'], *rows(study)]
-    seeds = max((len(study.final_results(m)) for m in study.table.methods), default=0)
-    trials = max(len(m.trials) for m in study.table.methods)
-    head = f'**{study.table.title}**; {seeds} seed{"s" if seeds > 1 else ""}, {trials} trials a method.'
+    counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
+    seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) + f' seed{"s" if counts[-1:] != [1] else ""}'
+    trials = len(study.table.methods[0].trials)
+    head = f'**{study.table.title}**; {seeds}, {f"{trials} trials a method" if trials > 1 else "nothing is tuned"}.'
     note = f' {study.table.note}' if study.table.note else ''
     return '\n'.join([head + note, '', *('| ' + ' | '.join(row) + ' |' for row in cells)])
 

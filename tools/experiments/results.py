@@ -45,8 +45,9 @@ def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
         ece=100 * multiclass_calibration_error(scores, labels, classes).item(),
     )
     if teacher is not None and teacher.is_file():
-        theirs = torch.from_numpy(np.load(teacher)['scores']).argmax(1)
-        if len(theirs) == len(labels):  # trials are scored on other images
+        asked = np.load(teacher)
+        if np.array_equal(asked['labels'], found['labels']):  # trials are scored on other images
+            theirs = torch.from_numpy(asked['scores']).argmax(1)
             measures['agreement'] = 100 * multiclass_accuracy(scores, theirs, classes, average='micro').item()
     return {name: round(value, 4) for name, value in measures.items()}
 
@@ -60,21 +61,23 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        self.runs: dict[str, dict[str, Any]] = stored.get('runs', {})
-        self._places: list[dict[str, Any]] = stored.get('places', [])
+        stored = _read(path) if path.exists() else dict(runs={}, places=[])
+        self.runs: dict[str, dict[str, Any]] = stored['runs']
+        self._places: list[dict[str, Any]] = stored['places']
 
     def find(self, job: Job) -> dict[str, Any] | None:
         """The job's entry, if it has run.
 
         Raises:
-            ValueError: If it has run with another seed or other options.
+            ValueError: If it has run with another config, seed or other options.
         """
         entry = self.runs.get(job.name)
-        if entry is not None and (entry['seed'], entry['options']) != (job.seed, dict(job.options)):
+        asked = dict(config=job.config.name, seed=job.seed, options=dict(job.options))
+        if entry is not None and {key: entry[key] for key in asked} != asked:
+            was = {key: entry[key] for key in asked}
             raise ValueError(
-                f'{self.path}: {job.name} was run with seed {entry["seed"]} and {entry["options"]}, now asked for are '
-                f'seed {job.seed} and {dict(job.options)}. Move the file away to start anew, or give another --out.'
+                f'{self.path}: {job.name} was run with {was}, now asked for is {asked}. '
+                'Move the file away to start anew, or give another --out.'
             )
         return entry
 
@@ -90,3 +93,13 @@ class Results:
         partial.write_text(json.dumps({'places': self._places, 'runs': self.runs}, indent=1) + '\n')
         partial.replace(self.path)
         return self.runs[job.name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text())
+        if isinstance(stored['runs'], dict) and isinstance(stored['places'], list):
+            return stored
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f'{path} is no results file of this tool; move it away, or give another --out.')

@@ -36,13 +36,20 @@ class Study:
     """
 
     def __init__(
-        self, table: Table, results: Results, folder: Path, seeds: Sequence[int], options: Options | None = None
+        self,
+        table: Table,
+        results: Results,
+        folder: Path,
+        seeds: Sequence[int],
+        options: Options | None = None,
+        data_root: Path | None = None,
     ) -> None:
         self.table = table
         self.results = results
         self.folder = folder
         self.seeds = seeds
         self._options = dict(options or {})
+        self._data_root = data_root
 
     @property
     def teacher(self) -> Job:
@@ -144,11 +151,9 @@ class Study:
             raise StudyError(
                 f'{job.name}: {type(error).__name__}: {error}\nThe logs are in {self.folder / "logs"}.'
             ) from error
-        teacher = None if job.name == 'teacher' else self.teacher.folder / 'predictions.npz'
+        teacher = None if job.name == 'teacher' else self.teacher.predictions
         checkpoint = os.path.relpath(found.pop('checkpoint'), self.folder)
-        return self.results.add(
-            job, {**measure(job.folder / 'predictions.npz', teacher), **found, 'checkpoint': checkpoint}
-        )
+        return self.results.add(job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint})
 
     def checkpoint(self, job: Job) -> Path:
         """The file of a training's weights."""
@@ -163,7 +168,8 @@ class Study:
         options = {**options, **self._options}
         # Other options, another folder: a training never goes on from one that was something else.
         key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
-        return Job(name, CONFIGS / config, self.folder / f'{name}_{key}', seed, options, teacher)
+        folder = self.folder / f'{name}_{key}'
+        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root)
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

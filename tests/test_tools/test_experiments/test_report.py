@@ -51,10 +51,20 @@ def test_rows_hold_what_has_run(tmp_path: Path) -> None:
     assert found[1][-1].startswith('lr 0.04, ε ')  # the better of two trials
     assert all(len(row) == len(COLUMNS) for row in found)
     lines = as_markdown(_study(tmp_path / 'again', 3)).splitlines()
-    assert '3 seeds, 2 trials' in lines[0] and {line.count('|') for line in lines[2:]} == {len(COLUMNS) + 1}
+    assert '3 seeds, 2 trials a method' in lines[0] and {line.count('|') for line in lines[2:]} == {len(COLUMNS) + 1}
+
+
+def test_unequal_counts_of_seeds_are_said(tmp_path: Path) -> None:
+    from experiments.report import as_markdown
+
+    study = _study(tmp_path, 3)
+    del study.results.runs['lsr_seed2']
+    assert '; 2 to 3 seeds, ' in as_markdown(study)
 
 
 def test_one_seed_claims_no_spread(tmp_path: Path) -> None:
-    from experiments.report import rows
+    from experiments.report import as_markdown, rows
+
+    assert '; 1 seed, ' in as_markdown(_study(tmp_path / 'other', 1))
 
     assert rows(_study(tmp_path, 1))[1][1:3] == ['81.0', '+1.0']

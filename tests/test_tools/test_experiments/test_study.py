@@ -1,7 +1,9 @@
 """Running a table of real, tiny trainings: order, resuming, seeds."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -66,18 +68,34 @@ def test_what_has_run_is_not_run_again_and_seeds_can_be_added(tmp_path: Path) ->
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in written.items())
 
 
-def test_a_training_cut_off_after_its_last_epoch_is_only_measured(tmp_path: Path) -> None:
-    from experiments.results import Results
-
+@pytest.mark.parametrize('left', ['measured', 'stale', 'nothing'])
+def test_a_training_cut_off_after_its_last_checkpoint_is_measured_by_that(left: str, tmp_path: Path) -> None:
     study = _study(tmp_path, 1)
     study.run(study.table.methods[:1], 1, Console(quiet=True))
-    before = study.results.runs.pop('plain_seed0')
-    study.results.path.write_text(study.results.path.read_text().replace('"plain_seed0"', '"forgotten"'))
+    job = study.finals(study.table.methods[0])[0]
+    before = study.results.runs[job.name]
+    study.results.path.write_text(study.results.path.read_text().replace(f'"{job.name}"', '"forgotten"'))
+    if left == 'stale':  # of an evaluation before the last checkpoint
+        np.savez(job.predictions, scores=np.eye(10)[[0, 1]], labels=[0, 1])
+        os.utime(job.predictions, (0, 0))
+    elif left == 'nothing':
+        job.predictions.unlink()
     again = _study(tmp_path, 1)
-    assert isinstance(again.results, Results) and 'plain_seed0' not in again.results.runs
+    assert job.name not in again.results.runs
     again.run(study.table.methods[:1], 1, Console(quiet=True))
     measures = ('accuracy', 'nll', 'ece', 'agreement', 'checkpoint')
-    assert [again.results.runs['plain_seed0'][m] for m in measures] == [before[m] for m in measures]
+    assert [again.results.runs[job.name][m] for m in measures] == [before[m] for m in measures]
+
+
+def test_the_folder_of_images_reaches_every_training_and_no_results_file(tmp_path: Path) -> None:
+    from experiments.results import Results
+    from experiments.study import Study
+    from experiments.tables import cub2010
+
+    study = Study(cub2010(), Results(tmp_path / 'r.json'), tmp_path, range(1), data_root=tmp_path / 'birds')
+    job = study.trials(study.table.methods[0])[0]
+    assert f'data_root={tmp_path / "birds"}' in job.arguments() and 'data_root' not in job.options
+    assert job.folder == Study(cub2010(), study.results, tmp_path, range(1)).trials(study.table.methods[0])[0].folder
 
 
 def test_a_failure_names_the_training_and_its_log(tmp_path: Path) -> None:
