@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
-from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
@@ -181,6 +181,8 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     ],
 )
 def test_labels_of_other_tasks_are_not_smoothed(head: str, task: str) -> None:
+    if head == 'LinearRegressionHead' and not hasattr(heads, head):
+        pytest.skip('this MMPretrain has no regression head')
     with pytest.raises(SetupError, match=task):
         smooth_labels(_plain(resnet(head=dict(type=head, num_classes=CLASSES, in_channels=32))))
     with pytest.raises(SetupError, match=r'no classifier \(ImageClassifier\)'):
