@@ -31,7 +31,7 @@ from fnkd_plugin.analysis.subject import SPLITS, build_subject
 from fnkd_plugin.config import dicts_in, is_distilled, merge_options
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.taxonomy.fit import neighbours_for
+from fnkd_plugin.taxonomy import taxonomy_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         console.print("The teacher's checkpoint is not there; --teacher-checkpoint FILE names it. Going on without.")
     neighbours = None
     if args.groups is not None:
-        neighbours = neighbours_for(args.groups, subject.classes, 'analysis: --groups: the data set')
+        taxonomy = taxonomy_of(args.groups)
+        taxonomy.check_classes(subject.classes, 'analysis: --groups: the data set')
+        neighbours = taxonomy.neighbours
     question = Question(neighbours, args.flip, _class_indices(args.classes, subject.classes), args.seed)
     temperature, tau, mode = _policy_options(cfg, args)
     with _progress(console) as progress:

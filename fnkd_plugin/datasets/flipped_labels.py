@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.taxonomy.fit import neighbours_for
+from fnkd_plugin.taxonomy import taxonomy_of
 
 
 def flip_labels(
@@ -84,7 +84,11 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
         raise SetupError(f'FlippedLabels: the samples of {type(dataset).__name__} do not have one gt_label each.')
     labels = np.array([sample['gt_label'] for sample in samples], dtype=np.int64)
     names = dataset.metainfo.get('classes') or [str(k) for k in range(int(labels.max()) + 1)]
-    neighbours = None if groups is None else neighbours_for(groups, names, f'FlippedLabels: {type(dataset).__name__}')
+    neighbours = None
+    if groups is not None:
+        taxonomy = taxonomy_of(groups)
+        taxonomy.check_classes(names, f'FlippedLabels: {type(dataset).__name__}')
+        neighbours = taxonomy.neighbours
     flipped = flip_labels(labels, len(names), rate, seed, neighbours)
     for sample, label in zip(samples, flipped.tolist(), strict=True):
         sample.update(gt_label=label, clean_label=int(sample['gt_label']))

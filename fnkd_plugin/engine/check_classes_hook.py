@@ -43,7 +43,7 @@ class CheckClassesHook(Hook):
         if not names:
             return
         for _, loss in label_tables(runner.model):
-            loss.check_classes(names, type(dataset).__name__)
+            loss.taxonomy.check_classes(names, f'ALSRLoss: {type(dataset).__name__}')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if isinstance(model, Distiller):
             teacher = model._distillation.teacher

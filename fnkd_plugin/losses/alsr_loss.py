@@ -1,17 +1,15 @@
 """Anisotropic label smoothing as a hard-label loss."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.logging import print_log
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from fnkd_plugin.errors import SetupError, check_number, first_few
+from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.functional import alsr_table, mixed_targets
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
-from fnkd_plugin.taxonomy.names import normalised
 
 
 @MODELS.register_module()
@@ -46,14 +44,15 @@ class ALSRLoss(DenoisedLabelLoss):
                 f'ALSRLoss: eps_uniform + eps_near must be < 1, the rest being the true class, but is {eps_uniform} + '
                 f'{eps_near}.'
             )
-        taxonomy = taxonomy_of(groups)
-        if not any(taxonomy.neighbours):
+        self.taxonomy = taxonomy_of(groups)
+        if not any(self.taxonomy.neighbours):
             raise SetupError('ALSRLoss: by these groups no class has a neighbour; give others, or use LSRLoss.')
-        self.classes = taxonomy.classes
         # No part of the student: its checkpoints hold the same keys with any loss.
-        table = alsr_table(taxonomy.neighbours, self.eps_uniform, self.eps_near)
+        table = alsr_table(self.taxonomy.neighbours, self.eps_uniform, self.eps_near)
         self.register_buffer('table', table, persistent=False)
-        print_log(f'ALSRLoss: {taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current')
+        print_log(
+            f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current'
+        )
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""
@@ -66,26 +65,7 @@ class ALSRLoss(DenoisedLabelLoss):
         Raises:
             SetupError: With both numbers.
         """
-        if num_classes != len(self.table):
-            raise SetupError(
-                f'ALSRLoss: {owner} has {num_classes} classes, the groups are of {len(self.table)}; '
-                'give groups of the same classes.'
-            )
-
-    def check_classes(self, names: Sequence[str], owner: str) -> None:
-        """Refuse a data set whose classes are not those of the groups, in their order.
-
-        Raises:
-            SetupError: With the numbers of classes, or the first positions that differ and their names.
-        """
-        self.check_class_count(len(names), owner)
-        pairs = enumerate(zip(names, self.classes or names, strict=True))
-        different = [f'{k}: {a!r}, not {b!r}' for k, (a, b) in pairs if normalised(a) != normalised(b)]
-        if different:
-            raise SetupError(
-                f'ALSRLoss: the classes of {owner} are not those of its groups ({first_few(different)}); '
-                "give groups of the data set's own classes, in its order."
-            )
+        self.taxonomy.check_class_count(num_classes, f'ALSRLoss: {owner}')
 
 
 def label_tables(model: nn.Module) -> list[tuple[nn.Module, ALSRLoss]]:

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.taxonomy.names import check_unique
+from fnkd_plugin.taxonomy.names import check_unique, read_text
 
 
 def read_table(path: Path) -> dict[str, str]:
     """Class name -> group, of lines ``name<TAB>group``, or ``name group`` parted at the last blank.
 
     Raises:
-        SetupError: If a line has one column only, or a name stands there twice.
+        SetupError: If it is no text, a line has one column only, or a name stands there twice.
     """
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path, 'taxonomy').splitlines() if line.strip()]
     pairs = [line.rsplit('\t' if '\t' in line else None, 1) for line in lines]
     short = [pair[0] for pair in pairs if len(pair) < 2]
     if short:
@@ -30,8 +30,9 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     Raises:
         SetupError: If the file is something else.
     """
+    text = read_text(path, 'taxonomy')
     try:
-        groups = json.loads(path.read_text())
+        groups = json.loads(text)
     except ValueError as error:
         raise SetupError(f'taxonomy: {path} is no JSON ({error}).') from error
     if not isinstance(groups, dict) or not all(
@@ -53,4 +54,4 @@ def write_groups(path: str | Path, classes: Sequence[str], neighbours: Sequence[
         neighbours: For each class the indices of its near classes.
     """
     named = {name: [classes[k] for k in near] for name, near in zip(classes, neighbours, strict=True)}
-    Path(path).write_text(json.dumps(named, indent=1, ensure_ascii=False) + '\n')
+    Path(path).write_text(json.dumps(named, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')

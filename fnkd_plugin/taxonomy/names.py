@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmpretrain.registry import DATASETS
@@ -40,17 +40,37 @@ def read_names(classes: ClassNames, owner: str) -> list[str]:
         owner: Begins the errors.
 
     Raises:
-        SetupError: If there are none.
+        SetupError: If there are none, or ``classes`` is none of these.
     """
     if isinstance(classes, str) and Path(classes).is_file():
-        names = [line.strip() for line in Path(classes).read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(Path(classes), owner).splitlines() if line.strip()]
     elif isinstance(classes, (str, type)):
         names = _names_of_dataset(classes, owner)
+    elif not isinstance(classes, Iterable):
+        raise SetupError(f'{owner}: classes must be a data set, a text file or a list of names, but are {classes!r}.')
     else:
         names = [str(name) for name in classes]
     if not names:
         raise SetupError(f'{owner}: {classes!r} holds no class names.')
     return names
+
+
+def read_text(path: Path, owner: str) -> str:
+    """The text of a file in UTF-8, whatever the machine's own encoding.
+
+    Args:
+        path: The file.
+        owner: Begins the error.
+
+    Raises:
+        SetupError: If it cannot be read, or is in another encoding.
+    """
+    try:
+        return path.read_text(encoding='utf-8')
+    except UnicodeDecodeError as error:
+        raise SetupError(f'{owner}: {path} is not in UTF-8 (byte {error.start}); save it in UTF-8.') from error
+    except OSError as error:
+        raise SetupError(f'{owner}: {path} cannot be read ({error.strerror}).') from error
 
 
 def check_unique(names: Sequence[str], where: str) -> None:

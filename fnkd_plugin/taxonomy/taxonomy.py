@@ -38,6 +38,41 @@ class Taxonomy:
         sizes = f', {min(near)} to {max(near)} each' if near else ''
         return f'{len(near)} of {len(self.neighbours)} classes have neighbours{sizes}'
 
+    def check_class_count(self, count: int, owner: str) -> None:
+        """Refuse another number of classes.
+
+        Args:
+            count: How many classes ``owner`` has.
+            owner: Whose they are, for the message.
+
+        Raises:
+            SetupError: With both numbers.
+        """
+        if count != len(self.neighbours):
+            raise SetupError(
+                f'{owner} has {count} classes, the groups are of {len(self.neighbours)}; '
+                'give groups of the same classes.'
+            )
+
+    def check_classes(self, names: Sequence[str], owner: str) -> None:
+        """Refuse other classes, or the same in another order.
+
+        Args:
+            names: The classes of ``owner``; compared only where the groups were given with names.
+            owner: Whose they are, for the message.
+
+        Raises:
+            SetupError: With the numbers of classes, or the first positions that differ and their names.
+        """
+        self.check_class_count(len(names), owner)
+        pairs = enumerate(zip(names, self.classes or names, strict=True))
+        different = [f'{k}: {a!r}, not {b!r}' for k, (a, b) in pairs if normalised(a) != normalised(b)]
+        if different:
+            raise SetupError(
+                f'{owner}: its classes are not those of the groups ({first_few(different)}); give groups of its own '
+                'classes, in its order.'
+            )
+
 
 def neighbours_of(groups: Any) -> list[list[int]]:
     """The neighbour lists of :func:`taxonomy_of`."""
@@ -94,8 +129,10 @@ def _from_rule(rule: str | Rule, classes: ClassNames) -> Taxonomy:
         if rule not in RULES:
             raise SetupError(f'taxonomy: rule {rule!r} is none of {", ".join(RULES)}; give one, or a function.')
         rule = RULES[rule]
+    if not callable(rule):
+        raise SetupError(f'taxonomy: rule must be one of {", ".join(RULES)}, or a function, but is {rule!r}.')
     names = class_names(classes)
-    groups = [rule(normalised(name)) for name in names]
+    groups = [_group(rule, name) for name in names]
     lost = [name for name, group in zip(names, groups, strict=True) if group is None]
     if lost:
         raise SetupError(
@@ -105,7 +142,21 @@ def _from_rule(rule: str | Rule, classes: ClassNames) -> Taxonomy:
     return Taxonomy(_mates(groups), names)
 
 
+def _group(rule: Rule, name: str) -> str | None:
+    try:
+        group = rule(normalised(name))
+        hash(group)
+    except Exception as error:  # a function of the user's may fail in any way
+        raise SetupError(
+            f'taxonomy: the rule {getattr(rule, "__name__", rule)} fails for {name} ({type(error).__name__}: {error}); '
+            'it must give a group that can be hashed, such as a word, for each class.'
+        ) from error
+    return group
+
+
 def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
+    if not isinstance(file, (str, Path)):
+        raise SetupError(f'taxonomy: file must be the path of a file, but is {file!r}.')
     path = Path(file)
     if not path.is_file():
         raise SetupError(f'taxonomy: {str(file)!r} is none of {", ".join(READY_MADE)}, and there is no such file.')

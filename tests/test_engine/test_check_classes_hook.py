@@ -34,7 +34,7 @@ def test_groups_of_the_data_sets_own_classes_train(tmp_path: Path) -> None:
 
 def test_other_names_are_refused_before_the_first_step(tmp_path: Path) -> None:
     runner = build_runner(_config(tmp_path, _table(tmp_path, 'c0', 'c2', 'c1', 'c3')))
-    with pytest.raises(SetupError, match=r"RandomImages are not those of its groups \(1: 'c1', not 'c2', 2: 'c2', not"):
+    with pytest.raises(SetupError, match=r"RandomImages: its classes .* the groups \(1: 'c1', not 'c2', 2: 'c2', not"):
         runner.train()
     assert runner.iter == 0
 
@@ -42,7 +42,7 @@ def test_other_names_are_refused_before_the_first_step(tmp_path: Path) -> None:
 def test_names_are_looked_for_inside_wrappers(tmp_path: Path) -> None:
     cfg = _config(tmp_path, _table(tmp_path, 'c0', 'c2', 'c1', 'c3'))
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
-    with pytest.raises(SetupError, match='RepeatDataset are not those of its groups'):
+    with pytest.raises(SetupError, match='RepeatDataset: its classes are not those of the groups'):
         build_runner(cfg).train()
 
 

@@ -117,14 +117,3 @@ def test_another_number_of_classes_is_refused_with_both_numbers() -> None:
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         MODELS.build(dict(type='ALSRLoss', **{'groups': GROUPS, **options}))
-
-
-def test_other_classes_than_the_data_sets_are_named_by_position() -> None:
-    loss = ALSRLoss(groups='cifar100')
-    names = list(loss.classes or [])
-    loss.check_classes([name.replace('_', ' ') for name in names], 'the data set')
-    names[3], names[7] = names[7], names[3]
-    with pytest.raises(SetupError, match=r"classes of birds are not those .*3: 'beetle', not 'bear', 7: 'bear'"):
-        loss.check_classes(names, 'birds')
-    with pytest.raises(SetupError, match='birds has 99 classes, the groups are of 100'):
-        loss.check_classes(names[:99], 'birds')

@@ -54,7 +54,7 @@ def test_planted_groups_are_found_and_train(tmp_path: Path) -> None:
     write_groups(tmp_path / 'near.json', names, found)
     loss = ALSRLoss(groups=str(tmp_path / 'near.json'))
     torch.testing.assert_close(loss.table, ALSRLoss(groups=keys.tolist()).table)
-    assert loss.classes == names
+    assert loss.taxonomy.classes == names
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Class names -> A(x): rules against the official names, files, lists, and what is refused."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -140,7 +141,33 @@ def test_lists_of_groups_and_of_indices() -> None:
     assert taxonomy_of(taxonomy_of(keys)) == taxonomy_of(keys)
 
 
+# The groups' classes against others
+
+
+GULLS = taxonomy_of(dict(rule='last_word', classes=['Red Gull', 'Wren', 'Blue Gull']))
+
+
+@pytest.mark.parametrize('taxonomy', [GULLS, taxonomy_of(['a', 'b', 'a'])])
+def test_the_same_classes_fit_however_they_are_written(taxonomy: Taxonomy) -> None:
+    taxonomy.check_classes(['001.Red_Gull', '002.Wren', '003.Blue_Gull'], 'data')
+
+
+def test_other_classes_are_named_with_their_places() -> None:
+    with pytest.raises(SetupError, match=r"data: its .* the groups \(0: 'Wren', not 'Red Gull', 1: 'Red Gull', not"):
+        GULLS.check_classes(['Wren', 'Red Gull', 'Blue Gull'], 'data')
+    with pytest.raises(SetupError, match='data has 2 classes, the groups are of 3'):
+        GULLS.check_classes(['Wren', 'Gull'], 'data')
+
+
 # What is refused, with the offending entries
+
+
+def _letters(name: str) -> list[str]:
+    return list(name)
+
+
+def _second_word(name: str) -> str:
+    return name.split()[1]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +181,11 @@ def test_lists_of_groups_and_of_indices() -> None:
         (dict(rule='make', classes='Nowhere'), "'Nowhere' is neither a text file nor a registered data set"),
         (dict(rule='make', classes='ImageNet21k'), "'ImageNet21k' is neither .* whose METAINFO holds classes"),
         (dict(rule='make', classes=[]), 'no class names'),
+        (dict(rule='make', classes=5), 'classes must be .* a list of names, but are 5'),
+        (dict(rule=5, classes=['a', 'b']), 'rule must be one of last_word, .* or a function, but is 5'),
+        (dict(file=3, classes=['a', 'b']), 'file must be the path of a file, but is 3'),
+        (dict(rule=_letters, classes=['a b', 'c']), r'rule _letters fails for a b \(TypeError: unhashable'),
+        (dict(rule=_second_word, classes=['a b', 'c_']), r'rule _second_word fails for c_ \(IndexError: list index'),
         (dict(rule='make', classes=['a b', '1.a_b', 'c']), 'hold a b more than once'),
         (dict(rule='body_type', classes=['Audi TT 2011', 'Audi', 'A1']), 'body_type knows no group of Audi, A1;'),
         (dict(rule='superclass', classes='CUB'), 'no group of Black_footed_Albatross, .* and 195 more'),
@@ -183,6 +215,21 @@ def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / 'groups.txt').write_text(text)
     with pytest.raises(SetupError, match=message):
         taxonomy_of(dict(file=str(tmp_path / 'groups.txt'), classes=['a', 'b', 'c']))
+
+
+@pytest.mark.parametrize('file', ['groups.txt', 'groups.json', 'names.txt'])
+def test_files_are_in_utf_8_on_every_machine(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / file
+    groups = dict(rule='last_word', classes=str(path)) if file == 'names.txt' else str(path)
+    text = '{"Möwe": [], "Ente": []}' if file == 'groups.json' else 'Möwe x\nEnte x'
+    path.write_text(text, encoding='latin-1')
+    with pytest.raises(SetupError, match=rf'{file} is not in UTF-8 \(byte \d+\); save it in UTF-8'):
+        taxonomy_of(groups)
+    path.write_text(text, encoding='utf-8')
+    monkeypatch.setattr(io, 'text_encoding', lambda encoding, *_: encoding or 'ascii')
+    assert [name.split()[0] for name in taxonomy_of(groups).classes] == ['Möwe', 'Ente']
+    write_groups(tmp_path / 'written.json', ['Möwe', 'Ente'], [[1], [0]])
+    assert taxonomy_of(tmp_path / 'written.json').classes == ['Möwe', 'Ente']
 
 
 @pytest.mark.parametrize(
