@@ -29,7 +29,8 @@ def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | N
         model: timm's name of the model, which a ``TIMMBackbone`` needs; if given, the weights must fit it.
 
     Raises:
-        SetupError: If the keys are not a timm model's, or do not fit ``model``.
+        SetupError: If the keys are those of another backbone than a ``TIMMBackbone``, or do not fit ``model``. Only
+            with ``model`` are keys outside a backbone compared with timm's.
     """
     state = {key: value for key, value in state.items() if not key.startswith('data_preprocessor.')}
     if all(key.startswith(_CLASSIFIER) for key in state):
