@@ -246,3 +246,9 @@ def test_cub2010_is_read_from_its_archive() -> None:
     assert not paths['fit'] & paths['tune'] and len(data['all'].metainfo['classes']) == 200
     assert data['all'][0]['inputs'].shape == (3, 80, 80)
     assert get_file_backend(next(iter(paths['all']))).get(next(iter(paths['all'])))[:2] == b'\xff\xd8'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs' / 'cifar100').glob('*mbv2*.py')), ids=_name)
+def test_mobilenets_are_trained_as_in_the_public_benchmarks(path: Path) -> None:
+    expected = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=5e-4)
+    assert Config.fromfile(path).optim_wrapper.optimizer == expected

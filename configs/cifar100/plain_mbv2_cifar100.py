@@ -4,3 +4,4 @@ model = dict(
     backbone=dict(_delete_=True, type='CIFARMobileNetV2', widen_factor=0.5),
     head=dict(in_channels=1280),
 )
+optim_wrapper = dict(optimizer=dict(lr=0.01))  # as the public benchmarks train MobileNetV2
