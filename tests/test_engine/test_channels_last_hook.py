@@ -8,12 +8,12 @@ from mmengine.config import Config
 from torch import nn
 
 from fnkd_plugin.config import plain_config
+from fnkd_plugin.errors import SetupError
 from tests.helpers import config, distilled, resnet, timm_teacher, train
 from tests.test_engine.runs import assert_resumes_exactly
 
 HOOK = dict(type='ChannelsLastHook')
-# Not of 4 channels, as other tests' are: with those a strided 1x1 convolution in this order overwrites memory on
-# CPUs without AVX-512 (oneDNN 3.13 in PyTorch 2.15).
+# Not of 4 channels, as other tests' are, which the hook refuses on CPUs.
 STUDENT = resnet(width=8)
 ONE_STEP = dict(by_epoch=False, max_iters=1)
 pytestmark = pytest.mark.upstream
@@ -40,6 +40,11 @@ def test_activations_follow_the_weights(tmp_path: Path) -> None:
     model = train(STUDENT, tmp_path, train_cfg=ONE_STEP, custom_hooks=[HOOK]).model
     feature_map = model.backbone(torch.randn(2, 3, 64, 64))[-1]
     assert feature_map.is_contiguous(memory_format=torch.channels_last) and not feature_map.is_contiguous()
+
+
+def test_a_net_whose_gradients_overwrite_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r'layer2\.0\.downsample\.0, a strided 1x1 convolution of 4 input channels'):
+        train(resnet(width=4), tmp_path, train_cfg=ONE_STEP, custom_hooks=[HOOK])
 
 
 def test_resumes_exactly(tmp_path: Path) -> None:
