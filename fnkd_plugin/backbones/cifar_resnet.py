@@ -68,7 +68,7 @@ class CIFARResNet(BaseBackbone):
         init_cfg: As of MMEngine's modules.
 
     Raises:
-        SetupError: If there is no network of that depth, or a number of channels is below 1.
+        SetupError: If there is no network of that depth, or a number of channels is below 1 or none.
     """
 
     def __init__(
@@ -102,12 +102,15 @@ class CIFARResNet(BaseBackbone):
 
 
 def _check_shape(depth: int, stem_channels: int, base_channels: int) -> None:
+    if not isinstance(depth, int):
+        raise SetupError(f'CIFARResNet: depth must be a whole number 6n + 2, such as 20, but is {depth!r}.')
     if depth < 8 or (depth - 2) % 6:
         below = max(8, (depth - 2) // 6 * 6 + 2)
         raise SetupError(
             f'CIFARResNet: depth must be 6n + 2, n >= 1, but is {depth}; the nearest are {below} and {below + 6}.'
         )
-    if min(stem_channels, base_channels) < 1:
+    if not all(isinstance(channels, int) and channels >= 1 for channels in (stem_channels, base_channels)):
         raise SetupError(
-            f'CIFARResNet: stem_channels and base_channels must be >= 1, but are {stem_channels} and {base_channels}.'
+            'CIFARResNet: stem_channels and base_channels must be whole numbers >= 1, but are '
+            f'{stem_channels!r} and {base_channels!r}.'
         )

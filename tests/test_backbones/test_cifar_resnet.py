@@ -74,9 +74,18 @@ def test_a_depth_that_is_none_names_the_nearest(depth: int) -> None:
     assert CIFARResNet(below) and CIFARResNet(above)
 
 
-def test_a_net_without_channels_is_refused() -> None:
-    with pytest.raises(SetupError, match='must be >= 1, but are 16 and 0'):
-        CIFARResNet(20, base_channels=0)
+@pytest.mark.parametrize('depth', ['20', None, 20.0])
+def test_a_depth_that_is_no_whole_number_is_refused(depth: object) -> None:
+    with pytest.raises(SetupError, match=f'a whole number .* but is {depth!r}'):
+        CIFARResNet(depth)
+
+
+@pytest.mark.parametrize('channels', [0, 'a', None, 1.5])
+def test_a_net_without_channels_is_refused(channels: object) -> None:
+    with pytest.raises(SetupError, match=f'must be whole numbers >= 1, but are 16 and {channels!r}'):
+        CIFARResNet(20, base_channels=channels)
+    with pytest.raises(SetupError, match=f'must be whole numbers >= 1, but are {channels!r} and 16'):
+        CIFARResNet(20, stem_channels=channels)
 
 
 @pytest.mark.parametrize('preact', [False, True])
