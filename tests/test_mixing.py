@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
@@ -15,7 +16,18 @@ from fnkd_plugin.config import is_distilled
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mixing import METHODS, SMOOTHINGS, smooth_labels, teacher_config
-from tests.helpers import CLASSES, config, distilled, preprocessor, resnet, timm_student, timm_teacher, train
+from fnkd_plugin.teachers import EnsembleTeacher, MMPretrainTeacher, TimmTeacher
+from tests.helpers import (
+    CLASSES,
+    config,
+    distilled,
+    preprocessor,
+    resnet,
+    timm_checkpoint,
+    timm_student,
+    timm_teacher,
+    train,
+)
 from tests.test_tools.configs import PURE_PYTHON, write_configs
 
 pytestmark = pytest.mark.upstream
@@ -181,7 +193,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     ],
 )
 def test_labels_of_other_tasks_are_not_smoothed(head: str, task: str) -> None:
-    if head == 'LinearRegressionHead' and not hasattr(heads, head):
+    if head == 'LinearRegressionHead' and not hasattr(heads, 'RegressionHead'):
         pytest.skip('this MMPretrain has no regression head')
     with pytest.raises(SetupError, match=task):
         smooth_labels(_plain(resnet(head=dict(type=head, num_classes=CLASSES, in_channels=32))))
@@ -226,6 +238,19 @@ def test_names_of_teachers() -> None:
         teacher_config('hf:x', 'F')
     several = distill(_plain(), ['timm:resnet18', TEACHER]).model.teacher
     assert several == dict(type='EnsembleTeacher', teachers=[teacher_config('timm:resnet18'), TEACHER])
+
+
+def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None:
+    shipped = training.load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py').model
+    weights = tmp_path / 'weights.pth'
+    torch.save(MODELS.build(shipped).state_dict(), weights)
+    own = teacher_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py', str(weights)) | dict(channel_order='rgb')
+    timms = teacher_config('timm:test_resnet', str(timm_checkpoint(tmp_path, num_classes=10)))
+    model = MODELS.build(distill(_plain(resnet(num_classes=10)), [timms, own], 'kd').model)
+    assert isinstance(model, Distiller)
+    teacher = model._distillation.teacher
+    assert isinstance(teacher, EnsembleTeacher)
+    assert [type(one) for one in teacher.teachers] == [TimmTeacher, MMPretrainTeacher]
 
 
 def test_each_checkpoint_is_its_teachers(tmp_path: Path) -> None:

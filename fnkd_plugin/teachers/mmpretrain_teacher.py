@@ -10,7 +10,7 @@ from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
-from fnkd_plugin.config import plain_model, without_pretrained
+from fnkd_plugin.config import config_file, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.tasks import check_single_label
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -27,7 +27,8 @@ class MMPretrainTeacher(ModelTeacher):
     A config file is Python and runs when read: give only files you trust. A distilled config gives its student.
 
     Args:
-        config: A config file, a :class:`Config`, or a name of MMPretrain's model zoo.
+        config: A config file, one that MMPretrain ships (``mmpretrain::FOLDER/FILE.py``), a :class:`Config`, or a name
+            of its model zoo.
         checkpoint: Its weights, a path or URL; for a zoo name the zoo's own if None.
         mean: Per channel on the 0 to 255 scale, needed where the data preprocessor has none and the student's has.
         std: As ``mean``.
@@ -78,9 +79,10 @@ def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | 
     if isinstance(config, Config):
         return config, None
     if str(config).endswith('.py'):
-        if not Path(config).is_file():
+        file = config_file(config)
+        if not file.is_file():
             raise SetupError(f'{name}: there is no such config file.')
-        return Config.fromfile(config), None
+        return Config.fromfile(file), None
     try:
         metainfo = ModelHub.get(str(config))
     except ValueError as error:
