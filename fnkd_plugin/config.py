@@ -13,6 +13,7 @@ from mmpretrain import registry
 
 _OWN_HOOKS = (
     'ChannelsLastHook',
+    'CheckClassesHook',
     'SafeCheckpointHook',
     'ReproducibleHook',
     'EvaluateTeacherHook',

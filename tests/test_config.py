@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.registry import HOOKS
 
 from fnkd_plugin import Distiller
 from fnkd_plugin.config import (
@@ -72,6 +73,12 @@ def test_plain_config_has_nothing_of_ours() -> None:
     assert is_distilled(cfg) and cfg.default_hooks.safe is not None, 'a copy'
     cfg.custom_imports = dict(imports=['fnkd_plugin'])
     assert 'custom_imports' not in plain_config(cfg)
+
+
+def test_plain_config_has_none_of_our_hooks() -> None:
+    own = [name for name, kind in HOOKS.module_dict.items() if kind.__module__.startswith('fnkd_plugin')]
+    cfg = _config(custom_hooks=[dict(type=name) for name in [*own, 'EMAHook']])
+    assert len(own) >= 6 and plain_config(cfg).custom_hooks == [dict(type='EMAHook')]
 
 
 def test_plain_config_of_a_timm_student_is_stock_timm() -> None:

@@ -1,9 +1,17 @@
 """What a Runner needs: hooks, exact resumption, distributed training on CPUs."""
 
 from fnkd_plugin.engine.channels_last_hook import ChannelsLastHook
+from fnkd_plugin.engine.check_classes_hook import CheckClassesHook
 from fnkd_plugin.engine.evaluate_teacher_hook import EvaluateTeacherHook
 from fnkd_plugin.engine.reproducible_hook import ReproducibleHook
 from fnkd_plugin.engine.safe_checkpoint_hook import SafeCheckpointHook
 from fnkd_plugin.engine.save_predictions_hook import SavePredictionsHook
 
-__all__ = ['ChannelsLastHook', 'EvaluateTeacherHook', 'ReproducibleHook', 'SafeCheckpointHook', 'SavePredictionsHook']
+__all__ = [
+    'ChannelsLastHook',
+    'CheckClassesHook',
+    'EvaluateTeacherHook',
+    'ReproducibleHook',
+    'SafeCheckpointHook',
+    'SavePredictionsHook',
+]

@@ -4,6 +4,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmpretrain.registry import HOOKS
 from torch import nn
 
 from fnkd_plugin.distillers import Distiller
@@ -23,11 +24,12 @@ def check_class_counts(model: nn.Module) -> None:
             loss.check_class_count(count, type(owner).__name__)
 
 
+@HOOKS.register_module()
 class CheckClassesHook(Hook):
     """Refuses a data set with other classes than the groups' of ``ALSRLoss`` or the teacher's, or in another order.
 
-    Not registered: :func:`fnkd_plugin.engine.training.build_runner` adds it to every run, before the hooks that may ask
-    the teacher.
+    ``tools/train.py`` adds it to every run; a config that stock tools train lists it in ``custom_hooks``. It comes
+    before the hooks that may ask the teacher.
     """
 
     priority = 'VERY_HIGH'

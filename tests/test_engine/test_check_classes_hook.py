@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from fnkd_plugin.engine.training import build_runner
 from fnkd_plugin.errors import SetupError
@@ -37,6 +38,13 @@ def test_other_names_are_refused_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"RandomImages: its classes .* the groups \(1: 'c1', not 'c2', 2: 'c2', not"):
         runner.train()
     assert runner.iter == 0
+
+
+def test_a_config_can_list_the_hook_for_stock_tools(tmp_path: Path) -> None:
+    cfg = _config(tmp_path, _table(tmp_path, 'c0', 'c2', 'c1', 'c3'))
+    cfg.custom_hooks = [dict(type='CheckClassesHook')]
+    with pytest.raises(SetupError, match='RandomImages: its classes are not those of the groups'):
+        Runner.from_cfg(cfg).train()
 
 
 def test_names_are_looked_for_inside_wrappers(tmp_path: Path) -> None:
