@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -90,8 +91,9 @@ class ClassMap:
     def _first_differences(self, student: Classes | None) -> str:
         if self._mapping is not None or self._classes is None or student is None:
             return ''
-        pairs = enumerate(zip(student.names, self._classes.names, strict=False))
-        return first_few([f'{k}: {a!r}, not {b!r}' for k, (a, b) in pairs if not same_class(a, b)])
+        pairs = enumerate(zip_longest(student.names, self._classes.names))
+        different = [(k, a, b) for k, (a, b) in pairs if a is None or b is None or not same_class(a, b)]
+        return first_few([f'{k}: {a!r}, not {b!r}' for k, a, b in different])
 
     def _match_by_name(self, student: Classes | None) -> None:
         if student is None:
