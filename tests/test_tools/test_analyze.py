@@ -3,8 +3,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 
-from tests.helpers import timm_checkpoint
+from tests.helpers import build, timm_checkpoint
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import Nursery
 
@@ -80,14 +82,14 @@ def test_bad_input_ends_in_one_sentence(tools: Nursery, tmp_path: Path, groups: 
     missing = tools.run('analyze.py', plain, tmp_path / 'none.pth', '--out', tmp_path / 'out')
     assert missing.code == 1
     assert re.search(r'^error: .*none\.pth', missing.output, re.MULTILINE)
-    work = tmp_path / 'work'
-    assert tools.run('train.py', plain, '--work-dir', work).code == 0
+    weights = tmp_path / 'weights.pth'
+    torch.save(build(Config.fromfile(plain).model).state_dict(), weights)
     for options, message in (
         (['--classes', 'e'], 'e is no class'),
         (['--flip', '0.01'], '0 of 10 labels are wrong'),
         (['--tau', '-1'], '--tau must be a finite number > 0'),
     ):
-        done = tools.run('analyze.py', plain, work / 'epoch_3.pth', '--out', tmp_path / 'out', *options)
+        done = tools.run('analyze.py', plain, weights, '--out', tmp_path / 'out', *options)
         assert done.code == 1, done.output
         assert message in done.output
         assert 'Traceback' not in done.output
