@@ -26,7 +26,7 @@ class DISTLoss(SoftLoss):
     Args:
         beta: :math:`\beta \ge 0`, the inter-class weight.
         gamma: :math:`\gamma \ge 0`, the intra-class weight.
-        temperature: :math:`T > 0`; the authors' is 4 for CIFAR-100.
+        temperature: :math:`T > 0`; 4 for CIFAR-100, as far as we know the authors'.
         loss_weight: :math:`w \ge 0`.
 
     Raises:
