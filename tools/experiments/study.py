@@ -85,15 +85,17 @@ class Study:
 
     def ready(self, methods: Sequence[Method]) -> list[Job]:
         """What can be run now: trials first, then seed by seed, so that a run cut off compares all methods."""
-        jobs = [self.teacher]
-        taught = self.results.find(self.teacher) is not None
+        trained = self.results.find(self.teacher) is not None
+        # Its weights do not travel with the results file: elsewhere it is trained again.
+        at_hand = trained and self.checkpoint(self.teacher).is_file()
+        now: list[Job] = []
+        later: list[Job] = []
         for method in methods:
-            if method.needs_teacher and not taught:
-                continue
             trials = self.trials(method)
-            done = all(self.results.find(job) for job in trials)
-            jobs += self.finals(method) if done else trials
-        return sorted((job for job in jobs if self.results.find(job) is None), key=_urgency)
+            jobs = self.finals(method) if all(self.results.find(job) for job in trials) else trials
+            missing = [job for job in jobs if self.results.find(job) is None]
+            (later if method.needs_teacher and not at_hand else now).extend(missing)
+        return [*([self.teacher] if later or not trained else []), *sorted(now, key=_urgency)]
 
     def count(self, methods: Sequence[Method]) -> int:
         """How many trainings the methods take, the teacher's among them."""
