@@ -46,5 +46,6 @@ class ChannelsLastHook(Hook):
 
 
 def _overwrites_memory(module: nn.Module) -> bool:
-    small = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 8
-    return small and max(module.stride) > 1 and module.weight.device.type == 'cpu'
+    if not isinstance(module, nn.Conv2d) or module.weight.device.type != 'cpu':
+        return False
+    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 8
