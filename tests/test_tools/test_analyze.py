@@ -6,9 +6,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from fnkd_plugin.errors import SetupError
 from tests.helpers import build, timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import Nursery
+from tests.test_tools.processes import ROOT, Nursery
 
 pytestmark = pytest.mark.upstream
 pytest.importorskip('sklearn')
@@ -77,20 +78,31 @@ def test_the_page_holds_everything_and_opens_offline(tools: Nursery, tmp_path: P
         assert all(method in card['total'] for card in numbers['compensations'])
 
 
-def test_bad_input_ends_in_one_sentence(tools: Nursery, tmp_path: Path, groups: Path) -> None:
+def test_a_missing_checkpoint_ends_in_one_sentence(tools: Nursery, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
-    missing = tools.run('analyze.py', plain, tmp_path / 'none.pth', '--out', tmp_path / 'out')
-    assert missing.code == 1
-    assert re.search(r'^error: .*none\.pth', missing.output, re.MULTILINE)
-    weights = tmp_path / 'weights.pth'
-    torch.save(build(Config.fromfile(plain).model).state_dict(), weights)
-    for options, message in (
+    done = tools.run('analyze.py', plain, tmp_path / 'none.pth', '--out', tmp_path / 'out')
+    assert done.code == 1
+    assert re.search(r'^error: .*none\.pth', done.output, re.MULTILINE)
+    assert 'Traceback' not in done.output
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
         (['--classes', 'e'], 'e is no class'),
         (['--flip', '0.01'], '0 of 10 labels are wrong'),
         (['--tau', '-1'], '--tau must be a finite number > 0'),
-    ):
-        done = tools.run('analyze.py', plain, weights, '--out', tmp_path / 'out', *options)
-        assert done.code == 1, done.output
-        assert message in done.output
-        assert 'Traceback' not in done.output
-        assert not (tmp_path / 'out').exists()
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import analyze
+
+    plain, _ = write_configs(tmp_path, tmp_path)
+    weights = tmp_path / 'weights.pth'
+    torch.save(build(Config.fromfile(plain).model).state_dict(), weights)
+    with pytest.raises(SetupError, match=message):
+        analyze.main([str(plain), str(weights), '--out', str(tmp_path / 'out'), *options])
+    assert not (tmp_path / 'out').exists()
