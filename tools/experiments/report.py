@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from experiments.study import Study
 from experiments.tables import Method
 
-COLUMNS = ('method', 'top-1, %', 'over plain', 'over KD', 'NLL', 'ECE, %', 'agreement, %', 'chosen of its trials')
+COLUMNS = ('method', 'top-1, %', 'over plain', 'over KD', 'NLL', 'ECE, %', 'agreement', 'chosen of its trials')
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -45,25 +45,36 @@ def rows(study: Study) -> list[list[str]]:
             '' if method.title == other else _interval(*paired_difference(mine, accuracies.get(other, {})))
             for other in (study.table.methods[0].title, 'KD')
         ]
-        measures = [_spread(entries, name, digits) for name, digits in (('nll', 3), ('ece', 1), ('agreement', 1))]
+        measures = [_spread(entries, name, digits) for name, digits in (('nll', 2), ('ece', 1), ('agreement', 1))]
         chosen = method.chosen(method.trials[study.best_trial(method)])
         found.append([method.title, _spread(entries, 'accuracy', 1), *against, *measures, chosen])
     teacher = study.results.runs.get(study.teacher.name)
     if teacher is not None:
-        measures = [f'{teacher["nll"]:.3f}', f'{teacher["ece"]:.1f}', '']
+        measures = [f'{teacher["nll"]:.2f}', f'{teacher["ece"]:.1f}', '']
         found.append(['teacher', f'{teacher["accuracy"]:.1f}', '', '', *measures, ''])
     return found
 
 
 def as_rich(study: Study) -> RichTable:
     """For the terminal."""
-    table = RichTable(title=study.table.title, title_justify='left', box=SIMPLE_HEAVY)
-    for name in COLUMNS:
-        table.add_column(name, justify='left' if name in (COLUMNS[0], COLUMNS[-1]) else 'right')
-    for row in rows(study):
+    found = rows(study)
+    # What was chosen stands below, so that the numbers fit a terminal of 80 columns.
+    chosen = '\n'.join(f'{row[0]}: {row[-1]}' for row in found if row[-1])
+    table = RichTable(
+        title=study.table.title,
+        caption=f'Chosen of its trials\n{chosen}' if chosen else None,
+        title_justify='left',
+        caption_justify='left',
+        box=SIMPLE_HEAVY,
+        padding=0,
+        pad_edge=False,
+    )
+    for name in COLUMNS[:-1]:
+        table.add_column(name, justify='left' if name == COLUMNS[0] else 'right', no_wrap=True)
+    for row in found:
         if row[0] == 'teacher':
             table.add_section()
-        table.add_row(*row)
+        table.add_row(*row[:-1])
     return table
 
 

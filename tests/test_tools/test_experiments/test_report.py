@@ -1,5 +1,6 @@
 """What a table says of its runs."""
 
+import io
 import math
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_rows_hold_what_has_run(tmp_path: Path) -> None:
     assert all(len(row) == len(COLUMNS) for row in found)
     lines = as_markdown(_study(tmp_path / 'again', 3)).splitlines()
     assert '3 seeds, 2 trials a method' in lines[0] and {line.count('|') for line in lines[2:]} == {len(COLUMNS) + 1}
+
+
+def test_numbers_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    from experiments.report import as_rich
+    from rich.console import Console
+
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(as_rich(_study(tmp_path, 3)))
+    text = console.export_text()
+    line = next(line for line in text.splitlines() if line.strip().startswith('LSR '))
+    assert '82.0 ± 1.0' in line and '+1.0 ± 0.0' in line and '0.50 ± 0.00' in line and '…' not in text
+    assert 'LSR: lr 0.04, ε ' in text
 
 
 def test_unequal_counts_of_seeds_are_said(tmp_path: Path) -> None:
