@@ -99,12 +99,14 @@ def _validate(job: Job, checkpoint: Path) -> None:
 
 def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
     """The feature norm of each test image, and whether the model is right on it."""
+    from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
     from fnkd_plugin.engine.training import load_config
     from fnkd_plugin.teachers import MMPretrainTeacher
 
     cfg = load_config(config)
+    init_default_scope(cfg.default_scope)
     model = MMPretrainTeacher(cfg, checkpoint)
     model.prepare(model.pixels)
     norms: list[float] = []

@@ -82,7 +82,8 @@ def as_markdown(study: Study) -> str:
     """For the README."""
     cells = [list(COLUMNS), ['---', *['--:'] * (len(COLUMNS) - 2), '---'], *rows(study)]
     counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
-    seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) + f' seed{"s" if counts[-1:] != [1] else ""}'
+    seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) or 'no'
+    seeds += ' seed' if counts == [1] else ' seeds' if counts else ' seed tested yet'
     trials = len(study.table.methods[0].trials)
     head = f'**{study.table.title}**; {seeds}, {f"{trials} trials a method" if trials > 1 else "nothing is tuned"}.'
     note = f' {study.table.note}' if study.table.note else ''

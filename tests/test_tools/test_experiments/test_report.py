@@ -73,6 +73,9 @@ def test_unequal_counts_of_seeds_are_said(tmp_path: Path) -> None:
     study = _study(tmp_path, 3)
     del study.results.runs['lsr_seed2']
     assert '; 2 to 3 seeds, ' in as_markdown(study)
+    for name in [name for name in study.results.runs if '_seed' in name]:
+        del study.results.runs[name]
+    assert '; no seed tested yet, ' in as_markdown(study)
 
 
 def test_one_seed_claims_no_spread(tmp_path: Path) -> None:
