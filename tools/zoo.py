@@ -100,23 +100,25 @@ def write_metafiles(root: Path) -> None:
         folder, source = root / 'configs' / name, root / 'benchmarks' / file
         if not source.exists():
             continue
-        readme = folder / 'README.md'
-        collection = readme.read_text().splitlines()[0].lstrip('# ')
+        collection = (folder / 'README.md').read_text().splitlines()[0].lstrip('# ')
         entries = [
             model_entry(root, folder / config, runs, collection, source.relative_to(root).as_posix())
             for config, runs in sorted(tested_runs(json.loads(source.read_text())).items())
         ]
-        write_metafile(folder / 'metafile.yml', collection, readme.relative_to(root).as_posix(), entries)
+        write_metafile(folder / 'metafile.yml', collection, entries)
 
 
-def write_metafile(path: Path, collection: str, readme: str, entries: list[dict[str, Any]]) -> None:
-    """Write the file; ``Weights`` of the one before are kept."""
+def write_metafile(path: Path, collection: str, entries: list[dict[str, Any]]) -> None:
+    """Write the file; ``Weights`` of the one before are kept.
+
+    The format's own check reads ``README`` from the file's folder, ``Config`` from the root.
+    """
     old = yaml.safe_load(path.read_text())['Models'] if path.exists() else []
     weights = {model['Name']: model['Weights'] for model in old if 'Weights' in model}
     for entry in entries:
         if entry['Name'] in weights:
             entry['Weights'] = weights[entry['Name']]
-    about = {'Name': collection, 'Metadata': {'Training Data': collection}, 'Paper': PAPER, 'README': readme}
+    about = {'Name': collection, 'Metadata': {'Training Data': collection}, 'Paper': PAPER, 'README': 'README.md'}
     text = yaml.safe_dump({'Collections': [about], 'Models': entries}, sort_keys=False, allow_unicode=True, width=120)
     path.write_text(f'# Written by tools/zoo.py; only Weights are added by hand.\n{text}')
 
