@@ -9,6 +9,8 @@ lsr = dict(type='LSRLoss', eps=0.1)
 alsr = dict(type='ALSRLoss', eps_uniform=0.1, eps_near=0.1)
 
 kd = dict(type='DistillHead', soft_loss=dict(type='KDLoss', temperature=4.0, loss_weight=0.5), hard_weight=0.5)
+# Label denoising by Eq. 7's mixture, at alpha = 0.5.
+kd_t1 = dict(type='DistillHead', soft_loss=dict(type='KDLoss', temperature=1.0, loss_weight=0.5), hard_weight=0.5)
 fnkd = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss'))
 # Of the public CIFAR benchmarks.
 kd_benchmark = dict(

@@ -272,14 +272,19 @@ def _presets(title: str, folder: str, teacher: str, student: str, note: str = ''
     """A pair of the shipped configs as they are: nothing is tuned."""
     pair = f'{student}_from_{teacher}'
     plain = [(name.upper(), f'{folder}/{name}_{student}_{folder}.py') for name in ('lsr', 'alsr')]
-    taught = [(name.upper(), f'{folder}/{name}_{pair}_{folder}.py') for name in ('kd', 'fnkd')]
+    titles = {'kd_t1': 'KD, T = 1', 'kd': 'KD', 'fnkd': 'FNKD'}
+    taught = [(title, f'{folder}/{name}_{pair}_{folder}.py') for name, title in titles.items()]
     return Table(
         title=title,
         teacher=f'{folder}/plain_{teacher}_{folder}.py',
         methods=(
             Method('plain', f'{folder}/plain_{student}_{folder}.py', ({},), {}),
             *(Method(name, config, ({},), {}) for name, config in plain),
-            *(Method(name, config, ({},), {}, needs_teacher=True) for name, config in taught),
+            *(
+                Method(title, config, ({},), {}, needs_teacher=True)
+                for title, config in taught
+                if (CONFIGS / config).is_file()
+            ),
         ),
         trial_options={},
         note=note,
