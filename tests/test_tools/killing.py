@@ -15,7 +15,7 @@ def _kill() -> None:
 
 @HOOKS.register_module(force=True)
 class Kill(Hook):
-    """SIGKILL after ``KILL_AFTER`` iterations, or half-way through writing the file ``KILL_WRITING``."""
+    """SIGKILL after ``KILL_AFTER`` iterations (of ``KILL_RANK``), or half-way through writing ``KILL_WRITING``."""
 
     def before_run(self, runner: Any) -> None:
         if 'KILL_WRITING' in os.environ:
@@ -30,5 +30,6 @@ class Kill(Hook):
             LocalBackend.put = put_half
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        if runner.iter + 1 == int(os.environ.get('KILL_AFTER', 0)):
+        due = runner.iter + 1 == int(os.environ.get('KILL_AFTER', 0))
+        if due and runner.rank == int(os.environ.get('KILL_RANK', 0)):
             _kill()

@@ -36,8 +36,8 @@ def _config(folder: Path) -> Path:
     return distilled
 
 
-def _script(name: str, *args: object) -> subprocess.CompletedProcess:
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29561', 'OMP_NUM_THREADS': '1'}
+def _script(name: str, *args: object, **env: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': '29561', 'OMP_NUM_THREADS': '1', **env}
     env.pop('PYTHONPATH', None)  # as from a checkout that is not installed
     command = ['bash', str(ROOT / 'tools' / name), *map(str, args)]
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -62,6 +62,27 @@ def test_two_processes_equal_one(tools: Nursery, tmp_path: Path) -> None:
     alone = tools.run('test.py', config, tmp_path / 'two' / 'epoch_2.pth', '--work-dir', tmp_path / 'alone')
     accuracy = alone.output.split('accuracy/top1: ')[1].split()[0]
     assert f'accuracy/top1: {accuracy}' in tested.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
+def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Nursery, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    hook = "custom_imports['imports'].append('tests.test_tools.killing')\ncustom_hooks = [dict(type='Kill')]\n"
+    config.write_text(config.read_text() + hook)
+    options = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=2']
+    killed = _script(
+        'dist_train.sh', config, 2, '--work-dir', tmp_path / 'cut', *options, KILL_AFTER='6', KILL_RANK='1'
+    )
+    assert killed.returncode == 1
+    assert 'train.py FAILED' in killed.stdout and 'Signal 9 (SIGKILL)' in killed.stdout
+    assert (tmp_path / 'cut' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    resumed = _script('dist_train.sh', config, 2, '--work-dir', tmp_path / 'cut', '--resume', *options)
+    assert resumed.returncode == 0, resumed.stdout
+    one = tools.run('train.py', config, '--work-dir', tmp_path / 'one', *options[:2])
+    assert one.code == 0, one.output
+    first, second = (torch.load(tmp_path / n / 'epoch_2.pth', weights_only=True) for n in ('one', 'cut'))
+    for key, weight in first['state_dict'].items():
+        torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
 
 
 def test_slurm_script_asks_for_what_it_is_told(tmp_path: Path) -> None:
