@@ -28,6 +28,7 @@ class CallableTeacher(ModelTeacher):
         std: As ``mean``.
         channel_order: ``'rgb'`` or ``'bgr'``.
         input_size: Resize images to this height and width if they differ.
+        interpolation: How they are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
@@ -44,6 +45,7 @@ class CallableTeacher(ModelTeacher):
         std: Sequence[float] | None = None,
         channel_order: str = 'rgb',
         input_size: int | None = None,
+        interpolation: str = 'bicubic',
         channels_last: bool = False,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
@@ -54,7 +56,9 @@ class CallableTeacher(ModelTeacher):
             raise SetupError(f'{name}: fn must be a module or a function of images, but is {found!r}.')
         model = found if isinstance(found, nn.Module) else _Function(found)
         pixels = PixelFormat().restated(name, mean, std, channel_order)
-        super().__init__(model, model, pixels, name, input_size, channels_last, class_map, classes)
+        super().__init__(
+            model, model, pixels, name, input_size, channels_last, class_map, classes, interpolation=interpolation
+        )
 
 
 class _Function(nn.Module):

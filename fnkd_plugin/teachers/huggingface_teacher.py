@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmpretrain.registry import MODELS
+from PIL import Image
+from PIL.Image import Resampling
+from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -27,6 +31,7 @@ class HuggingFaceTeacher(ModelTeacher):
         std: As ``mean``.
         channel_order: ``'rgb'`` or ``'bgr'``, where the processor's is wrong.
         input_size: Resize images to this height and width if they differ; the processor's size if None.
+        interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...), where the processor's is wrong.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
@@ -44,14 +49,16 @@ class HuggingFaceTeacher(ModelTeacher):
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
         input_size: int | None = None,
+        interpolation: str | None = None,
         channels_last: bool = False,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
         name = f'HuggingFaceTeacher({path})'
-        model, processor = _load(name, str(path))
-        pixels = _format_of(processor).restated(name, mean, std, channel_order)
-        size = input_size or _size_of(name, processor)
+        model, processor, made = _load(name, str(path))
+        pixels = _format_of(made).restated(name, mean, std, channel_order)
+        size = input_size or _size_of(name, made)
+        interpolation = interpolation or Resampling(processor.resample).name.lower()
         labels = list(model.config.id2label.values())
         invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
         found = None if invented else Classes.of(labels, name)
@@ -59,10 +66,12 @@ class HuggingFaceTeacher(ModelTeacher):
         def forward(images: Any) -> Any:
             return model(pixel_values=images).logits
 
-        super().__init__(model, forward, pixels, name, size, channels_last, class_map, classes, found)
+        super().__init__(model, forward, pixels, name, size, channels_last, class_map, classes, found, interpolation)
 
 
-def _load(name: str, path: str) -> tuple[Any, dict[str, Any]]:
+def _load(name: str, path: str) -> tuple[Any, Any, Tensor]:
+    """The model, its image processor, and what that makes of a black, a white and a red image, [3, C, H, W]."""
+    colours = np.array([(0, 0, 0), (255, 255, 255), (255, 0, 0)], np.uint8)
     try:
         transformers = importlib.import_module('transformers')
     except ImportError as error:
@@ -72,6 +81,8 @@ def _load(name: str, path: str) -> tuple[Any, dict[str, Any]]:
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
+        images = [Image.fromarray(np.tile(colour, (64, 64, 1))) for colour in colours]
+        made = processor(images, return_tensors='pt')['pixel_values']
     except Exception as error:  # each version and each kind of fault has an error of its own
         reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
         raise SetupError(
@@ -83,20 +94,22 @@ def _load(name: str, path: str) -> tuple[Any, dict[str, Any]]:
         raise SetupError(f'{name}: its files lack {len(random)} weights ({first_few(random)}), which would be random.')
     if model.config.problem_type not in (None, 'single_label_classification'):
         raise SetupError(f'{name}: it is made for {model.config.problem_type}, not for one label an image.')
-    return model.float(), processor.to_dict()
+    return model.float(), processor, made
 
 
-def _format_of(processor: dict[str, Any]) -> PixelFormat:
-    factor = processor['rescale_factor'] if processor.get('do_rescale') else 1.0
-    normalised = processor.get('do_normalize')
-    mean, std = (processor['image_mean'], processor['image_std']) if normalised else ([0.0] * 3, [1.0] * 3)
-    order = 'bgr' if processor.get('do_flip_channel_order') else 'rgb'
-    return PixelFormat.of([m / factor for m in mean], [s / factor for s in std], order)
+def _format_of(made: Tensor) -> PixelFormat:
+    # By what the processor does, not by the mean and std that it states: EfficientNet's divides by std twice.
+    black, white, red = made[..., made.shape[-2] // 2, made.shape[-1] // 2].double()
+    std = 255 / (white - black)
+    order = 'bgr' if (red - black).argmax() == 2 else 'rgb'
+    mean, std = ([float(f'{x:.6g}') for x in values.tolist()] for values in (0 - black * std, std))
+    return PixelFormat.of(mean, std, order)
 
 
-def _size_of(name: str, processor: dict[str, Any]) -> int:
-    size = (processor.get('do_center_crop') and processor.get('crop_size')) or processor.get('size') or {}
-    sides = set(size.values())
-    if len(sides) != 1:
-        raise SetupError(f'{name}: its image processor makes no images of one square size ({size}); give input_size=N.')
-    return sides.pop()
+def _size_of(name: str, made: Tensor) -> int:
+    height, width = made.shape[-2:]
+    if height != width:
+        raise SetupError(
+            f'{name}: its image processor makes no images of one square size ({height} x {width}); give input_size=N.'
+        )
+    return height

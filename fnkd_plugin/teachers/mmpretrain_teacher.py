@@ -10,7 +10,7 @@ from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
-from fnkd_plugin.config import config_file, plain_model, without_pretrained
+from fnkd_plugin.config import config_file, dicts_in, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.tasks import check_single_label
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -35,6 +35,8 @@ class MMPretrainTeacher(ModelTeacher):
         channel_order: ``'rgb'`` or ``'bgr'``, needed where the data preprocessor has ``to_rgb=False`` (so
             that the order depends on the loader) and the student's differs.
         input_size: Resize images to this height and width if they differ.
+        interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...); that of the config's test pipeline if
+            None, and bicubic if that resizes nothing (our choice).
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
@@ -54,6 +56,7 @@ class MMPretrainTeacher(ModelTeacher):
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
         input_size: int | None = None,
+        interpolation: str | None = None,
         channels_last: bool = False,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
@@ -72,7 +75,17 @@ class MMPretrainTeacher(ModelTeacher):
         of_data = dataset_classes(cfg)
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
         forward = functools.partial(model, mode='tensor')
-        super().__init__(model, forward, pixels, name, input_size, channels_last, class_map, classes, found)
+        interpolation = interpolation or _interpolation(cfg)
+        super().__init__(
+            model, forward, pixels, name, input_size, channels_last, class_map, classes, found, interpolation
+        )
+
+
+def _interpolation(cfg: Config) -> str:
+    nodes = dicts_in((cfg.get('test_dataloader') or {}).get('dataset'))
+    # MMCV's and MMPretrain's transforms are bilinear where nothing is said.
+    stated = [node.get('interpolation', 'bilinear') for node in nodes if 'Resize' in str(node.get('type'))]
+    return stated[-1] if stated else 'bicubic'
 
 
 def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
@@ -15,6 +15,7 @@ from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
+from fnkd_plugin.teachers.resize import Resize
 
 
 class Teacher(ABC):
@@ -71,11 +72,12 @@ class ModelTeacher(Teacher):
         forward: Images in the teacher's format to logits [N, K].
         pixels: The format the model was trained on.
         name: For messages.
-        input_size: Resize images to this height and width (bicubic) if they differ; None takes what comes.
+        input_size: Resize images to this height and width if they differ; None takes what comes.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
         classes: The names of its classes, where ``found`` is wrong.
         found: Those that came with the weights; nothing if they are of another number.
+        interpolation: How images are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
 
     Raises:
         SetupError: If the model's output is no tensor [N, K], or the class map does not fit.
@@ -92,6 +94,7 @@ class ModelTeacher(Teacher):
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
         found: Classes | None = None,
+        interpolation: str = 'bicubic',
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -100,6 +103,7 @@ class ModelTeacher(Teacher):
         self.name = name
         self.pixels = pixels
         self.input_size = input_size
+        self._resize = Resize(name, input_size, interpolation)
         self._forward = forward
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device: torch.device | None = None
@@ -137,6 +141,7 @@ class ModelTeacher(Teacher):
                 "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
                 'are on the 0 to 255 scale.'
             ) from error
+        print_log(f'{self.name} sees: {self.pixels}, {self._resize}.', logger='current')
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`."""
@@ -145,10 +150,7 @@ class ModelTeacher(Teacher):
             self.model.to(images.device)
             self._device = images.device
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            pixels = self._convert(images.float())
-            if self.input_size and pixels.shape[-2:] != (self.input_size, self.input_size):
-                size = (self.input_size, self.input_size)
-                pixels = F.interpolate(pixels, size, mode='bicubic', antialias=True)
+            pixels = self._resize(self._convert(images.float()))
             pixels = pixels.contiguous(memory_format=self._memory_format)
             if self._reader is None:
                 return self._classes.restrict(Prediction(self._forward(pixels)))

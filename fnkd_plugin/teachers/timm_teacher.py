@@ -29,6 +29,7 @@ class TimmTeacher(ModelTeacher):
         std: As ``mean``.
         input_size: Resize images to this height and width if they differ. By default only models of a fixed
             input size do, to theirs.
+        interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...), where timm's is wrong.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
@@ -50,6 +51,7 @@ class TimmTeacher(ModelTeacher):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         input_size: int | None = None,
+        interpolation: str | None = None,
         channels_last: bool = False,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
@@ -81,7 +83,18 @@ class TimmTeacher(ModelTeacher):
             input_size = data_cfg['input_size'][-1]
         pixels = pixels.restated(name, mean, std)
         found = saved_classes(content or {}) or timm_classes(cfg)
-        super().__init__(built, built, pixels, name, input_size, channels_last, class_map, classes, found)
+        super().__init__(
+            built,
+            built,
+            pixels,
+            name,
+            input_size,
+            channels_last,
+            class_map,
+            classes,
+            found,
+            interpolation or data_cfg['interpolation'],
+        )
 
 
 def _classes_of(state: dict, cfg: Any) -> int | None:

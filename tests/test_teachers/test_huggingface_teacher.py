@@ -86,6 +86,35 @@ def test_format_is_the_processors(saved: Path) -> None:
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('resample', [2, 3])
+def test_images_of_another_size_are_resized_as_the_processor_does(resample: int, saved: Path) -> None:
+    """To a grey level: the processor resizes whole numbers, in two steps."""
+    import transformers
+
+    _edit(saved, 'preprocessor_config.json', resample=resample)
+    image = torch.randint(80, 176, (3, 50, 50), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = transformers.AutoImageProcessor.from_pretrained(saved)(image, return_tensors='pt')['pixel_values']
+    teacher = HuggingFaceTeacher(saved)
+    assert str(teacher._resize) == f'{SIZE} px {"bilinear" if resample == 2 else "bicubic"}'
+    seen: list[torch.Tensor] = []
+    teacher.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs['pixel_values']), with_kwargs=True
+    )
+    teacher.prepare(PixelFormat.of([0.0] * 3, [1.0] * 3, 'rgb'))
+    teacher.predict(image[None].float())
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1.01 / 255 / 0.2)
+
+
+def test_format_is_what_a_processor_does_not_what_it_states(saved: Path) -> None:
+    """EfficientNet's divides by std twice."""
+    import transformers
+
+    stated = dict(size=dict(height=SIZE, width=SIZE), image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.4])
+    processor = transformers.EfficientNetImageProcessor(**stated, crop_size=dict(height=SIZE, width=SIZE))
+    processor.save_pretrained(saved)
+    assert HuggingFaceTeacher(saved).pixels == PixelFormat.of([127.5, 102, 76.5], [10.2, 15.9375, 40.8], 'rgb')
+
+
 def test_processors_of_other_kinds(saved: Path) -> None:
     """A centre crop is the size; a flipped channel order and no normalisation are the format."""
     _edit(

@@ -1,0 +1,49 @@
+"""Images at a teacher's own size, by its own interpolation."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fnkd_plugin.errors import SetupError
+
+# What torch has for each; it lacks Lanczos and Hamming windows, to which bicubic is nearest (tested).
+_MODES = {
+    'nearest': dict(mode='nearest-exact'),
+    'bilinear': dict(mode='bilinear', antialias=True),
+    'bicubic': dict(mode='bicubic', antialias=True),
+    'lanczos': dict(mode='bicubic', antialias=True),
+    'hamming': dict(mode='bicubic', antialias=True),
+    'box': dict(mode='area'),
+    'area': dict(mode='area'),
+}
+
+
+class Resize:
+    """Square images [N, C, S, S] of one size; images of that size pass through untouched.
+
+    Bilinear and bicubic are antialiased as Pillow's are. OpenCV's are not; that is not imitated, since what is resized
+    is the student's batch, which has been resized before (our choice).
+
+    Args:
+        owner: Whose images they are; begins the errors.
+        size: S in pixels; None leaves every size as it is.
+        interpolation: As Pillow calls it: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'lanczos'``, ``'hamming'``,
+            ``'box'``; OpenCV's ``'area'`` is ``'box'``.
+
+    Raises:
+        SetupError: If there is no such interpolation.
+    """
+
+    def __init__(self, owner: str, size: int | None, interpolation: str) -> None:
+        if interpolation not in _MODES:
+            raise SetupError(f'{owner}: interpolation must be one of {", ".join(_MODES)}, but is {interpolation!r}.')
+        self.size = size
+        self.interpolation = interpolation
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The images [N, C, H, W], resized if they differ."""
+        if self.size is None or images.shape[-2:] == (self.size, self.size):
+            return images
+        return F.interpolate(images, (self.size, self.size), **_MODES[self.interpolation])  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return "the student's size" if self.size is None else f'{self.size} px {self.interpolation}'
