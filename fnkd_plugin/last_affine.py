@@ -205,6 +205,13 @@ class LogitReader(Reader):
         return Prediction(output)
 
 
+class SumReader(Reader):
+    """Reads the logits alone, of a module that gives them as a tuple of summands, each [N, K]."""
+
+    def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
+        return Prediction(sum(output))
+
+
 def class_count(layer: nn.Module) -> int:
     """K of an affine classifier layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]

@@ -16,11 +16,19 @@ from fnkd_plugin.distillers.labels import hard_labels
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.last_affine import AffineReader, LogitReader, Reader, find_last_affine, find_last_module, probe
+from fnkd_plugin.last_affine import (
+    AffineReader,
+    LogitReader,
+    Reader,
+    SumReader,
+    find_last_affine,
+    find_last_module,
+    probe,
+)
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
-from fnkd_plugin.tasks import check_single_label
+from fnkd_plugin.tasks import adds_outputs, check_single_label, check_trainable, forward_to_logits
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
@@ -179,6 +187,7 @@ def _check_student(student: BaseModel) -> None:
     if hasattr(student, '_distillation'):
         raise SetupError(f"Distiller: {kind} has an attribute '_distillation' of its own, which distilling would hide.")
     check_single_label('Distiller: the student', student)
+    check_trainable('Distiller: the student', student)
     if type(student).train_step is not BaseModel.train_step:
         try:
             source = inspect.getsource(type(student).train_step)
@@ -208,8 +217,10 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
         raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
     kind = _student_class(student).__name__
     inner = type(getattr(student, 'head', None) or student).__name__
-    output, ran = probe(student, functools.partial(student, mode='tensor'))
-    layer, module = find_last_affine(output, ran), find_last_module(output, ran)
+    output, ran = probe(student, forward_to_logits(student))
+    layer = find_last_affine(output, ran)
+    summed = adds_outputs(student)
+    module: Any = student.head if summed else find_last_module(output, ran)
     if module is None:
         raise SetupError(
             f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is no tensor [N, K] that "
@@ -226,7 +237,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     if head.needs_feature_norm and layer is None:
         raise SetupError(
             f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '
-            'affine layer (cosines have no feature norm left, a mean of two heads has two); use KDLoss with it.'
+            'affine layer (cosines have no feature norm left, a mean or sum of two heads has two); use KDLoss with it.'
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
@@ -239,4 +250,6 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
         f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',
         logger='current',
     )
-    return LogitReader(module, ran[module]) if layer is None else AffineReader(layer)
+    if layer is not None:
+        return AffineReader(layer)
+    return SumReader(module) if summed else LogitReader(module, ran[module])

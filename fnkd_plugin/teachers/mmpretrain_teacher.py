@@ -1,6 +1,5 @@
 """MMPretrain models as teachers."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mmpretrain.registry import MODELS
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.config import config_file, dicts_in, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.tasks import check_single_label
+from fnkd_plugin.tasks import check_single_label, forward_to_logits
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import Classes, dataset_classes, saved_classes
@@ -74,8 +73,8 @@ class MMPretrainTeacher(ModelTeacher):
         pixels = format_of_preprocessor(model.data_preprocessor).restated(name, mean, std, channel_order)
         of_data = dataset_classes(cfg)
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
-        forward = functools.partial(model, mode='tensor')
         interpolation = interpolation or _interpolation(cfg)
+        forward = forward_to_logits(model)
         super().__init__(
             model, forward, pixels, name, input_size, channels_last, class_map, classes, found, interpolation
         )
