@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
-from torch import nn
 
-from fnkd_plugin.errors import SetupError
+from fnkd_plugin.channels_last import check_trainable_on, unsafe_convolution
 
 
 @HOOKS.register_module()
@@ -19,8 +18,8 @@ class ChannelsLastHook(Hook):
     cores. Names and shapes stay; numbers differ by rounding. ``TimmStudent`` and the teachers have an option of
     their own.
 
-    A strided 1x1 convolution of fewer than 8 input channels is refused on CPUs: without AVX-512 its gradient
-    overwrites memory in this order (oneDNN 3.13, in PyTorch 2.15).
+    A strided 1x1 convolution of fewer than 8 input channels is refused on CPUs, see
+    :func:`~fnkd_plugin.channels_last.unsafe_convolution`.
     """
 
     def before_train(self, runner: Any) -> None:
@@ -29,12 +28,9 @@ class ChannelsLastHook(Hook):
         Raises:
             SetupError: If the model's gradients may overwrite memory.
         """
-        for name, module in runner.model.named_modules():
-            if _overwrites_memory(module):
-                raise SetupError(
-                    f'ChannelsLastHook: {name}, a strided 1x1 convolution of {module.in_channels} input channels, may '
-                    'overwrite memory on CPUs in this order; train without the hook, or with 8 channels or more.'
-                )
+        device = next(runner.model.parameters()).device
+        unsafe = unsafe_convolution(runner.model)
+        check_trainable_on(device, 'ChannelsLastHook', unsafe, 'train without the hook, or with 8 channels or more')
         self.before_val(runner)
 
     def before_val(self, runner: Any) -> None:
@@ -43,9 +39,3 @@ class ChannelsLastHook(Hook):
         runner.model.to(memory_format=torch.channels_last)
 
     before_test = before_val
-
-
-def _overwrites_memory(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d) or module.weight.device.type != 'cpu':
-        return False
-    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 8

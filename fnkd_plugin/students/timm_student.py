@@ -9,6 +9,7 @@ from mmpretrain.models import TimmClassifier
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from fnkd_plugin.channels_last import check_trainable_on, unsafe_convolution
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.timm_models import check_timm_model, timm_errors
@@ -33,7 +34,8 @@ class TimmStudent(TimmClassifier):
         loss: Config of the hard-label loss.
         train_cfg: As of MMPretrain's classifiers: ``augments`` for mixup and the like.
         channels_last: Keep weights and images in channels-last memory order, which makes convolutions, above all
-            depthwise ones, several times faster on CPUs and on tensor cores.
+            depthwise ones, several times faster on CPUs and on tensor cores. On CPUs a model with a strided 1x1
+            convolution of fewer than 8 channels is not trained in it: the gradients may overwrite memory.
         with_cp: Trade time for memory by gradient checkpointing.
         data_preprocessor: As of MMPretrain's classifiers.
         init_cfg: As of MMPretrain's classifiers.
@@ -85,11 +87,14 @@ class TimmStudent(TimmClassifier):
         self.channels_last = channels_last
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
+        self._unsafe = unsafe_convolution(self.model) if channels_last else None
         if checkpoint is not None:
             self._start_from(checkpoint, name)
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """See MMPretrain's classifiers."""
+        if mode == 'loss':  # not when built: where it will train is known only now
+            check_trainable_on(inputs.device, 'TimmStudent', self._unsafe, 'train without channels_last=True')
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return super().forward(inputs, data_samples, mode)

@@ -104,6 +104,21 @@ def test_channels_last_is_kept() -> None:
     assert model.model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_net_whose_gradients_overwrite_memory_is_not_trained_in_channels_last() -> None:
+    """On a CPU; it predicts, and trains in the usual order."""
+    narrow = dict(model='resnet18', channels=(4, 8, 16, 32))
+    for channels_last in (False, True):
+        model = build(timm_student(channels_last=channels_last, **narrow))
+        data = model.data_preprocessor(raw_batch(), training=True)
+        assert model(data['inputs']).shape == (4, CLASSES)
+        if not channels_last:
+            assert torch.isfinite(model(**data, mode='loss')['loss'])
+            continue
+        said = r'TimmStudent: layer2\.0\.downsample\.0, a strided 1x1 convolution of 4 input.* without channels_last'
+        with pytest.raises(SetupError, match=said):
+            model(**data, mode='loss')
+
+
 @pytest.mark.parametrize('name', [*NAMES, 'test_vit'])
 def test_starts_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     """Also where timm's model has an ``init_weights``, which MMEngine calls before training."""
