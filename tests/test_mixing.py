@@ -106,6 +106,59 @@ def test_file_python_and_shell_give_the_same_config(plain_file: Path) -> None:
     assert by_file['model']['student'] == _entries(plain)['model']
 
 
+SEVERAL = dict(
+    type='EnsembleTeacher',
+    teachers=[
+        TEACHER,
+        dict(type='HuggingFaceTeacher', path='folder'),
+        dict(type='MMPretrainTeacher', config='zoo_name'),
+    ],
+)
+LSR_FILES = {
+    'plain.py': (
+        """
+_base_ = ['plain.py', __import__('fnkd_plugin').presets.__file__]
+custom_imports = dict(imports=['fnkd_plugin', 'tests.test_tools.images'], allow_failed_imports=False)
+model = dict(head=dict(loss={{_base_.lsr}}))
+"""
+    ),
+    'pure.py': (
+        """
+from mmengine.config import read_base
+with read_base():
+    from .pure import *
+    from fnkd_plugin.presets import lsr
+custom_imports = dict(imports=['fnkd_plugin'], allow_failed_imports=False)
+model.head.loss = lsr
+"""
+    ),
+}
+
+
+def test_smoothed_labels_and_several_teachers_by_file_python_and_shell(plain_file: Path) -> None:
+    smoothed = plain_file.with_name('smoothed.py')
+    smoothed.write_text(LSR_FILES[plain_file.name])
+    by_file = _entries(Config.fromfile(smoothed))
+    assert by_file['model']['head']['loss'] == SMOOTHINGS['lsr']
+    plain = Config.fromfile(plain_file)
+    assert _entries(smooth_labels(plain, 'lsr')) == by_file
+    assert _entries(_mixed_by_shell(plain_file, '--label-smoothing', 'lsr')) == by_file
+
+    file = plain_file.with_name('mixed.py')
+    presets_too = "'plain.py', __import__('fnkd_plugin').presets.__file__"  # which smoothed.py has
+    text = FILES[plain_file.name].replace(presets_too, "'smoothed.py'").replace('.pure', '.smoothed')
+    start = text.index('teacher=dict(')
+    end = text.index("checkpoint='t.pth')") + len("checkpoint='t.pth')")
+    file.write_text(f'{text[:start]}teacher={SEVERAL}{text[end:]}')
+    by_file = _entries(Config.fromfile(file))
+    assert by_file['model']['teacher'] == SEVERAL
+    names = ['timm:resnet50', 'hf:folder', 'zoo_name']
+    teachers = [teacher_config(name, 't.pth' if name == names[0] else None) for name in names]
+    assert _entries(distill(smooth_labels(plain, 'lsr'), teachers, 'kd')) == by_file
+    flags = ['--teacher', names[0], '--teacher-checkpoint', 't.pth', '--teacher', names[1], '--teacher', names[2]]
+    assert _entries(_mixed_by_shell(plain_file, '--label-smoothing', 'lsr', *flags, '--distill', 'kd')) == by_file
+
+
 def test_a_shipped_config_by_file_python_and_shell(tmp_path: Path) -> None:
     name = 'mmpretrain::resnet/resnet50_8xb8_cub.py'
     file = tmp_path / 'mixed.py'
@@ -251,6 +304,13 @@ def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None
     teacher = model._distillation.teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert [type(one) for one in teacher.teachers] == [TimmTeacher, MMPretrainTeacher]
+
+
+def test_a_name_of_the_zoo_is_built(tmp_path: Path) -> None:
+    name, weights = 'resnet18_8xb16_cifar10', tmp_path / 'weights.pth'
+    torch.save(MODELS.build(training.load_config(f'mmpretrain::resnet/{name}.py').model).state_dict(), weights)
+    teacher = MODELS.build(teacher_config(name, str(weights)))
+    assert isinstance(teacher, MMPretrainTeacher) and teacher.num_classes == 10
 
 
 def test_each_checkpoint_is_its_teachers(tmp_path: Path) -> None:

@@ -203,6 +203,21 @@ def test_papers_kd_is_the_mixed_target(folder: Path) -> None:
 
 
 @pytest.mark.upstream
+def test_images_that_the_teacher_gets_wrong_can_be_left_out(folder: Path) -> None:
+    """By the labels of the batch; all count by default."""
+    soft = dict(type='KDLoss', temperature=1.0)
+    for weight, options in ((0.0, dict(wrong_teacher_weight=0.0)), (1.0, {})):
+        model = build(distilled(resnet(), timm_teacher(folder), soft, **options))
+        data = model.data_preprocessor(raw_batch(), training=True)
+        losses = model(**data, mode='loss')
+        teacher = model._distillation.ask_teacher(data['inputs'], data['data_samples']).logits
+        right = teacher.argmax(1) == torch.cat([sample.gt_label for sample in data['data_samples']])
+        assert right.any() and not right.all()
+        each = -(teacher.softmax(1) * model(data['inputs']).log_softmax(1)).sum(1)
+        torch.testing.assert_close(losses['loss_soft'], torch.where(right, each, weight * each).mean())
+
+
+@pytest.mark.upstream
 def test_a_student_learns_its_teachers_opinion(folder: Path) -> None:
     """Without hard loss the agreement on a batch grows to 1, whatever the labels are."""
     model = build(

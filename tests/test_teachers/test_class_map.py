@@ -52,6 +52,16 @@ def test_forms_of_maps(tmp_path: Path) -> None:
     assert _index(None) == [0, 1, 2, 3, 4]
 
 
+def test_matching_by_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.teachers.class_map.print_log', lambda text, **_: said.append(text))
+    assert _index('by-name', student=Classes(['e', 'b', 'c'])) == [4, 1, 2]
+    assert said == [
+        "Teacher: class_map='by-name' found all 3 classes of the student among the teacher's 5; "
+        '1 of them have another index.'
+    ]
+
+
 def test_restriction_is_renormalised() -> None:
     """Against a hand computation: probabilities 1, 2, 3, 4 of 10, of which the second and fourth are left."""
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
