@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from mmengine.logging import print_log
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.framework import log, register_model
 from fnkd_plugin.functional import alsr_table, mixed_targets
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
 
 
-@MODELS.register_module()
+@register_model
 class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 
@@ -50,9 +49,7 @@ class ALSRLoss(DenoisedLabelLoss):
         # No part of the student: its checkpoints hold the same keys with any loss.
         table = alsr_table(self.taxonomy.neighbours, self.eps_uniform, self.eps_near)
         self.register_buffer('table', table, persistent=False)
-        print_log(
-            f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current'
-        )
+        log(f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.')
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""

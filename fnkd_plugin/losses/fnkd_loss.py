@@ -1,17 +1,19 @@
 """Feature normalized knowledge distillation."""
 
-from mmengine.logging import print_log
-from mmpretrain.registry import MODELS
+import logging
+from typing import Any
+
 from torch import Tensor, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.framework import log, register_model
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.losses.auto_tau import AutoTau
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@MODELS.register_module()
+@register_model
 class FNKDLoss(SoftTargetLoss):
     r"""Knowledge distillation whose temperature is each sample's own feature norm (Eq. 10 to 12).
 
@@ -53,11 +55,10 @@ class FNKDLoss(SoftTargetLoss):
         self.mode = mode
         self.detach_norm = detach_norm
         if mode == 'normalize' and detach_norm:
-            print_log(
+            log(
                 "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
                 'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.',
-                logger='current',
-                level=30,
+                level=logging.WARNING,
             )
 
     @property
@@ -70,6 +71,15 @@ class FNKDLoss(SoftTargetLoss):
         if self._auto is not None:
             assert teacher.feature_norm is not None
             self._auto.update(teacher.feature_norm)
+
+    def get_extra_state(self) -> dict[str, float]:
+        """What ``tau='auto'`` has learned, for ``state_dict()``; nothing if tau is a number."""
+        return {} if self._auto is None else self._auto.state()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with what was learned; nothing if tau is a number."""
+        if self._auto is not None and state:
+            self._auto.restore(state)
 
     def log_vars(self) -> dict[str, Tensor]:
         """``tau``."""

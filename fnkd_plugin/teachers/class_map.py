@@ -6,10 +6,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.framework import log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import normalised
 from fnkd_plugin.teachers.class_names import Classes, same_class
@@ -70,7 +70,7 @@ class ClassMap:
         if count != self.count:
             known = f' The first that differ: {first}.' if first else ''
             raise SetupError(
-                f'Distiller: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
+                f'Distilling: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
                 f"teacher trained on the student's classes, or say with class_map which of its own they are.{known}"
             )
         if first:
@@ -107,10 +107,9 @@ class ClassMap:
         found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))
-        print_log(
+        log(
             f"{self._owner}: class_map='by-name' found all {len(self._index)} classes of the student among the "
             f"teacher's {self._all}; {moved} of them have another index.",
-            logger='current',
         )
 
     def _indices(self, entries: Sequence[int] | Sequence[str]) -> list[int]:

@@ -135,7 +135,7 @@ class ModelTeacher(Teacher):
                 f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
                 f"{error}. Say what the student's are with Distiller(pixels=dict(mean=..., std=..., "
                 "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
-                'are on the 0 to 255 scale.'
+                "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
