@@ -111,7 +111,7 @@ class DistillationTask(TrainingTask):
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """What the soft loss has learned (``tau='auto'``), for checkpoints."""
-        state = self.soft_loss.state_dict()
+        state = {} if ema else self.soft_loss.state_dict()
         return {'soft_loss': state} if state else {}
 
     def load_task_state(
