@@ -197,7 +197,9 @@ def test_training_in_timms_loop_and_its_resumption(tmp_path: Path) -> None:
     """Optimiser, EMA, checkpoints as timm's train.py makes them; they hold the student's own keys, and tau."""
 
     def start() -> tuple[FNKDTask, torch.optim.Optimizer]:
-        task = FNKDTask(_model(0), _model(1), criterion_kwargs=dict(smoothing=0.1), verbose=False)
+        teacher = _model(1)
+        nn.init.normal_(teacher.fc.weight)
+        task = FNKDTask(_model(0), teacher, criterion_kwargs=dict(smoothing=0.1), verbose=False)
         task.setup_ema(decay=0.5)
         return task.train(), create_optimizer_v2(task.get_trainable_module(), opt='sgd', lr=0.02)
 
