@@ -12,6 +12,14 @@ from fnkd_plugin._stack import OPENMMLAB_INSTALLED
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
     from mmengine.logging import MessageHub, print_log
     from mmpretrain.registry import DATASETS, MODELS
+else:
+
+    def print_log(msg: str, logger: str | None = None, level: int = logging.INFO) -> None:
+        """MMEngine's function of this name, for Python's own logging."""
+        logging.getLogger('fnkd_plugin').log(level, msg)
+
+
+__all__ = ['print_log', 'register_model', 'registered_dataset', 'run_messages']
 
 Kind = TypeVar('Kind', bound=type)
 
@@ -24,14 +32,6 @@ def register_model(kind: Kind) -> Kind:
 def registered_dataset(name: str) -> type | None:
     """The class of a registered data set, or None."""
     return DATASETS.get(name) if OPENMMLAB_INSTALLED else None
-
-
-def log(message: str, level: int = logging.INFO) -> None:
-    """Write to the current training's log."""
-    if OPENMMLAB_INSTALLED:
-        print_log(message, logger='current', level=level)
-    else:
-        logging.getLogger('fnkd_plugin').log(level, message)
 
 
 def run_messages() -> Any:

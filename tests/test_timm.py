@@ -271,6 +271,20 @@ def test_plain_torch_models() -> None:
     torch.testing.assert_close(result['kd_loss'], -(q * student(_images()).log_softmax(1)).sum(1).mean())
 
 
+def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
+    """As in timm's train.py, whose forward runs under autocast; the teacher has none."""
+    student, teacher = _Torch(), _Torch()
+    task = FNKDTask(student, teacher, tau=0.5)
+    full = task(_images(), LABELS)
+    spoken: list[Tensor] = []
+    teacher.register_forward_hook(lambda module, args, output: spoken.append(output))
+    with torch.autocast('cpu', torch.bfloat16):
+        half = task(_images(), LABELS)
+    assert half['output'].dtype == torch.bfloat16 and half['kd_loss'].dtype == torch.float32
+    torch.testing.assert_close(half['kd_loss'], full['kd_loss'], rtol=1e-2, atol=0)
+    assert torch.equal(spoken[0], teacher(_images()))
+
+
 def _two_heads() -> nn.Module:
     return VisionTransformerDistilled(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=4)
 

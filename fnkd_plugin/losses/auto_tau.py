@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import log, run_messages
+from fnkd_plugin.framework import print_log, run_messages
 
 CALIBRATION_BATCHES = 20
 LAMBDA = 3.0
@@ -89,9 +89,10 @@ class AutoTau:
         if hub is not None and self._key is not None:
             hub.update_info(self._key, self.state())
         if self.settled:
-            log(
+            print_log(
                 f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm "
-                f'over {self._count:.0f} images.'
+                f'over {self._count:.0f} images.',
+                logger='current',
             )
 
     def _resume(self, hub: Any) -> None:
@@ -101,4 +102,4 @@ class AutoTau:
         saved = hub.get_info(self._key)
         if saved is not None:
             self.restore(saved)
-            log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.")
+            print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')

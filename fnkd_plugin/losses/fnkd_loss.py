@@ -1,12 +1,11 @@
 """Feature normalized knowledge distillation."""
 
-import logging
 from typing import Any
 
 from torch import Tensor, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import log, register_model
+from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.losses.auto_tau import AutoTau
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
@@ -55,10 +54,11 @@ class FNKDLoss(SoftTargetLoss):
         self.mode = mode
         self.detach_norm = detach_norm
         if mode == 'normalize' and detach_norm:
-            log(
+            print_log(
                 "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
                 'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.',
-                level=logging.WARNING,
+                logger='current',
+                level=30,
             )
 
     @property

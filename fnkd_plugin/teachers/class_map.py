@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.framework import log
+from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import normalised
 from fnkd_plugin.teachers.class_names import Classes, same_class
@@ -107,9 +107,10 @@ class ClassMap:
         found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))
-        log(
+        print_log(
             f"{self._owner}: class_map='by-name' found all {len(self._index)} classes of the student among the "
             f"teacher's {self._all}; {moved} of them have another index.",
+            logger='current',
         )
 
     def _indices(self, entries: Sequence[int] | Sequence[str]) -> list[int]:
