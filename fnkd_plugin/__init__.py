@@ -2,12 +2,13 @@
 
 ``import fnkd_plugin`` registers the losses, :class:`DistillHead`, :class:`Distiller`, the teachers, the
 students, the backbones, the data sets and the hooks with MMPretrain's registries, and makes the framework read
-checkpoints as data (see :mod:`fnkd_plugin.checkpoints`). :mod:`fnkd_plugin.functional` needs torch alone.
+checkpoints as data (see :mod:`fnkd_plugin.checkpoints`). :mod:`fnkd_plugin.functional` needs torch alone,
+:mod:`fnkd_plugin.losses` and :mod:`fnkd_plugin.timm` torch and timm.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse, refuse_imports
+from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse_imports, refuse_names
 
 __version__ = '0.1.0'
 
@@ -50,8 +51,4 @@ if TYPE_CHECKING or OPENMMLAB_INSTALLED:
     ]
 else:
     refuse_imports()
-
-    def __getattr__(name: str) -> Any:
-        if name.startswith('__') or name == 'functional':
-            raise AttributeError(name)
-        refuse()
+    __getattr__ = refuse_names(__name__)

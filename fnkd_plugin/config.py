@@ -11,6 +11,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmpretrain import registry
 
+from fnkd_plugin.taxonomy.names import ClassNames
+
 _OWN_HOOKS = (
     'ChannelsLastHook',
     'CheckClassesHook',
@@ -180,3 +182,20 @@ def _uses_plugin(cfg: Config) -> bool:
         if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
             return True
     return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(read))
+
+
+def dataset_classes(cfg: Config) -> ClassNames | None:
+    """The classes of a config's training set, if they are known before it is built.
+
+    Returns:
+        The names that the config gives, or else the name of the data set whose ``METAINFO`` holds them.
+    """
+    for node in dicts_in((cfg.get('train_dataloader') or {}).get('dataset')):
+        stated = (node.get('metainfo') or {}).get('classes')
+        if isinstance(stated, (list, tuple)):
+            return list(stated)
+        kind = node.get('type')
+        kind = registry.DATASETS.get(kind) if isinstance(kind, str) else kind
+        if (getattr(kind, 'METAINFO', None) or {}).get('classes'):
+            return kind.__name__  # type: ignore[union-attr]
+    return None

@@ -16,6 +16,7 @@ from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.config import (
     config_file,
+    dataset_classes,
     dicts_in,
     is_distilled,
     merge_options,
@@ -27,7 +28,6 @@ from fnkd_plugin.engine.check_classes_hook import CheckClassesHook, check_class_
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mixing import distill, smooth_labels, teacher_config
 from fnkd_plugin.taxonomy.names import read_names
-from fnkd_plugin.teachers.class_names import dataset_classes
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

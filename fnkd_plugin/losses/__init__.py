@@ -1,4 +1,4 @@
-"""Registered losses over :mod:`fnkd_plugin.functional`."""
+"""Losses over :mod:`fnkd_plugin.functional`, in MMPretrain's registry where there is one."""
 
 from fnkd_plugin.losses.alsr_loss import ALSRLoss
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss

@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from mmengine.logging import print_log
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.functional import alsr_table, mixed_targets
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
 
 
-@MODELS.register_module()
+@register_model
 class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 

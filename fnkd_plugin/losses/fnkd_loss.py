@@ -1,17 +1,18 @@
 """Feature normalized knowledge distillation."""
 
-from mmengine.logging import print_log
-from mmpretrain.registry import MODELS
+from typing import Any
+
 from torch import Tensor, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.losses.auto_tau import AutoTau
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@MODELS.register_module()
+@register_model
 class FNKDLoss(SoftTargetLoss):
     r"""Knowledge distillation whose temperature is each sample's own feature norm (Eq. 10 to 12).
 
@@ -70,6 +71,15 @@ class FNKDLoss(SoftTargetLoss):
         if self._auto is not None:
             assert teacher.feature_norm is not None
             self._auto.update(teacher.feature_norm)
+
+    def get_extra_state(self) -> dict[str, float]:
+        """What ``tau='auto'`` has learned, for ``state_dict()``; nothing if tau is a number."""
+        return {} if self._auto is None else self._auto.state()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with what was learned; nothing if tau is a number."""
+        if self._auto is not None and state:
+            self._auto.restore(state)
 
     def log_vars(self) -> dict[str, Tensor]:
         """``tau``."""

@@ -1,15 +1,15 @@
 """Knowledge distillation with one temperature."""
 
-from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
+from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import scale_by_temperature
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@MODELS.register_module()
+@register_model
 class KDLoss(SoftTargetLoss):
     r"""Knowledge distillation, :math:`w \, T^2 \, H(\sigma(v/T), \sigma(z/T))` (Eq. 4 and 5).
 

@@ -1,15 +1,15 @@
 """Knowledge distillation of standardised logits."""
 
-from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
+from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import standardize
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@MODELS.register_module()
+@register_model
 class LSKDLoss(SoftTargetLoss):
     r"""Logit standardisation, :math:`w \, T^2 \, H(\sigma(Z(v)/T), \sigma(Z(z)/T))`.
 

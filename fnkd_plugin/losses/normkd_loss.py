@@ -1,15 +1,15 @@
 """Knowledge distillation with a temperature for each sample, from the spread of its logits."""
 
-from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
+from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import logit_std, standardize
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@MODELS.register_module()
+@register_model
 class NormKDLoss(SoftTargetLoss):
     r"""NormKD, :math:`w \, T_v^2 \, H(\sigma(v/T_v), \sigma(z/T_z))`.
 

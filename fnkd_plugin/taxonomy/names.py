@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmpretrain.registry import DATASETS
-
 from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.framework import registered_dataset
 
 ClassNames = str | type | Sequence[str]
 
@@ -86,7 +85,7 @@ def check_unique(names: Sequence[str], where: str) -> None:
 
 def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
     known = isinstance(classes, type) or classes.isidentifier()
-    kind = classes if isinstance(classes, type) else DATASETS.get(classes) if known else None
+    kind = classes if isinstance(classes, type) else registered_dataset(classes) if known else None
     metainfo = getattr(kind, 'METAINFO', None) or {}
     if not metainfo.get('classes'):
         raise SetupError(

@@ -6,10 +6,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import normalised
 from fnkd_plugin.teachers.class_names import Classes, same_class
@@ -70,7 +70,7 @@ class ClassMap:
         if count != self.count:
             known = f' The first that differ: {first}.' if first else ''
             raise SetupError(
-                f'Distiller: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
+                f'Distilling: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
                 f"teacher trained on the student's classes, or say with class_map which of its own they are.{known}"
             )
         if first:

@@ -4,12 +4,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mmengine.config import Config
-from mmpretrain.registry import DATASETS
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import PretrainedCfg
 
-from fnkd_plugin.config import dicts_in
 from fnkd_plugin.taxonomy.names import ClassNames, normalised, read_names
 
 
@@ -64,20 +61,3 @@ def saved_classes(checkpoint: Mapping[str, Any]) -> Classes | None:
     dataset = meta.get('dataset_meta')
     names = (dataset if isinstance(dataset, Mapping) else {}).get('classes') or meta.get('CLASSES')
     return Classes.of(names, 'checkpoint') if names and isinstance(names, (list, tuple)) else None
-
-
-def dataset_classes(cfg: Config) -> ClassNames | None:
-    """Those of a config's training set, if they are known before it is built.
-
-    Returns:
-        The names that the config gives, or else the name of the data set whose ``METAINFO`` holds them.
-    """
-    for node in dicts_in((cfg.get('train_dataloader') or {}).get('dataset')):
-        stated = (node.get('metainfo') or {}).get('classes')
-        if isinstance(stated, (list, tuple)):
-            return list(stated)
-        kind = node.get('type')
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if (getattr(kind, 'METAINFO', None) or {}).get('classes'):
-            return kind.__name__  # type: ignore[union-attr]
-    return None

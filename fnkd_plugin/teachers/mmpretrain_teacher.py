@@ -9,12 +9,12 @@ from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
-from fnkd_plugin.config import config_file, dicts_in, plain_model, without_pretrained
+from fnkd_plugin.config import config_file, dataset_classes, dicts_in, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.tasks import check_single_label, forward_to_logits
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
-from fnkd_plugin.teachers.class_names import Classes, dataset_classes, saved_classes
+from fnkd_plugin.teachers.class_names import Classes, saved_classes
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 

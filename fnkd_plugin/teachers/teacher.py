@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.framework import print_log
 from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -139,7 +139,7 @@ class ModelTeacher(Teacher):
                 f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
                 f"{error}. Say what the student's are with Distiller(pixels=dict(mean=..., std=..., "
                 "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
-                'are on the 0 to 255 scale.'
+                "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
         print_log(f'{self.name} sees: {self.pixels}, {self._resize}.', logger='current')
 

@@ -1,0 +1,43 @@
+"""All that modules which also work without OpenMMLab use of it.
+
+Where no stack is installed nothing is registered, messages go to Python's own logging, data sets have no registry, and
+there is no Runner whose checkpoints could remember anything.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fnkd_plugin._stack import OPENMMLAB_INSTALLED
+
+if TYPE_CHECKING or OPENMMLAB_INSTALLED:
+    from mmengine.logging import MessageHub, print_log
+    from mmpretrain.registry import DATASETS, MODELS
+else:
+
+    def print_log(msg: str, logger: str | None = None, level: int = logging.INFO) -> None:
+        """MMEngine's function of this name, for Python's own logging."""
+        logging.getLogger('fnkd_plugin').log(level, msg)
+
+
+__all__ = ['print_log', 'register_model', 'registered_dataset', 'run_messages']
+
+Kind = TypeVar('Kind', bound=type)
+
+
+def register_model(kind: Kind) -> Kind:
+    """A class decorator: configs know the class by its name."""
+    return MODELS.register_module(module=kind) if OPENMMLAB_INSTALLED else kind
+
+
+def registered_dataset(name: str) -> type | None:
+    """The class of a registered data set, or None."""
+    return DATASETS.get(name) if OPENMMLAB_INSTALLED else None
+
+
+def run_messages() -> Any:
+    """The message hub of the current run, which its checkpoints hold; None outside a Runner."""
+    if not OPENMMLAB_INSTALLED:
+        return None
+    hub = MessageHub.get_current_instance()
+    # Outside a Runner the current hub is MMEngine's own default, which outlives any one training.
+    return None if hub.instance_name == 'mmengine' else hub

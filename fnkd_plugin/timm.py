@@ -1,0 +1,294 @@
+"""Distillation in the form of timm's training tasks, for timm's own trainer and plain torch; needs no OpenMMLab."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.task import TrainingTask, resolve_classification_loss
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.last_affine import AffineReader, find_last_affine, probe
+from fnkd_plugin.losses import FNKDLoss, SoftLoss
+from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
+from fnkd_plugin.timm_models import check_timm_model, timm_errors
+
+__all__ = ['DistillationTask', 'FNKDTask']
+
+_logger = logging.getLogger(__name__)
+
+
+class DistillationTask(TrainingTask):
+    r"""A soft loss of this package as one of timm's training tasks.
+
+    The student is :attr:`trainable_module`: checkpoints (:meth:`get_checkpoint_state`), EMA, DDP and optimisers see the
+    plain model. The teacher is in no ``state_dict`` and no ``parameters()``, frozen, in eval mode, in fp32, on the
+    images' device. It sees the student's images, mixup included, under its own normalisation; with a soft weight
+    of 0 it is not run, and training is timm's ``ClassificationTask`` bit for bit.
+
+    Args:
+        student_model: The model to train, on its device, not yet wrapped.
+        teacher_model: timm's name of the trained teacher, a module, or a :class:`~fnkd_plugin.teachers.Teacher`. A
+            module's normalisation is that of its ``pretrained_cfg``, as timm's models have it.
+        criterion: The loss on the labels. Created by ``timm.loss.create_classification_loss`` when None.
+        criterion_kwargs: Arguments of that when ``criterion`` is None.
+        teacher_pretrained_path: The weights of a teacher given by name; timm's published ones if None.
+        teacher_pretrained_cfg_overlay: Changes to the ``pretrained_cfg`` of a teacher given by name.
+        soft_loss: What is learned from the teacher; its ``loss_weight`` counts.
+        task_loss_weight: What the loss on the labels is multiplied by, >= 0.
+        mean: What the images are normalised by, on timm's 0 to 1 scale; that of the student's ``pretrained_cfg`` if
+            None. Where neither is known, the teacher's must be as unknown, and it sees the images as they are.
+        std: As ``mean``.
+        device: Device of the criterion, as in timm's tasks.
+        dtype: As in timm's tasks.
+        verbose: Whether to log what learns from what.
+
+    Raises:
+        SetupError: If student, teacher and soft loss do not fit; it names both sides and the mend.
+    """
+
+    def __init__(
+        self,
+        student_model: nn.Module,
+        teacher_model: str | nn.Module | Teacher,
+        criterion: nn.Module | Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        teacher_pretrained_path: str | None = None,
+        teacher_pretrained_cfg_overlay: dict[str, Any] | None = None,
+        *,
+        soft_loss: SoftLoss,
+        task_loss_weight: float = 1.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        owner = type(self).__name__
+        self.trainable_module: nn.Module = student_model
+        self.criterion = resolve_classification_loss(criterion, self.device, criterion_kwargs=criterion_kwargs)
+        self.soft_loss = soft_loss
+        self.task_loss_weight = check_number(owner, 'task_loss_weight', task_loss_weight)
+        with isolated_rng():
+            classes, layer = _student_logits(owner, student_model)
+            if isinstance(teacher_model, str):
+                channels = getattr(student_model, 'in_chans', 3)
+                overlay = teacher_pretrained_cfg_overlay or {}
+                built = _create_teacher(owner, teacher_model, classes, channels, teacher_pretrained_path, overlay)
+                teacher: Teacher = _teacher_of(owner, built, teacher_model)
+            elif isinstance(teacher_model, Teacher):
+                teacher = teacher_model
+            else:
+                teacher = _teacher_of(owner, teacher_model, type(teacher_model).__name__, student_model)
+        # Plain objects both, so that nothing finds or trains the teacher.
+        self.teacher = teacher
+        self._reader = _fit(owner, student_model, classes, layer, teacher, soft_loss)
+        images = _pixels(owner, student_model, mean, std)
+        teacher.prepare(images)
+        if self.verbose:
+            _logger.info(
+                f'{owner}: {type(student_model).__name__} learns from {teacher.name} by '
+                f'{type(soft_loss).__name__}; images: {images}'
+            )
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'DistillationTask':
+        """See timm's tasks: the student alone is wrapped in DDP."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """See timm's tasks: the student alone is compiled."""
+        compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.trainable_module = self.eval_model = compiled
+        return compiled
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """What the soft loss has learned (``tau='auto'``), for checkpoints."""
+        state = {} if ema else self.soft_loss.state_dict()
+        return {'soft_loss': state} if state else {}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Go on from :meth:`get_task_state`."""
+        if state and 'soft_loss' in state:
+            self.soft_loss.load_state_dict(state['soft_loss'], strict=strict)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """One batch through teacher and student.
+
+        Args:
+            input: Images [N, C, H, W].
+            target: Class indices [N], or distributions [N, K] (mixup, CutMix).
+
+        Returns:
+            ``loss``, the sum of the weighted losses; ``output``, the student's logits; ``task_loss``, the loss on the
+            labels without its weight; ``kd_loss``, the soft loss with its weight; ``tau`` of FNKD.
+        """
+        if self.soft_loss.loss_weight == 0:
+            output = self.trainable_module(input)
+            task_loss = self.criterion(output, target)
+            return self._result(output, task_loss, torch.zeros_like(task_loss))
+        with isolated_rng():
+            teacher = self.teacher.predict(input)
+        self.soft_loss.observe(teacher)
+        output, student = self._ask_student(input)
+        task_loss = self.criterion(output, target)
+        kd_loss = self.soft_loss(student, teacher, target if target.ndim == 1 else target.argmax(1))
+        return {**self._result(output, task_loss, kd_loss), **self.soft_loss.log_vars()}
+
+    def _ask_student(self, images: Tensor) -> tuple[Tensor, Prediction]:
+        if self._reader is None:
+            output = self.trainable_module(images)
+            return output, Prediction(output)
+        self._reader.reading = True
+        try:
+            output = self.trainable_module(images)
+        finally:
+            self._reader.reading = False
+        student = self._reader.take()
+        if student is None:
+            raise RuntimeError(
+                f'{type(self).__name__}: the student does not call its last affine layer as a module while it trains, '
+                'so that its feature norm cannot be read.'
+            )
+        return output, student
+
+    def _result(self, output: Tensor, task_loss: Tensor, kd_loss: Tensor) -> dict[str, Tensor]:
+        loss = self.task_loss_weight * task_loss + kd_loss
+        return {'loss': loss, 'output': output, 'task_loss': task_loss, 'kd_loss': kd_loss}
+
+
+class FNKDTask(DistillationTask):
+    r"""Feature normalised knowledge distillation, :math:`L_{fn} = H(q, \sigma(z)) + \lambda^2 H(q_{fn}, \sigma(z'))` (Eq. 11).
+
+    Args:
+        *args: See :class:`DistillationTask`.
+        tau: The norm that features are rescaled to, > 0; or ``'auto'``, a third of the teacher's mean feature norm. See
+            :class:`~fnkd_plugin.losses.FNKDLoss`.
+        distill_loss_weight: :math:`\lambda^2 \ge 0`.
+        mode: ``'clip'`` (the authors' code) or ``'normalize'`` (Eq. 10).
+        detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
+        **kwargs: See :class:`DistillationTask`.
+
+    Raises:
+        SetupError: As :class:`DistillationTask`; also if a model has no last affine layer, whose input has the norm.
+
+    Examples:
+        >>> import timm, torch
+        >>> student, teacher = timm.create_model('test_resnet'), timm.create_model('test_vit')
+        >>> task = FNKDTask(student, teacher, verbose=False)
+        >>> result = task(torch.randn(2, 3, 160, 160), torch.tensor([0, 1]))
+        >>> result['loss'].backward()
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        *args: Any,
+        tau: float | str = 'auto',
+        distill_loss_weight: float = 9.0,
+        mode: str = 'clip',
+        detach_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, soft_loss=FNKDLoss(tau, distill_loss_weight, mode, detach_norm), **kwargs)
+
+
+def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | None]:
+    """How many classes the student has, and its last affine layer, if there is one."""
+    output, ran = probe(student, student)
+    if not isinstance(output, Tensor) or output.ndim != 2 or _headless(student):
+        raise SetupError(
+            f'{owner}: the student {type(student).__name__} makes no logits [N, K] of images; give a student with a '
+            'classifier (num_classes > 0).'
+        )
+    return output.shape[1], find_last_affine(output, ran)
+
+
+def _create_teacher(
+    owner: str, name: str, classes: int, channels: int, path: str | None, overlay: dict[str, Any]
+) -> nn.Module:
+    """Timm's model of that name with the classes of its weights, so that no part of it is random."""
+    check_timm_model(f'{owner}: the teacher', name, {})
+    arguments: dict[str, Any] = {}
+    if path is not None:
+        overlay = {'file': path, 'num_classes': classes, **overlay}
+        arguments['num_classes'] = classes
+    with timm_errors(f'{owner}: the teacher {name}'):
+        return timm.create_model(
+            name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay or None, **arguments
+        )
+
+
+def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | None = None) -> ModelTeacher:
+    if not isinstance(model, nn.Module):
+        raise SetupError(
+            f"{owner}: the teacher must be a timm model's name, a module or a Teacher, but is {name}; wrap a function "
+            'in CallableTeacher.'
+        )
+    if model is student:
+        raise SetupError(f'{owner}: the teacher is the student itself, which would be frozen; give a trained copy.')
+    if _headless(model):
+        raise SetupError(
+            f'{owner}: the teacher {name} has no classifier (num_classes=0); give one trained on the classes.'
+        )
+    pixels = _pixels(f'{owner}: the teacher {name}', model)
+    interpolation = (getattr(model, 'pretrained_cfg', None) or {}).get('interpolation', 'bicubic')
+    return ModelTeacher(model, model, pixels, name, _fixed_size(model), interpolation=interpolation)
+
+
+def _headless(model: nn.Module) -> bool:
+    return getattr(model, 'num_classes', None) == 0
+
+
+def _fixed_size(model: nn.Module) -> int | None:
+    """The size of images that a timm model is bound to, as built; None if it takes others."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if not cfg.get('fixed_input_size'):
+        return None
+    built = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    return (built or cfg['input_size'])[-1]
+
+
+def _pixels(
+    owner: str, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> PixelFormat:
+    """How images are normalised for a model: as told, or as its ``pretrained_cfg`` says; in RGB, as timm loads them."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    mean, std = cfg.get('mean') if mean is None else mean, cfg.get('std') if std is None else std
+    if mean is None and std is None:
+        return PixelFormat()
+    if std is not None and max(std) > 1:
+        raise SetupError(f'{owner}: mean and std must be on the 0 to 1 scale, as in timm, but std is {tuple(std)}.')
+    mean, std = (None if numbers is None else [255 * x for x in numbers] for numbers in (mean, std))
+    return PixelFormat().restated(owner, mean, std, 'rgb')
+
+
+def _fit(
+    owner: str, student: nn.Module, classes: int, layer: nn.Module | None, teacher: Teacher, soft_loss: SoftLoss
+) -> AffineReader | None:
+    """What reads the student's feature norm, if the soft loss needs it."""
+    teacher.match_classes(classes, None)
+    if not soft_loss.needs_feature_norm or soft_loss.loss_weight == 0:
+        return None
+    unfit = None if teacher.has_feature_norm else f'the teacher {teacher.name}'
+    if layer is None:
+        unfit = f'the student {type(student).__name__}'
+    if unfit:
+        raise SetupError(
+            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no one last '
+            'affine layer (a mean of two heads has two norms, cosines have none left); use '
+            'DistillationTask(..., soft_loss=KDLoss()).'
+        )
+    return AffineReader(layer)  # type: ignore[arg-type]
