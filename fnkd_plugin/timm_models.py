@@ -47,8 +47,8 @@ def check_classifies(owner: str, model: nn.Module) -> None:
     """
     if getattr(model, 'num_classes', None) == 0:
         raise SetupError(
-            f'{owner}: made so, this model of timm has no classifier. Give num_classes=K; if that was given, it can have '
-            'none, and another model is needed.'
+            f'{owner}: made so, this model of timm has no classifier. Give num_classes=K; if that was given, it can '
+            'have none, and another model is needed.'
         )
 
 

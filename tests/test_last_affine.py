@@ -190,6 +190,15 @@ class _Gathers(nn.Module):
         return self.fc(self.frozen(self.dropout(self.bn(images).mean((2, 3)) * scale)))
 
 
+def test_a_first_convolution_that_does_not_see_the_image() -> None:
+    """As in TResNet (pixels become channels) and CSATv2 (frequencies do)."""
+    unfolded = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(unfolded, nn.Linear(8, CLASSES))
+    assert find_last_affine(*probe(model, model, SIZE)) is model[1]
+    with pytest.raises(SetupError, match=r'no image of 2 pixels'):
+        probe(model, model, 2)
+
+
 def test_models_whose_eval_does_more_than_set_flags() -> None:
     model = _Gathers()
     assert find_last_affine(*probe(model, model)) is model.fc
