@@ -28,13 +28,13 @@ class TimmTeacher(ModelTeacher):
         mean: Per channel on the 0 to 255 scale, where the model was not trained with timm's.
         std: As ``mean``.
         input_size: Resize images to this height and width if they differ. By default only models of a fixed
-            input size do, to theirs (``img_size`` where that is among the further arguments).
+            input size do, to theirs.
         channels_last: Run in channels-last memory order (faster convolutions; other rounding).
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where they are
             neither in the checkpoint nor ImageNet's, as those of timm's own weights are.
-        **kwargs: Further arguments of ``timm.create_model``.
+        **kwargs: Further arguments of ``timm.create_model``. ``img_size`` makes a fixed input size another.
 
     Raises:
         SetupError: If timm knows no such model (near names are listed), it has no classifier, neither weights are
