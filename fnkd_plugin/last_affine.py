@@ -1,5 +1,6 @@
 """Finding where a classifier makes its logits, if possible in an affine layer, and reading them there."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -69,10 +70,9 @@ def _size_hints(model: nn.Module) -> list[int]:
     return hints
 
 
-def _input_channels(model: nn.Module) -> int | None:
-    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    first = next(convolutions, None)
-    return None if first is None else first.in_channels
+def _channel_hints(model: nn.Module) -> list[int]:
+    # Of the first convolution; it may see something else than the image, such as pixels made into channels.
+    return [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)][:1]
 
 
 def probe(
@@ -84,7 +84,7 @@ def probe(
         model: The model whose modules are watched.
         forward: Images [1, C, H, W] to the model's output.
         size: H = W where it is known; otherwise the model's own hints and common sizes are tried.
-        channels: C of a model whose first convolution does not tell; 3 if None.
+        channels: C of a model whose first convolution is not the one that sees the image; 3 if None.
 
     Returns:
         The output, and how each module inside the model ran whose own output is one vector.
@@ -99,18 +99,18 @@ def probe(
             outputs[module] = Ran(output, output._version, len(args), frozenset(kwargs))
 
     reference = next(model.parameters(), torch.empty(0))
-    channels = _input_channels(model) or channels or 3
     modes = {module: module.training for module in model.modules()}
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     inside = [module for module in model.modules() if module is not model]
     handles = [module.register_forward_hook(record, with_kwargs=True) for module in inside]
-    sizes = [size] if size else [*_size_hints(model), *_FALLBACK_SIZES]
+    sizes = list(dict.fromkeys([size] if size else [*_size_hints(model), *_FALLBACK_SIZES]))
+    depths = dict.fromkeys([*_channel_hints(model), channels or 3])
     first_error: Exception | None = None
     try:
         # In some models eval() and train() do more than set flags: they gather biases, freeze stages.
         model.eval()
-        for side in dict.fromkeys(sizes):
-            image = torch.zeros(1, channels, side, side, device=reference.device, dtype=reference.dtype)
+        for depth, side in itertools.product(depths, sizes):
+            image = torch.zeros(1, depth, side, side, device=reference.device, dtype=reference.dtype)
             outputs.clear()
             try:
                 with isolated_rng(), torch.no_grad():
@@ -126,7 +126,7 @@ def probe(
         for parameter, requires_grad in trainable.items():
             parameter.requires_grad_(requires_grad)
     raise SetupError(
-        f'{type(model).__name__}: no image of {", ".join(map(str, dict.fromkeys(sizes)))} pixels a side can be run '
+        f'{type(model).__name__}: no image of {", ".join(map(str, sizes))} pixels a side can be run '
         f'through it in eval mode ({type(first_error).__name__}: {first_error}). Check its config.'
     ) from first_error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
+from torch import nn
 
 from fnkd_plugin.errors import SetupError
 
@@ -36,6 +37,19 @@ def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> Pretr
         raise SetupError(
             f'{owner}: timm {timm.__version__} has no weights {tag!r} of {name}; it has {", ".join(tags) or "none"}.'
         ) from error
+
+
+def check_classifies(owner: str, model: nn.Module) -> None:
+    """Refuse a timm model that makes features alone; the error begins with ``owner``.
+
+    Raises:
+        SetupError: If the model has no classifier.
+    """
+    if getattr(model, 'num_classes', None) == 0:
+        raise SetupError(
+            f'{owner}: made so, this model of timm has no classifier. Give num_classes=K; if that was given, it can '
+            'have none, and another model is needed.'
+        )
 
 
 @contextmanager

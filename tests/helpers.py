@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
+from torch import nn
 
 import fnkd_plugin  # noqa: F401
 
@@ -88,6 +89,25 @@ def vit(**options: Any) -> dict:
 def timm_student(model: str = 'test_resnet', **options: Any) -> dict:
     """The config of a ``TimmStudent``."""
     return dict(type='TimmStudent', model=model, num_classes=CLASSES, data_preprocessor=preprocessor(), **options)
+
+
+TIMM_HEADS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    'linear layer': ('mobilenetv3_small_050', {}, 'classifier'),
+    'wrapped linear layer': ('samvit_base_patch16_224', dict(embed_dim=12, depth=1, neck_chans=8), 'head.fc'),
+    'convolution': ('resnetv2_50', dict(layers=(1,) * 4, channels=(8,) * 4, stem_chs=8), 'head.fc'),
+    'mean of two': ('levit_128s', dict(embed_dim=(16,) * 3, depth=(1,) * 3, num_heads=(1,) * 3), None),
+    'mean of two tokens': ('deit_tiny_distilled_patch16_224', dict(embed_dim=16, depth=1, num_heads=2), None),
+    'mean of a list': ('crossvit_tiny_240', dict(embed_dim=[16, 16], num_heads=[2, 2]), None),
+    'weighted sum of a list': ('efficientvim_m1', dict(embed_dim=(16,) * 3, depths=(1,) * 3), None),
+    'module of two': ('repvit_m0_9', dict(embed_dim=(8,) * 4, depth=(1,) * 4), None),
+}
+"""For each kind of head that timm's models have: one of them, options that make it tiny, and its last affine layer."""
+
+
+def timm_head(kind: str) -> tuple[nn.Module, str | None]:
+    """A tiny timm model with a head of this kind of :data:`TIMM_HEADS`, and where its last affine layer is."""
+    name, options, where = TIMM_HEADS[kind]
+    return timm.create_model(name, num_classes=CLASSES, **options), where
 
 
 def timm_checkpoint(

@@ -23,7 +23,7 @@ from fnkd_plugin.last_affine import (
     find_last_module,
     probe,
 )
-from tests.helpers import CLASSES, SIZE, build, cosine, resnet, timm_student, vit
+from tests.helpers import CLASSES, SIZE, TIMM_HEADS, build, cosine, resnet, timm_head, timm_student, vit
 
 pytestmark = pytest.mark.upstream
 
@@ -67,6 +67,21 @@ def test_of_timm_models(name: str) -> None:
     model = timm.create_model(name, num_classes=CLASSES)
     layer = find_last_affine(*probe(model, model))
     assert layer is model.get_classifier()
+
+
+@pytest.mark.parametrize('kind', TIMM_HEADS)
+def test_of_each_kind_of_timm_head(kind: str) -> None:
+    """What makes the logits decides, not the model's name."""
+    model, where = timm_head(kind)
+    layer = find_last_affine(*probe(model, model))
+    assert layer is (None if where is None else model.get_submodule(where))
+    if layer is not None:
+        assert class_count(layer) == CLASSES
+
+
+def test_of_a_timm_head_of_two_layers() -> None:
+    model = timm.models.MetaFormer(num_classes=CLASSES, depths=(1,) * 4, dims=(8,) * 4)
+    assert find_last_affine(*probe(model, model)) is model.head.fc.fc2
 
 
 def test_a_1x1_convolution_counts() -> None:
@@ -173,6 +188,15 @@ class _Gathers(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         scale = 1.0 if self.training else self.gathered
         return self.fc(self.frozen(self.dropout(self.bn(images).mean((2, 3)) * scale)))
+
+
+def test_a_first_convolution_that_does_not_see_the_image() -> None:
+    """As in TResNet (pixels become channels) and CSATv2 (frequencies do)."""
+    unfolded = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(unfolded, nn.Linear(8, CLASSES))
+    assert find_last_affine(*probe(model, model, SIZE)) is model[1]
+    with pytest.raises(SetupError, match=r'no image of 2 pixels'):
+        probe(model, model, 2)
 
 
 def test_models_whose_eval_does_more_than_set_flags() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fnkd_plugin.channels_last import check_trainable_on, unsafe_convolution
 from fnkd_plugin.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.timm_models import check_classifies, check_timm_model, timm_errors
 
 _PREFIX = 'model.'
 
@@ -42,7 +42,8 @@ class TimmStudent(TimmClassifier):
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
-        SetupError: If timm knows no such model (near names are listed) or the weights do not fit.
+        SetupError: If timm knows no such model (near names are listed), it has no classifier, or the weights do not
+            fit.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class TimmStudent(TimmClassifier):
                 num_classes=num_classes,
                 **kwargs,
             )
+        check_classifies(name, self.model)
+        self.img_size = kwargs.get('img_size')  # a hint for probe(): not all of timm's models hold theirs
         if pretrained and num_classes not in (None, cfg.num_classes):
             print_log(
                 f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; the classifier '

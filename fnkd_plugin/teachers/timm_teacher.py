@@ -13,7 +13,7 @@ from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
-from fnkd_plugin.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.timm_models import check_classifies, check_timm_model, timm_errors
 
 
 @MODELS.register_module()
@@ -35,11 +35,11 @@ class TimmTeacher(ModelTeacher):
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where they are
             neither in the checkpoint nor ImageNet's, as those of timm's own weights are.
-        **kwargs: Further arguments of ``timm.create_model``.
+        **kwargs: Further arguments of ``timm.create_model``. ``img_size`` makes a fixed input size another.
 
     Raises:
-        SetupError: If timm knows no such model (near names are listed), neither weights are given, both
-            are, or they do not fit.
+        SetupError: If timm knows no such model (near names are listed), it has no classifier, neither weights are
+            given, both are, or they do not fit.
     """
 
     def __init__(
@@ -75,12 +75,14 @@ class TimmTeacher(ModelTeacher):
             )
         with timm_errors(name):
             built = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        check_classifies(name, built)
         if state is not None:
             load_weights(built, state, f'{name} and {checkpoint}')
         data_cfg = timm.data.resolve_data_config({}, model=built)
         pixels = PixelFormat.of([255 * m for m in data_cfg['mean']], [255 * s for s in data_cfg['std']], 'rgb')
-        if input_size is None and cfg.fixed_input_size and 'img_size' not in kwargs:
-            input_size = data_cfg['input_size'][-1]
+        if input_size is None and cfg.fixed_input_size:
+            size = kwargs.get('img_size', data_cfg['input_size'][-1])
+            input_size = size if isinstance(size, int) else None
         pixels = pixels.restated(name, mean, std)
         found = saved_classes(content or {}) or timm_classes(cfg)
         super().__init__(

@@ -7,11 +7,25 @@ import pytest
 import timm
 import torch
 from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import OptimWrapper
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
 from fnkd_plugin.errors import SetupError
-from tests.helpers import CLASSES, SIZE, build, raw_batch, timm_checkpoint, timm_student, train
+from tests.helpers import (
+    CLASSES,
+    MEAN,
+    SIZE,
+    STD,
+    TIMM_HEADS,
+    build,
+    distilled,
+    raw_batch,
+    timm_checkpoint,
+    timm_head,
+    timm_student,
+    train,
+)
 
 pytestmark = pytest.mark.upstream
 
@@ -158,6 +172,45 @@ def test_a_pretrained_classifier_of_other_classes_starts_afresh_and_says_so(monk
     build(dict(timm_student(pretrained=True), num_classes=1000))
     build(timm_student())
     assert len(said) == 1
+
+
+@pytest.mark.parametrize('kind', TIMM_HEADS)
+def test_each_kind_of_head_learns_and_starts_again(kind: str, tmp_path: Path) -> None:
+    """Those that average several heads learn from KD, and say why FNKD is not for them."""
+    name, options, where = TIMM_HEADS[kind]
+    cfg = timm_student(name, **options)
+    tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    teacher = dict(type='CallableTeacher', fn=tiny, mean=MEAN, std=STD)
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    fnkd = distilled(cfg, teacher, dict(type='FNKDLoss'))
+    if where is None:
+        with pytest.raises(SetupError, match=r'feature norms, but the logits of TimmStudent .*; use KDLoss'):
+            build(fnkd)
+    student = build(distilled(cfg, teacher) if where is None else fnkd)
+    student.train_step(raw_batch(size=size), OptimWrapper(torch.optim.SGD(student.parameters(), 0.1)))
+    assert list(student.state_dict()) == list(timm_head(kind)[0].state_dict())
+    images = torch.randn(2, 3, size, size)
+    torch.save(student.state_dict(), tmp_path / 'w.pth')
+    again = build(timm_student(name, checkpoint=str(tmp_path / 'w.pth'), **options))
+    assert torch.equal(again.eval()(images), student.eval()(images))
+    other = build({**timm_student(name, checkpoint=str(tmp_path / 'w.pth'), **options), 'num_classes': CLASSES + 1})
+    assert other.eval()(images).shape == (2, CLASSES + 1)
+
+
+def test_a_model_of_another_size_than_timms() -> None:
+    """LeViT holds its size nowhere but in the shapes of its weights."""
+    name, options, _ = TIMM_HEADS['mean of two']
+    tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    teacher = dict(type='CallableTeacher', fn=tiny, mean=MEAN, std=STD)
+    student = build(distilled(timm_student(name, img_size=64, **options), teacher))
+    assert student.eval()(torch.randn(2, 3, 64, 64)).shape == (2, CLASSES)
+
+
+def test_a_model_without_a_classifier() -> None:
+    with pytest.raises(SetupError, match=r'TimmStudent\(gemma4_vit_167m_enc\): .* has no classifier'):
+        build(timm_student('gemma4_vit_167m_enc', depth=1, embed_dim=16, num_heads=1))
+    with pytest.raises(SetupError, match=r'TimmStudent\(test_vit\): .* has no classifier'):
+        build({**timm_student('test_vit'), 'num_classes': 0})
 
 
 def test_faults(tmp_path: Path) -> None:

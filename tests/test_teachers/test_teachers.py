@@ -18,6 +18,7 @@ from tests.helpers import (
     MEAN,
     SIZE,
     STD,
+    TIMM_HEADS,
     build,
     config,
     distilled,
@@ -104,8 +105,17 @@ def test_fixed_sizes_are_kept(tmp_path: Path) -> None:
     assert teacher.input_size == 160 and seen == [(4, 3, 160, 160)]
     small = TimmTeacher('test_vit', timm_checkpoint(tmp_path, 'test_vit', img_size=SIZE), img_size=SIZE)
     small.prepare(HALVES)
-    assert small.input_size is None
+    assert small.input_size == SIZE
     assert small.predict(IMAGES).logits.shape == (4, CLASSES)
+
+
+def test_a_fixed_size_given_by_the_user(tmp_path: Path) -> None:
+    """LeViT holds its size nowhere but in the shapes of its weights."""
+    name, options, _ = TIMM_HEADS['mean of two']
+    options = dict(options, img_size=64)
+    teacher = TimmTeacher(name, timm_checkpoint(tmp_path, name, **options), **options)
+    teacher.prepare(teacher.pixels)
+    assert teacher.predict(IMAGES).logits.shape == (4, CLASSES)
 
 
 def test_channels_last_changes_rounding_only(tmp_path: Path) -> None:
@@ -118,15 +128,28 @@ def test_channels_last_changes_rounding_only(tmp_path: Path) -> None:
     torch.testing.assert_close(predictions[0].feature_norm, predictions[1].feature_norm, rtol=1e-4, atol=1e-5)
 
 
-def test_an_averaging_timm_teacher_has_no_norm() -> None:
-    torch.manual_seed(0)
-    net = timm.create_model('levit_128s', num_classes=CLASSES)
-    teacher = ModelTeacher(net, net, HALVES, 'levit', input_size=224)
-    assert not teacher.has_feature_norm and teacher.num_classes == CLASSES
-    teacher.prepare(HALVES)
-    prediction = teacher.predict(IMAGES[:1])
-    assert prediction.feature_norm is None and prediction.origin is None
-    assert prediction.logits.shape == (1, CLASSES)
+@pytest.mark.parametrize('kind', TIMM_HEADS)
+def test_each_kind_of_timm_head_teaches(kind: str, tmp_path: Path) -> None:
+    """Bit for bit as the plain model; where it averages several heads there is no feature norm."""
+    name, options, where = TIMM_HEADS[kind]
+    teacher = TimmTeacher(name, timm_checkpoint(tmp_path, name, **options), **options)
+    teacher.prepare(teacher.pixels)
+    plain = timm.create_model(name, num_classes=CLASSES, **options).eval()
+    plain.load_state_dict(torch.load(timm_checkpoint(tmp_path, name, **options)))
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    images = torch.randn(2, 3, size, size)
+    prediction = teacher.predict(images)
+    with torch.no_grad():
+        assert torch.equal(prediction.logits, plain(images))
+    assert teacher.has_feature_norm == (where is not None)
+    assert (prediction.feature_norm is None) == (where is None)
+
+
+def test_a_timm_teacher_without_a_classifier(tmp_path: Path) -> None:
+    options = dict(depth=1, embed_dim=16, num_heads=1)
+    weights = timm_checkpoint(tmp_path, 'gemma4_vit_167m_enc', **options)
+    with pytest.raises(SetupError, match=r'TimmTeacher\(gemma4_vit_167m_enc\): .* has no classifier'):
+        TimmTeacher('gemma4_vit_167m_enc', weights, **options)
 
 
 @pytest.mark.parametrize(

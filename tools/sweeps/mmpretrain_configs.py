@@ -1,0 +1,169 @@
+"""Every classification config that MMPretrain ships, distilled for one batch."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fnkd_plugin import distill
+from fnkd_plugin.config import config_file, named_dicts, plain_model, without_pretrained
+from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.errors import SetupError
+from sweeps.methods import SAID, fnkd_or_kd
+
+SHIPPED = config_file('mmpretrain::.')
+PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='rgb')
+GIANT = 400_000_000
+"""Models of more parameters are mixed on the meta device, where tensors have no numbers, and their loss is not run."""
+
+
+def names() -> list[str]:
+    """All config files but bases, relative to their folder."""
+    files = (file.relative_to(SHIPPED) for file in SHIPPED.rglob('*.py'))
+    return sorted(file.as_posix() for file in files if '_base_' not in file.parts)
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """``method``: FNKD, or KD and the ``reason``; or one of these.
+
+    ``unreadable``: the file; ``other``: a model for something else; ``broken``: it fails without a teacher, too;
+    ``refused``; ``failed``. An entry of a giant, whose loss was not run, has its ``parameters``.
+    """
+    try:
+        cfg = load_config(f'mmpretrain::{name}')
+    except Exception as error:  # whatever a file does when it is read
+        return dict(unreadable=_said(error))
+    if not str(cfg.model.type).endswith('Classifier'):
+        return dict(other=str(cfg.model.type))
+    student = without_pretrained(plain_model(cfg))
+    if not any(node.get('num_classes') for _, node in named_dicts(student)):
+        return dict(other='features')
+    parameters = parameter_count(student)
+    giant = dict(parameters=parameters) if parameters > GIANT else {}
+    try:
+        with on_meta() if giant else nullcontext():
+            model, method, reason = fnkd_or_kd(lambda method: distilled(cfg, student, method))
+        if not giant:
+            loss = run_loss(model, some_batch(cfg, student))['loss_soft']
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f'the soft loss is {loss}')
+        return dict(method=method, **reason, **giant)
+    except SetupError as error:
+        return dict(refused=str(error), **giant)
+    except Exception as error:
+        broken = not giant and fails_alone(student, some_batch(cfg, student))
+        return {'broken' if broken else 'failed': _said(error), **giant}
+
+
+def _said(error: Exception) -> str:
+    return f'{type(error).__name__}: {error}'.splitlines()[0]
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """New tensors are on the meta device, but those of numbers that are read again: pixel means, stochastic depths."""
+    with torch.device('meta'), _NumbersOnCPU():
+        yield
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        device = dict(device='cpu') if func in (torch.linspace, torch.tensor) else {}
+        return func(*args, **{**device, **(kwargs or {})})
+
+
+def parameter_count(student: ConfigDict) -> int:
+    """How many parameters the model has, without allocating them; 0 if it cannot be built so."""
+    try:
+        with on_meta():
+            return sum(parameter.numel() for parameter in MODELS.build(student).parameters())
+    except Exception:  # if it is the model's own fault, building it for real shows that
+        return 0
+
+
+def some_batch(cfg: Config, student: ConfigDict) -> dict[str, Any]:
+    """Two random images of the size that the training pipeline crops to, of two classes."""
+    sizes = [node.get('crop_size', node.get('scale')) for _, node in named_dicts(cfg.get('train_dataloader'))]
+    side = next((size for size in reversed(sizes) if isinstance(size, int)), 32)
+    images = torch.randint(0, 256, (2, _channels(student), side, side), dtype=torch.uint8)
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in range(2)])
+
+
+def _channels(student: ConfigDict) -> int:
+    return len(student.get('data_preprocessor', {}).get('mean') or PIXELS['mean'])
+
+
+def distilled(cfg: Config, student: ConfigDict, method: str) -> nn.Module:
+    """The model of the mixed config. Any module with a last affine layer will do as its teacher."""
+    channels = _channels(student)
+    classes = next(node['num_classes'] for _, node in named_dicts(student) if node.get('num_classes'))
+    fn = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    pixels = {key: value[:channels] if isinstance(value, list) else value for key, value in PIXELS.items()}
+    mixed = distill(cfg, dict(type='CallableTeacher', fn=fn, **pixels), method)
+    mixed.model.update(student=student, pixels=pixels)
+    return MODELS.build(mixed.model)
+
+
+@torch.no_grad()
+def run_loss(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The losses of a batch."""
+    return model(**model.data_preprocessor(batch, training=True), mode='loss')
+
+
+def fails_alone(student: ConfigDict, batch: dict[str, Any]) -> bool:
+    """Whether the plain model fails, too."""
+    try:
+        run_loss(MODELS.build(student), batch)
+    except Exception:
+        return True
+    return False
+
+
+OUTCOMES = dict(
+    refused='refused',
+    broken='fails without a teacher, too',
+    failed='fails with a teacher alone',
+    other='no classifier',
+    unreadable='cannot be read',
+)
+
+
+def outcome(entry: Mapping[str, Any]) -> str:
+    """What became of a config."""
+    if 'method' in entry:
+        return SAID[entry['method']]
+    return next(said for key, said in OUTCOMES.items() if key in entry)
+
+
+def table(entries: Mapping[str, dict]) -> str:
+    """Counts, and why not FNKD; each reason with its configs."""
+    counts = Counter(map(outcome, entries.values()))
+    order = [*SAID.values(), *OUTCOMES.values()]
+    lines = ['| configs | |', '|--:|---|', *(f'| {counts[said]} | {said} |' for said in order if counts[said])]
+    reasons = defaultdict(list)
+    for name, entry in sorted(entries.items()):
+        why = next(
+            (entry[key] for key in ('reason', 'refused', 'broken', 'failed', 'unreadable') if key in entry), None
+        )
+        if why is not None:
+            reasons[outcome(entry), why.replace('|', '/')].append(name.removesuffix('.py'))
+    lines += ['', '| | why | configs |', '|---|---|---|']
+    for (said, why), found in sorted(reasons.items(), key=lambda item: order.index(item[0][0])):
+        lines.append(f'| {said} | {why} | {", ".join(found)} |')
+    giants = [
+        f'{name.removesuffix(".py")} ({entry["parameters"] / 1e9:.1f})'
+        for name, entry in sorted(entries.items())
+        if 'parameters' in entry
+    ]
+    lines += [
+        '',
+        f'Mixed, but their loss not run, for their size (billions of parameters): {", ".join(giants) or "none"}.',
+    ]
+    return '\n'.join(lines)
