@@ -58,7 +58,7 @@ class HuggingFaceTeacher(ModelTeacher):
         model, processor, made = _load(name, str(path))
         pixels = _format_of(made).restated(name, mean, std, channel_order)
         size = input_size or _size_of(name, made)
-        interpolation = interpolation or Resampling(processor.resample).name.lower()
+        interpolation = interpolation or _interpolation_of(processor)
         labels = list(model.config.id2label.values())
         invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
         found = None if invented else Classes.of(labels, name)
@@ -104,6 +104,12 @@ def _format_of(made: Tensor) -> PixelFormat:
     order = 'bgr' if (red - black).argmax() == 2 else 'rgb'
     mean, std = ([float(f'{x:.6g}') for x in values.tolist()] for values in (0 - black * std, std))
     return PixelFormat.of(mean, std, order)
+
+
+def _interpolation_of(processor: Any) -> str:
+    stated = getattr(processor, 'resample', None)
+    # One that resizes nothing states none: bicubic (our choice).
+    return 'bicubic' if stated is None else Resampling(stated).name.lower()
 
 
 def _size_of(name: str, made: Tensor) -> int:

@@ -105,6 +105,11 @@ def test_images_of_another_size_are_resized_as_the_processor_does(resample: int,
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1.01 / 255 / 0.2)
 
 
+def test_a_processor_that_resizes_nothing_has_no_interpolation(saved: Path) -> None:
+    _edit(saved, 'preprocessor_config.json', do_resize=False, resample=None, do_center_crop=True, crop_size=SIZE)
+    assert str(HuggingFaceTeacher(saved)._resize) == f'{SIZE} px bicubic'
+
+
 def test_format_is_what_a_processor_does_not_what_it_states(saved: Path) -> None:
     """EfficientNet's divides by std twice."""
     import transformers

@@ -60,6 +60,14 @@ def test_outcomes_of_configs(name: str, keys: set[str], configs: ModuleType) -> 
     assert set(configs.attempt(name)) == keys
 
 
+def test_files_are_named_by_their_place_in_mmpretrain(configs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise RuntimeError(f'{configs.SHIPPED}/resnet/a.py is no config')
+
+    monkeypatch.setattr(configs, 'load_config', fail)
+    assert configs.attempt('a.py') == dict(unreadable='RuntimeError: resnet/a.py is no config')
+
+
 def test_a_refused_config_and_one_that_fails_with_a_teacher_alone(
     configs: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,11 +280,7 @@ def _presets(title: str, folder: str, teacher: str, student: str, note: str = ''
         methods=(
             Method('plain', f'{folder}/plain_{student}_{folder}.py', ({},), {}),
             *(Method(name, config, ({},), {}) for name, config in plain),
-            *(
-                Method(title, config, ({},), {}, needs_teacher=True)
-                for title, config in taught
-                if (CONFIGS / config).is_file()
-            ),
+            *(Method(title, config, ({},), {}, needs_teacher=True) for title, config in taught),
         ),
         trial_options={},
         note=note,

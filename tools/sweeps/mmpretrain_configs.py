@@ -63,7 +63,8 @@ def attempt(name: str) -> dict[str, Any]:
 
 
 def _said(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.splitlines()[0]
+    # Files of MMPretrain by their place in it, not on this machine.
+    return f'{type(error).__name__}: {error}'.splitlines()[0].replace(f'{SHIPPED}/', '')
 
 
 @contextmanager
