@@ -16,6 +16,7 @@ from fnkd_plugin.distillers.labels import hard_labels
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.knowledge.replay import refuse_batch_augments
 from fnkd_plugin.last_affine import AffineReader, LogitReader, Reader, find_last_affine, find_last_module, probe
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.prediction import Prediction
@@ -234,6 +235,8 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
             'input has one; use KDLoss with it.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
+    if teacher.replay is not None:
+        refuse_batch_augments(student.data_preprocessor)
     teacher.prepare(source)
     print_log(
         f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',

@@ -1,5 +1,6 @@
 """Frozen teachers: images in the student's format to a :class:`~fnkd_plugin.Prediction`."""
 
+from fnkd_plugin.teachers.cached_teacher import CachedTeacher
 from fnkd_plugin.teachers.callable_teacher import CallableTeacher
 from fnkd_plugin.teachers.class_map import ClassMap
 from fnkd_plugin.teachers.class_names import Classes
@@ -11,6 +12,7 @@ from fnkd_plugin.teachers.teacher import Teacher
 from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
 __all__ = [
+    'CachedTeacher',
     'CallableTeacher',
     'ClassMap',
     'Classes',

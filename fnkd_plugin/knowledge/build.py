@@ -1,0 +1,175 @@
+"""Making a store: the teacher of a distilled config is asked of every view of every training image, once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, get_dist_info
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fnkd_plugin.config import is_distilled, plain_model, without_pretrained
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.knowledge.ask import ask
+from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences, plain
+from fnkd_plugin.knowledge.replay import Replay, refuse_batch_augments
+from fnkd_plugin.knowledge.store import Store, row_type
+from fnkd_plugin.teachers.pixels import format_of_preprocessor
+from fnkd_plugin.teachers.teacher import ModelTeacher
+
+
+class Source:
+    """What a distilled config's live teacher and training images are.
+
+    Args:
+        cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
+        replay: The views to store.
+        device: Where the teacher runs.
+
+    Raises:
+        SetupError: If the teacher is no such one, or the images of a batch are mixed after they were loaded.
+    """
+
+    def __init__(self, cfg: Config, replay: Replay, device: torch.device) -> None:
+        self.replay = replay
+        self.teacher_config = plain(_teacher_config(cfg))
+        student = MODELS.build(without_pretrained(plain_model(cfg)))
+        self.preprocessor: nn.Module = student.data_preprocessor.to(device)
+        refuse_batch_augments(self.preprocessor)
+        self.teacher: ModelTeacher = MODELS.build(dict(self.teacher_config))
+        stated = cfg.model.get('pixels') or {}
+        self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        self.dataset, self._collate = loader.dataset, loader.collate_fn
+        seed_samples(self.dataset, data_seed(replay.seed), stamps=True)
+
+    def bytes_needed(self, dtype: str) -> int:
+        """What the whole store takes on disk."""
+        return len(self.dataset) * self.replay.views * row_type(self.teacher.num_classes, dtype).itemsize
+
+    def open_store(self, folder: Path, dtype: str) -> Store:
+        """The store in ``folder``, made by the first of several processes if there is none.
+
+        Raises:
+            SetupError: If there is one of other knowledge.
+        """
+        _, images = next(self.rows([[SampleIndex(0, 0)]], dtype))
+        manifest = self._describe(dtype, list(images.shape[1:]))
+        if get_dist_info()[0] == 0 and not Store.exists(folder):
+            origin = self.teacher.predict(images).origin
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+        barrier()
+        store = Store(folder)
+        different = differences(
+            _comparable(store.manifest), _comparable(dict(format=store.manifest['format'], **manifest))
+        )
+        if different:
+            raise SetupError(
+                f'{folder} is a cache of other knowledge: {first_few(different)}; go on with the arguments that it was '
+                'made with, or give another folder.'
+            )
+        return store
+
+    def rows(
+        self, batches: Iterable[list[SampleIndex]], dtype: str, num_workers: int = 0
+    ) -> Iterator[tuple[Any, torch.Tensor]]:
+        """See :func:`~fnkd_plugin.knowledge.ask.ask`, of these batches."""
+        loader = DataLoader(
+            self.dataset, batch_sampler=_Batches(batches), num_workers=num_workers, collate_fn=self._collate
+        )
+        for batch in loader:
+            yield ask(self.teacher, self.preprocessor, batch, dtype)
+
+    def _describe(self, dtype: str, image: list[int]) -> dict[str, Any]:
+        teacher = self.teacher
+        classes = teacher.own_classes
+        return dict(
+            seed=self.replay.seed,
+            views=self.replay.views,
+            dtype=dtype,
+            image=image,
+            data=describe_data(self.dataset),
+            teacher=dict(
+                name=teacher.name,
+                config=self.teacher_config,
+                weights=describe_weights(teacher.model),
+                num_classes=teacher.num_classes,
+                feature_norm=teacher.has_feature_norm,
+                classes=None if classes is None else list(classes.names),
+                class_ids=None if classes is None or classes.ids is None else list(classes.ids),
+            ),
+            software=describe_software(),
+        )
+
+
+def fill(
+    source: Source,
+    store: Store,
+    batch_size: int,
+    num_workers: int = 0,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Ask of all that is not done; of several processes each takes blocks of its own.
+
+    Args:
+        source: What is asked.
+        store: Of that source.
+        batch_size: Images the teacher sees at once; it changes logits by rounding.
+        num_workers: Processes that load images.
+        advance: Called with the number of rows that each batch has made.
+    """
+    todo = list(store.pending())
+    barrier()  # all have read what is to be done, before anything of it is
+    rank, world = get_dist_info()
+    mine = todo[rank::world]
+    made = source.rows(_batches(mine, batch_size), store.manifest['dtype'], num_workers)
+    for view, start, end in mine:
+        rows = []
+        for _ in range(start, end, batch_size):
+            rows.append(next(made)[0])
+            advance(len(rows[-1]))
+        store.write(view, start, np.concatenate(rows))
+    barrier()
+
+
+class _Batches:
+    """What a ``DataLoader`` takes for a batch sampler."""
+
+    def __init__(self, batches: Iterable[list[SampleIndex]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return iter(self._batches)
+
+
+def _batches(blocks: list[tuple[int, int, int]], size: int) -> Iterator[list[SampleIndex]]:
+    for view, start, end in blocks:
+        for first in range(start, end, size):
+            yield [SampleIndex(i, view) for i in range(first, min(first + size, end))]
+
+
+def _teacher_config(cfg: Config) -> dict[str, Any]:
+    if not is_distilled(cfg):
+        raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
+    teacher = dict(cfg.model.teacher)
+    kind = teacher['type']
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind.split('.')[-1] in ('CachedTeacher', 'EnsembleTeacher'):
+        raise SetupError(
+            f'Knowledge store: {kind} cannot be cached; give one live teacher. Of several make a cache each, and train '
+            'with an EnsembleTeacher of CachedTeachers.'
+        )
+    teacher.pop('class_map', None)
+    return teacher
+
+
+def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Without the place of the weights, which have a hash."""
+    config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
+    return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}
