@@ -27,7 +27,7 @@ import fnkd_plugin  # noqa: F401
 from fnkd_plugin.config import merge_options
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.knowledge.build import Source, fill
+from fnkd_plugin.knowledge.build import Source, fill, share
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import DTYPES, Store
 
@@ -75,13 +75,13 @@ def main(argv: list[str] | None = None) -> None:
     if not Store.exists(args.out):
         _check_space(args.out, needed)
     store = source.open_store(args.out, args.dtype)
-    left, world = sum(end - start for _, start, end in store.pending()), get_dist_info()[1]
+    blocks = share(store)
     with _progress(console) as progress:
-        whole = store.samples * store.views
-        bar = progress.add_task('asking the teacher', total=whole, completed=whole - left)
+        # With several processes, of the first one's share; the others are about as fast.
+        bar = progress.add_task('asking the teacher', total=sum(end - start for _, start, end in blocks))
         batch_size = args.batch_size or cfg.train_dataloader.batch_size
-        # The others are about as fast.
-        fill(source, store, batch_size, cfg.train_dataloader.num_workers, lambda n: progress.advance(bar, n * world))
+        workers = cfg.train_dataloader.num_workers
+        fill(source, store, blocks, batch_size, workers, lambda count: progress.advance(bar, count))
     console.print(f"done; model.teacher=dict(type='CachedTeacher', path='{args.out}') trains with it", soft_wrap=True)
 
 

@@ -67,7 +67,7 @@ class Source:
         barrier()
         store = Store(folder)
         different = differences(
-            _comparable(store.manifest), _comparable(dict(format=store.manifest['format'], **manifest))
+            _comparable(store.manifest), _comparable({**manifest, 'format': store.manifest['format']})
         )
         if different:
             raise SetupError(
@@ -108,28 +108,38 @@ class Source:
         )
 
 
+Block = tuple[int, int, int]
+"""A view, the first row, and the row after the last."""
+
+
+def share(store: Store) -> list[Block]:
+    """The blocks to be done by this one of several processes."""
+    todo = list(store.pending())
+    barrier()  # all have read what is to be done, before anything of it is
+    rank, world = get_dist_info()
+    return todo[rank::world]
+
+
 def fill(
     source: Source,
     store: Store,
+    blocks: list[Block],
     batch_size: int,
     num_workers: int = 0,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Ask of all that is not done; of several processes each takes blocks of its own.
+    """Ask of these blocks, and store what is said.
 
     Args:
         source: What is asked.
         store: Of that source.
+        blocks: What is to be done.
         batch_size: Images the teacher sees at once; it changes logits by rounding.
         num_workers: Processes that load images.
         advance: Called with the number of rows that each batch has made.
     """
-    todo = list(store.pending())
-    barrier()  # all have read what is to be done, before anything of it is
-    rank, world = get_dist_info()
-    mine = todo[rank::world]
-    made = source.rows(_batches(mine, batch_size), store.manifest['dtype'], num_workers)
-    for view, start, end in mine:
+    made = source.rows(_batches(blocks, batch_size), store.manifest['dtype'], num_workers)
+    for view, start, end in blocks:
         rows = []
         for _ in range(start, end, batch_size):
             rows.append(next(made)[0])
@@ -148,7 +158,7 @@ class _Batches:
         return iter(self._batches)
 
 
-def _batches(blocks: list[tuple[int, int, int]], size: int) -> Iterator[list[SampleIndex]]:
+def _batches(blocks: list[Block], size: int) -> Iterator[list[SampleIndex]]:
     for view, start, end in blocks:
         for first in range(start, end, size):
             yield [SampleIndex(i, view) for i in range(first, min(first + size, end))]

@@ -28,7 +28,7 @@ def refuse_batch_augments(preprocessor: Any) -> None:
     """
     augments = getattr(preprocessor, 'batch_augments', None)
     if augments is not None:
-        kinds = [type(one).__name__ for one in getattr(augments, 'augs', [augments])]
+        kinds = [type(one).__name__ for one in getattr(augments, 'augments', [augments])]
         raise SetupError(
             f'CachedTeacher: {", ".join(kinds)} mixes images of a batch, which the teacher never saw mixed; take the '
             "batch augmentations out of the student's train_cfg or data preprocessor, or teach with the live teacher."

@@ -84,7 +84,7 @@ class Store:
         if origin is not None:
             np.save(folder / _ORIGIN, origin.astype('<f4'), allow_pickle=False)
         partial = folder / f'.{_MANIFEST}'
-        partial.write_text(json.dumps(dict(format=FORMAT, **manifest), indent=1) + '\n')
+        partial.write_text(json.dumps({'format': FORMAT, **manifest}, indent=1) + '\n')
         partial.replace(folder / _MANIFEST)
         return cls(folder)
 
@@ -96,11 +96,11 @@ class Store:
     def lookup(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Copies of the rows of these views [N] of these images [N]."""
         if (views == views[:1]).all():
-            return self._view(int(views[0]))[indices]
+            return self._view(int(views[0])).take(indices)
         found = np.empty(len(indices), self._type)
         for view in np.unique(views):
             of_view = views == view
-            found[of_view] = self._view(int(view))[indices[of_view]]
+            found[of_view] = self._view(int(view)).take(indices[of_view])
         return found
 
     def pending(self) -> Iterator[tuple[int, int, int]]:

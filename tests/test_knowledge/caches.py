@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from fnkd_plugin.knowledge.build import Source, fill
+from fnkd_plugin.knowledge.build import Source, fill, share
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import Store
 from tests.helpers import config, distilled, resnet
@@ -27,7 +27,8 @@ def make_cache(
         dict(config(distilled(student or resnet(), teacher), folder, **{'train_dataloader': loader(), **options}))
     )
     source = Source(cfg, Replay(seed, views), torch.device('cpu'))
-    fill(source, source.open_store(folder, dtype), cfg.train_dataloader.batch_size)
+    store = source.open_store(folder, dtype)
+    fill(source, store, share(store), cfg.train_dataloader.batch_size)
     return str(folder)
 
 
