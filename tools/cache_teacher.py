@@ -40,6 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--views', type=int, default=1, help='augmentations of each image; epochs repeat them (1)')
     parser.add_argument('--seed', type=int, help="of the augmentations (the config's randomness.seed, or 0)")
     parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0], help='of the stored logits (float16)')
+    parser.add_argument(
+        '--top-k',
+        type=int,
+        metavar='K',
+        help='keep the largest logits alone, for KD and FNKD (docs/cache.md has the error)',
+    )
     parser.add_argument('--batch-size', type=int, help="images the teacher sees at once (the config's)")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE', help='as in tools/train.py'
@@ -63,18 +69,18 @@ def main(argv: list[str] | None = None) -> None:
     training.set_loader_defaults(cfg)
     device = _join_processes(cfg, args.launcher)
     seed = (cfg.get('randomness') or {}).get('seed') if args.seed is None else args.seed
-    source = Source(cfg, Replay(seed or 0, args.views), device)
+    source = Source(cfg, Replay(seed or 0, args.views), device, args.dtype, args.top_k)
     console = Console(quiet=get_dist_info()[0] > 0)
-    needed = source.bytes_needed(args.dtype)
+    kept = f'the {args.top_k} largest of ' if args.top_k else ''
     console.print(
-        f'{len(source.dataset)} images in {args.views} views, {source.teacher.num_classes} classes in {args.dtype}: '
-        f'{_size(needed)} in {args.out}',
+        f'{len(source.dataset)} images in {args.views} views, {kept}{source.teacher.num_classes} classes in '
+        f'{args.dtype}: {_size(source.bytes_needed)} in {args.out}',
         highlight=False,
         soft_wrap=True,
     )
     if not Store.exists(args.out):
-        _check_space(args.out, needed)
-    store = source.open_store(args.out, args.dtype)
+        _check_space(args.out, source.bytes_needed)
+    store = source.open_store(args.out)
     blocks = share(store)
     with _progress(console) as progress:
         # With several processes, of the first one's share; the others are about as fast.

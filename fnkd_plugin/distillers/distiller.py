@@ -235,6 +235,11 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
             'input has one; use KDLoss with it.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
+    if teacher.top_k and head.needs_all_logits:
+        raise SetupError(
+            f'Distiller: {head.needs_all_logits[0]} needs all logits, but {teacher.name} keeps the {teacher.top_k} '
+            'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
+        )
     if teacher.replay is not None:
         refuse_batch_augments(student.data_preprocessor)
     teacher.prepare(source)

@@ -31,36 +31,50 @@ class Source:
         cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
         replay: The views to store.
         device: Where the teacher runs.
+        dtype: Of the stored logits.
+        top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.top_k`).
 
     Raises:
-        SetupError: If the teacher is no such one, or the images of a batch are mixed after they were loaded.
+        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or the images of a batch are
+            mixed after they were loaded.
     """
 
-    def __init__(self, cfg: Config, replay: Replay, device: torch.device) -> None:
+    def __init__(
+        self, cfg: Config, replay: Replay, device: torch.device, dtype: str = 'float16', top_k: int | None = None
+    ) -> None:
         self.replay = replay
+        self._dtype = dtype
+        self._top_k = top_k
         self.teacher_config = plain(_teacher_config(cfg))
         student = MODELS.build(without_pretrained(plain_model(cfg)))
         self.preprocessor: nn.Module = student.data_preprocessor.to(device)
         refuse_batch_augments(self.preprocessor)
         self.teacher: ModelTeacher = MODELS.build(dict(self.teacher_config))
+        if top_k is not None and not 0 < top_k < self.teacher.num_classes:
+            raise SetupError(
+                f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
+                f'{self.teacher.name} has {self.teacher.num_classes} classes.'
+            )
+        self.row_type = row_type(self.teacher.num_classes, dtype, top_k)
         stated = cfg.model.get('pixels') or {}
         self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
         loader = Runner.build_dataloader(cfg.train_dataloader)
         self.dataset, self._collate = loader.dataset, loader.collate_fn
         seed_samples(self.dataset, data_seed(replay.seed), stamps=True)
 
-    def bytes_needed(self, dtype: str) -> int:
+    @property
+    def bytes_needed(self) -> int:
         """What the whole store takes on disk."""
-        return len(self.dataset) * self.replay.views * row_type(self.teacher.num_classes, dtype).itemsize
+        return len(self.dataset) * self.replay.views * self.row_type.itemsize
 
-    def open_store(self, folder: Path, dtype: str) -> Store:
+    def open_store(self, folder: Path) -> Store:
         """The store in ``folder``, made by the first of several processes if there is none.
 
         Raises:
             SetupError: If there is one of other knowledge.
         """
-        _, images = next(self.rows([[SampleIndex(0, 0)]], dtype))
-        manifest = self._describe(dtype, list(images.shape[1:]))
+        _, images = next(self.rows([[SampleIndex(0, 0)]]))
+        manifest = self._describe(list(images.shape[1:]))
         if get_dist_info()[0] == 0 and not Store.exists(folder):
             origin = self.teacher.predict(images).origin
             Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
@@ -76,23 +90,22 @@ class Source:
             )
         return store
 
-    def rows(
-        self, batches: Iterable[list[SampleIndex]], dtype: str, num_workers: int = 0
-    ) -> Iterator[tuple[Any, torch.Tensor]]:
+    def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
         """See :func:`~fnkd_plugin.knowledge.ask.ask`, of these batches."""
         loader = DataLoader(
             self.dataset, batch_sampler=_Batches(batches), num_workers=num_workers, collate_fn=self._collate
         )
         for batch in loader:
-            yield ask(self.teacher, self.preprocessor, batch, dtype)
+            yield ask(self.teacher, self.preprocessor, batch, self.row_type)
 
-    def _describe(self, dtype: str, image: list[int]) -> dict[str, Any]:
+    def _describe(self, image: list[int]) -> dict[str, Any]:
         teacher = self.teacher
         classes = teacher.own_classes
         return dict(
             seed=self.replay.seed,
             views=self.replay.views,
-            dtype=dtype,
+            dtype=self._dtype,
+            top_k=self._top_k,
             image=image,
             data=describe_data(self.dataset),
             teacher=dict(
@@ -138,7 +151,7 @@ def fill(
         num_workers: Processes that load images.
         advance: Called with the number of rows that each batch has made.
     """
-    made = source.rows(_batches(blocks, batch_size), store.manifest['dtype'], num_workers)
+    made = source.rows(_batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
         rows = []
         for _ in range(start, end, batch_size):

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.top_k import compress
 
 FORMAT = 1
 BLOCK = 1024
@@ -19,26 +21,48 @@ _MANIFEST = 'manifest.json'
 _ORIGIN = 'origin.npy'
 
 
-def row_type(num_classes: int, dtype: str) -> np.dtype:
-    """A row: the checksum of the image, the feature norm (NaN if there is none), the logits [K]."""
+def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype:
+    """A row: the checksum of the image, the feature norm (NaN if there is none), the logits [K].
+
+    With ``top_k`` the largest logits, the moments of the others and the classes, see :mod:`fnkd_plugin.top_k`.
+    """
     logits = np.dtype(dtype).newbyteorder('<')
-    return np.dtype([('pixels', '<u4'), ('norm', '<f4'), ('logits', logits, (num_classes,))])
+    fields: list[tuple] = [('pixels', '<u4'), ('norm', '<f4')]
+    if top_k is None:
+        return np.dtype([*fields, ('logits', logits, (num_classes,))])
+    index = '<u2' if num_classes <= 2**16 else '<u4'
+    return np.dtype([*fields, ('tail', '<f4', (3,)), ('logits', logits, (top_k,)), ('classes', index, (top_k,))])
 
 
-def rows_of(pixels: np.ndarray, norms: np.ndarray | None, logits: np.ndarray, dtype: str) -> np.ndarray:
-    """Rows [N] of checksums [N], norms [N] or None, and logits [N, K].
+def rows_of(
+    kind: np.dtype, pixels: np.ndarray, norms: Tensor | None, logits: Tensor, origin: Tensor | None = None
+) -> np.ndarray:
+    """Rows [N] of a :func:`row_type`.
+
+    Args:
+        kind: The type.
+        pixels: Checksums [N].
+        norms: Feature norms [N], or None.
+        logits: Of all classes, [N, K].
+        origin: Their origin, [K], or None; read for rows of the largest logits.
 
     Raises:
-        SetupError: If a logit is too large for ``dtype``, or none.
+        SetupError: If a logit is too large for the type, or none.
     """
-    largest = float(np.abs(logits).max(initial=0))
-    if not largest <= np.finfo(dtype).max:
+    rows = np.empty(len(pixels), kind)
+    largest = float(logits.abs().max())
+    limit = np.finfo(rows['logits'].dtype).max
+    if not largest <= limit:
         raise SetupError(
-            f'Knowledge store: a logit of magnitude {largest:g} does not fit {dtype} (at most '
-            f'{np.finfo(dtype).max:g}); check the teacher, or store with --dtype float32.'
+            f'Knowledge store: a logit of magnitude {largest:g} does not fit {rows["logits"].dtype} (at most '
+            f'{limit:g}); check the teacher, or store with --dtype float32.'
         )
-    rows = np.empty(len(pixels), row_type(logits.shape[1], dtype))
-    rows['pixels'], rows['norm'], rows['logits'] = pixels, np.nan if norms is None else norms, logits
+    rows['pixels'], rows['norm'] = pixels, np.nan if norms is None else norms.cpu()
+    if 'classes' in kind.fields:  # type: ignore[operator]
+        values, classes, tail = compress(logits, origin, rows['logits'].shape[1])
+        rows['logits'], rows['classes'], rows['tail'] = values.cpu(), classes.cpu(), tail.cpu()
+    else:
+        rows['logits'] = logits.cpu()
     return rows
 
 
@@ -55,6 +79,7 @@ class Store:
     Attributes:
         manifest: What the knowledge is and belongs to, as in the file.
         origin: The logits of the zero feature [K], or None.
+        row_type: Of its rows.
 
     Raises:
         SetupError: If there is none, or it is of another format.
@@ -65,7 +90,7 @@ class Store:
         self.manifest = _read_manifest(self.folder)
         self.samples: int = self.manifest['data']['samples']
         self.views: int = self.manifest['views']
-        self._type = row_type(self.manifest['teacher']['num_classes'], self.manifest['dtype'])
+        self.row_type = _type_of(self.manifest)
         has_origin = (self.folder / _ORIGIN).is_file()
         self.origin = np.load(self.folder / _ORIGIN, allow_pickle=False) if has_origin else None
         self._rows: dict[int, np.ndarray] = {}
@@ -76,7 +101,7 @@ class Store:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = manifest['data']['samples']
-        dtype = row_type(manifest['teacher']['num_classes'], manifest['dtype'])
+        dtype = _type_of(manifest)
         for view in range(manifest['views']):
             for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', _blocks(samples))):
                 # Of full size at once, and sparse.
@@ -97,7 +122,7 @@ class Store:
         """Copies of the rows of these views [N] of these images [N]."""
         if (views == views[:1]).all():
             return self._view(int(views[0])).take(indices)
-        found = np.empty(len(indices), self._type)
+        found = np.empty(len(indices), self.row_type)
         for view in np.unique(views):
             of_view = views == view
             found[of_view] = self._view(int(view)).take(indices[of_view])
@@ -115,7 +140,7 @@ class Store:
         Raises:
             OSError: If the disk is full; the block is then not done.
         """
-        if start % BLOCK or len(rows) != min(BLOCK, self.samples - start) or rows.dtype != self._type:
+        if start % BLOCK or len(rows) != min(BLOCK, self.samples - start) or rows.dtype != self.row_type:
             raise ValueError(f'no block of this store: {len(rows)} rows of {rows.dtype} from {start}')
         # Not through the mapping, which answers a full disk with a signal.
         self._write(_rows_file(view), start, rows)
@@ -147,6 +172,10 @@ class Store:
             raise SetupError(
                 f'Knowledge store: {path} is missing or damaged ({error}); make the cache again.'
             ) from error
+
+
+def _type_of(manifest: dict[str, Any]) -> np.dtype:
+    return row_type(manifest['teacher']['num_classes'], manifest['dtype'], manifest['top_k'])
 
 
 def _blocks(samples: int) -> int:

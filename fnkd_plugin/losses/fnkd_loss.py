@@ -35,6 +35,7 @@ class FNKDLoss(SoftTargetLoss):
     """
 
     needs_feature_norm = True
+    needs_all_logits = False
 
     def __init__(
         self,

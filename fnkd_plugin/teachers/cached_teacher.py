@@ -16,8 +16,8 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.knowledge.ask import ask
 from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences
 from fnkd_plugin.knowledge.replay import Replay
-from fnkd_plugin.knowledge.store import Store
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.knowledge.store import Store, row_type
+from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
@@ -65,6 +65,12 @@ class CachedTeacher(Teacher):
         teacher = store.manifest['teacher']
         self.name = f'CachedTeacher({teacher["name"]})'
         self.has_feature_norm = teacher['feature_norm']
+        self.top_k = store.manifest['top_k']
+        if self.top_k and class_map is not None:
+            raise SetupError(
+                f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
+                'which others would be left; make the cache without --top-k.'
+            )
         self._verify = verify
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
         stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
@@ -122,13 +128,14 @@ class CachedTeacher(Teacher):
         rows = self._store.lookup(views, indices)
         self._check_images(images, rows['pixels'] != pixels, data_samples)
         device = images.device
-        logits = torch.from_numpy(rows['logits']).to(device).float()
-        if not self.has_feature_norm:
-            return self._classes.restrict(Prediction(logits))
+        logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
         if self._origin is not None and self._origin.device != device:
             self._origin = self._origin.to(device)
-        norms = torch.from_numpy(np.ascontiguousarray(rows['norm'])).to(device)
-        return self._classes.restrict(Prediction(logits, norms, self._origin))
+        told = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
+        if self.top_k is None:
+            return self._classes.restrict(told)
+        classes = torch.from_numpy(rows['classes'].astype('i8')).to(device)
+        return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
         teacher, size = self._store.manifest['teacher'], self._store.samples
@@ -138,7 +145,7 @@ class CachedTeacher(Teacher):
         live.prepare(self._source)
         views, indices = np.divmod(np.linspace(0, self._store.views * size - 1, self._verify).astype(int), size)
         batch = default_collate([dataset[SampleIndex(int(i), int(v))] for v, i in zip(views, indices, strict=True)])
-        now, images = ask(live, preprocessor, batch, 'float32')
+        now, images = ask(live, preprocessor, batch, row_type(teacher['num_classes'], 'float32', self.top_k))
         then = self._store.lookup(views, indices)
         self._check_images(images, now['pixels'] != then['pixels'], batch['data_samples'])
         for name in ('logits', 'norm'):
@@ -171,3 +178,8 @@ class CachedTeacher(Teacher):
 
     def _other_software(self) -> str:
         return ', '.join(differences(self._store.manifest['software'], describe_software()))
+
+
+def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
+    # Sent as it is stored, and made fp32 there.
+    return torch.from_numpy(np.ascontiguousarray(column)).to(device).float()

@@ -42,6 +42,12 @@ class EnsembleTeacher(Teacher):
         others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
         if others:
             raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
+        sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
+        if sparse:
+            raise SetupError(
+                f'EnsembleTeacher: {sparse[0]} keeps the largest logits alone, which have no mean with those of '
+                'others; make its cache without --top-k.'
+            )
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(

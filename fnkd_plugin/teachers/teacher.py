@@ -24,10 +24,12 @@ class Teacher(ABC):
     Attributes:
         name: For messages.
         has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
+        top_k: How many logits its predictions, then sparse, hold of each image; None for all.
     """
 
     name: str
     has_feature_norm: bool
+    top_k: int | None = None
 
     @property
     @abstractmethod

@@ -19,6 +19,7 @@ def make_cache(
     views: int = 2,
     dtype: str = 'float16',
     seed: int = 0,
+    top_k: int | None = None,
     student: Any = None,
     **options: Any,
 ) -> str:
@@ -26,8 +27,8 @@ def make_cache(
     cfg = Config(
         dict(config(distilled(student or resnet(), teacher), folder, **{'train_dataloader': loader(), **options}))
     )
-    source = Source(cfg, Replay(seed, views), torch.device('cpu'))
-    store = source.open_store(folder, dtype)
+    source = Source(cfg, Replay(seed, views), torch.device('cpu'), dtype, top_k)
+    store = source.open_store(folder)
     fill(source, store, share(store), cfg.train_dataloader.batch_size)
     return str(folder)
 

@@ -7,23 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.knowledge.store import BLOCK, Store, rows_of
+from fnkd_plugin.knowledge.store import BLOCK, Store, row_type, rows_of
 
 SAMPLES, VIEWS, CLASSES = BLOCK + 300, 3, 5
 pytestmark = pytest.mark.upstream
 
 
 def _store(folder: Path, dtype: str = 'float16') -> Store:
-    manifest = dict(seed=0, views=VIEWS, dtype=dtype, data=dict(samples=SAMPLES), teacher=dict(num_classes=CLASSES))
+    manifest = dict(
+        seed=0, views=VIEWS, dtype=dtype, top_k=None, data=dict(samples=SAMPLES), teacher=dict(num_classes=CLASSES)
+    )
     return Store.create(folder, manifest, np.arange(CLASSES, dtype='f4'))
 
 
 def _rows(view: int, start: int, end: int, dtype: str = 'float16') -> np.ndarray:
     index = np.arange(start, end)
     logits = np.sin(index[:, None] + 1000 * view + np.arange(CLASSES))
-    return rows_of(index * 7 + view, 1.0 + index, logits, dtype)
+    return rows_of(row_type(CLASSES, dtype), index * 7 + view, torch.from_numpy(1.0 + index), torch.from_numpy(logits))
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32'])
@@ -91,11 +94,23 @@ def test_half_a_block_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(('logit', 'said'), [(7e4, '70000 does not fit float16'), (np.nan, 'nan'), (np.inf, 'inf')])
 def test_logits_that_do_not_fit_are_refused(logit: float, said: str) -> None:
-    logits = np.array([[0, -logit]])
+    logits = torch.tensor([[0, -logit]])
     with pytest.raises(SetupError, match=said):
-        rows_of(np.zeros(1), None, logits, 'float16')
+        rows_of(row_type(2, 'float16'), np.zeros(1), None, logits)
     if np.isfinite(logit):
-        assert rows_of(np.zeros(1), None, logits, 'float32')['logits'].tolist() == logits.tolist()
+        rows = rows_of(row_type(2, 'float32'), np.zeros(1), None, logits)
+        assert rows['logits'].tolist() == logits.tolist() and np.isnan(rows['norm'])
+
+
+@pytest.mark.parametrize(('classes', 'index'), [(65536, 'u2'), (65537, 'u4')])
+def test_top_rows_hold_the_largest_and_moments_of_the_others(classes: int, index: str) -> None:
+    kind = row_type(classes, 'float32', top_k=3)
+    assert kind.itemsize == 4 + 4 + 3 * 4 + 3 * 4 + 3 * np.dtype(index).itemsize
+    logits = torch.arange(float(classes)).flip(0)[None] / classes
+    [row] = rows_of(kind, np.zeros(1), None, logits, origin=torch.ones(classes))
+    assert row['classes'].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(row['logits'], logits[0, :3])
+    np.testing.assert_allclose(row['tail'], [logits[0, 3:].mean() - 1, logits[0, 3:].var(correction=0), 0], atol=1e-6)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:

@@ -276,6 +276,30 @@ def test_caches_make_an_ensemble(folder: Path, tmp_path: Path) -> None:
         build(ensemble([cached(caches[0]), cached(other)]))
 
 
+@pytest.mark.parametrize('loss', [FNKD, dict(type='FNKDLoss'), dict(type='KDLoss', temperature=3.0)])
+def test_all_logits_but_one_are_all(loss: dict, folder: Path, tmp_path: Path) -> None:
+    # A tail of one class has no variance, so that nothing is lost.
+    teacher = timm_teacher(folder)
+    cache = make_cache(tmp_path / 'cache', teacher, dtype='float32', top_k=3)
+    trust = dict(wrong_teacher_weight=0.5)
+    live = _losses(distilled(resnet(), teacher, loss, **trust), tmp_path / 'live')
+    sparse = _losses(distilled(resnet(), cached(cache, verify=3), loss, **trust), tmp_path / 'sparse')
+    np.testing.assert_allclose(sparse, live, rtol=1e-4)
+
+
+def test_what_needs_all_logits_is_refused(folder: Path, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / 'cache', timm_teacher(folder), top_k=2)
+    for loss in ('DISTLoss', 'DKDLoss', 'LSKDLoss', 'NormKDLoss'):
+        with pytest.raises(SetupError, match=f'{loss} needs all logits, but .* keeps the 2 largest'):
+            build(distilled(resnet(), cached(cache), dict(type=loss)))
+    with pytest.raises(SetupError, match='keeps the 2 largest of its 4 logits'):
+        build(distilled(resnet(), cached(cache, class_map=[3, 2, 1, 0])))
+    with pytest.raises(SetupError, match='keeps the largest logits alone'):
+        build(distilled(resnet(), dict(type='EnsembleTeacher', teachers=[cached(cache)])))
+    with pytest.raises(SetupError, match='top_k=4 is not in 1 to 3'):
+        make_cache(tmp_path / 'other', timm_teacher(folder), top_k=4)
+
+
 def test_a_teacher_without_a_feature_norm_teaches_kd(tmp_path: Path) -> None:
     teacher = dict(type='CallableTeacher', fn='tests.test_teachers.test_cached_teacher.brightness')
     teacher |= dict(mean=[0, 0, 0], std=[255, 255, 255])

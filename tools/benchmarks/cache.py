@@ -83,14 +83,15 @@ def _seeding(rounds: int = 50, calls: int = 50) -> dict[str, list[float]]:
 
 def _empty_store(folder: Path, samples: int) -> Store:
     teacher, data = dict(num_classes=_CLASSES), dict(samples=samples)
-    return Store.create(folder, dict(seed=0, views=1, dtype='float16', data=data, teacher=teacher), None)
+    manifest = dict(seed=0, views=1, dtype='float16', top_k=None, data=data, teacher=teacher)
+    return Store.create(folder, manifest, None)
 
 
 def _lookups(folder: Path, samples: int = 10 * BLOCK, rounds: int = 200) -> list[float]:
     store, random = _empty_store(folder, samples), np.random.default_rng(0)
     for view, start, end in list(store.pending()):
-        logits = random.standard_normal((end - start, _CLASSES))
-        store.write(view, start, rows_of(np.zeros(end - start), None, logits, 'float16'))
+        logits = torch.randn(end - start, _CLASSES)
+        store.write(view, start, rows_of(store.row_type, np.zeros(end - start), None, logits))
     view = np.zeros(_LOOKUP, int)
     store.lookup(np.zeros(samples, int), np.arange(samples))  # warm
     times = interleaved({'lookup': lambda: store.lookup(view, random.integers(0, samples, _LOOKUP))}, rounds, 'lookups')
@@ -128,7 +129,7 @@ def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cfg.train_dataloader.dataset.indices = args.images
     cfg.train_dataloader.num_workers = args.workers
     size, source = cfg.train_dataloader.batch_size, Source(cfg, Replay(0, 1), torch.device('cpu'))
-    store = source.open_store(folder / 'cache', 'float16')
+    store = source.open_store(folder / 'cache')
     fill(source, store, share(store), size, args.workers)
     distilled = dict(cfg.model, teacher=dict(type='CachedTeacher', path=str(folder / 'cache')))
     models = dict(plain=cfg.model.student, cached=distilled, live=cfg.model)
