@@ -45,11 +45,12 @@ class Source:
         self.replay = replay
         self._dtype = dtype
         self._top_k = top_k
-        self.teacher_config = plain(_teacher_config(cfg))
+        config = _teacher_config(cfg)
+        self.teacher_config = plain(config)
         student = MODELS.build(without_pretrained(plain_model(cfg)))
         self.preprocessor: nn.Module = student.data_preprocessor.to(device)
         refuse_batch_augments(self.preprocessor)
-        self.teacher: ModelTeacher = MODELS.build(dict(self.teacher_config))
+        self.teacher: ModelTeacher = MODELS.build(config)
         if top_k is not None and not 0 < top_k < self.teacher.num_classes:
             raise SetupError(
                 f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
@@ -180,7 +181,8 @@ def _batches(blocks: list[Block], size: int) -> Iterator[list[SampleIndex]]:
 def _teacher_config(cfg: Config) -> dict[str, Any]:
     if not is_distilled(cfg):
         raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
-    teacher = dict(cfg.model.teacher)
+    # items() imports the classes that pure-Python configs name.
+    teacher = dict(cfg.model.teacher.items())
     kind = teacher['type']
     kind = kind if isinstance(kind, str) else kind.__name__
     if kind.split('.')[-1] in ('CachedTeacher', 'EnsembleTeacher'):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def plain(node: Any) -> Any:
         return [plain(value) for value in node]
     if isinstance(node, type):
         return f'{node.__module__}.{node.__qualname__}'
-    return node if node is None or isinstance(node, (bool, int, float, str)) else str(node)
+    return node if node is None or isinstance(node, (bool, int, float, str)) else _words(node)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -101,7 +102,8 @@ def _annotations(dataset: Any, roots: list[str]) -> str:
 
 
 def _words(step: Any) -> str:
-    return ' '.join(_ADDRESS.sub('', repr(step)).split())
+    text = str(step) if isinstance(step, Path) else repr(step)
+    return ' '.join(_ADDRESS.sub('', text).split())
 
 
 def _short(value: Any) -> str:

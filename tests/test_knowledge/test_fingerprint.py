@@ -84,6 +84,10 @@ def test_configs_become_plain_data() -> None:
     )
 
 
+def test_functions_are_known_by_name_not_by_address() -> None:
+    assert plain(dict(fn=lambda: 0)) == plain(dict(fn=lambda: 0))
+
+
 def test_no_difference_between_equals_and_the_first_of_a_list() -> None:
     assert differences(dict(a=[1, 2], b=None), dict(a=[1, 2], b=None)) == []
     assert differences(dict(a=[1, 2, 3]), dict(a=[1, 5])) == ['a[1]: 2 then, 5 now']
