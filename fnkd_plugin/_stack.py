@@ -13,6 +13,7 @@ _WITHOUT_STACK = (
     'errors',
     'framework',
     'functional',
+    'knowledge.replay',
     'last_affine',
     'losses',
     'prediction',
@@ -26,6 +27,7 @@ _WITHOUT_STACK = (
     'teachers.teacher',
     'timm',
     'timm_models',
+    'top_k',
 )
 
 

@@ -84,12 +84,12 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
     """The config of the teacher that a name means.
 
     Args:
-        name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, else a config file or a name of
-            MMPretrain's model zoo. A config file is Python and runs when read.
+        name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, ``cached:FOLDER``, else a config file or
+            a name of MMPretrain's model zoo. A config file is Python and runs when read.
         checkpoint: Its weights; if None, the published ones of a name that has some.
 
     Raises:
-        SetupError: If ``hf:`` is given a checkpoint, since its weights lie beside its config.
+        SetupError: If ``hf:`` or ``cached:`` is given a checkpoint.
     """
     kind, _, model = name.partition(':')
     weights = {} if checkpoint is None else dict(checkpoint=checkpoint)
@@ -99,6 +99,10 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
         if checkpoint is not None:
             raise SetupError(f'{name}: its weights lie beside its config; it takes no checkpoint ({checkpoint}).')
         return dict(type='HuggingFaceTeacher', path=model)
+    if kind == 'cached':
+        if checkpoint is not None:
+            raise SetupError(f'{name}: a cache needs no weights; it takes no checkpoint ({checkpoint}).')
+        return dict(type='CachedTeacher', path=model)
     return dict(type='MMPretrainTeacher', config=name, **weights)
 
 

@@ -56,6 +56,36 @@ class EnsemblePrediction(Prediction):
         return made
 
 
+class SparsePrediction(Prediction):
+    """The largest logits of a batch, and moments of the others; see :mod:`fnkd_plugin.top_k`.
+
+    ``logits`` are the k largest of each image in falling order, [N, k]; ``origin`` is of all classes.
+
+    Attributes:
+        classes: Which classes these are, [N, k].
+        tail: Mean and variance of v - b over the other classes, and its covariance with b, [N, 3].
+        num_classes: K.
+    """
+
+    classes: Tensor
+    tail: Tensor
+    num_classes: int
+
+    @classmethod
+    def of(cls, dense: Prediction, classes: Tensor, tail: Tensor, num_classes: int) -> 'SparsePrediction':
+        """Of a prediction whose ``logits`` are the largest."""
+        made = cls(*dense)
+        made.classes, made.tail, made.num_classes = classes, tail, num_classes
+        return made
+
+
+def most_likely(prediction: Prediction) -> Tensor:
+    """The class of the largest logit of each image, [N]."""
+    if isinstance(prediction, SparsePrediction):
+        return prediction.classes[:, 0]
+    return prediction.logits.argmax(1)
+
+
 def members_of(prediction: Prediction) -> list[tuple[float, Prediction]]:
     """Each teacher's share, of sum 1, and its own prediction; a single teacher's share is 1."""
     if isinstance(prediction, EnsemblePrediction):

@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> None:
     merge_options(cfg, args.cfg_options)
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
-        console.print("The teacher's checkpoint is not there; --teacher-checkpoint FILE names it. Going on without.")
+        console.print(
+            "The teacher's checkpoint is not there, or it is a cached teacher, which knows its training images alone; "
+            '--teacher-checkpoint FILE names it, --teacher-config FILE another. Going on without.'
+        )
     neighbours = None
     if args.groups is not None:
         taxonomy = taxonomy_of(args.groups)

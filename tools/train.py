@@ -68,7 +68,8 @@ def add_mixing_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda name: (name, None),
         default=[],
         metavar='NAME',
-        help='timm:MODEL, hf:FOLDER_OR_ID, a config file or a name of the model zoo; several make an ensemble',
+        help='timm:MODEL, hf:FOLDER_OR_ID, cached:FOLDER, a config file or a name of the model zoo; several make an '
+        'ensemble',
     )
     group.add_argument(
         '--teacher-checkpoint',

@@ -191,7 +191,9 @@ def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> T
         if checkpoint is not None:
             raise SetupError(f"analysis: there is no teacher's checkpoint {path}.")
         return None
-    return MODELS.build(named)
+    teacher = MODELS.build(named)
+    # A cached one knows the training images under their augmentations, and no others.
+    return None if teacher.replay is not None else teacher
 
 
 def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

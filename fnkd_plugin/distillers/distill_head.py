@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import Prediction, most_likely
 
 
 @MODELS.register_module()
@@ -70,6 +70,11 @@ class DistillHead(nn.Module):
         """Whether any soft loss with a weight reads feature norms."""
         return any(loss.needs_feature_norm and loss.loss_weight > 0 for loss in self.soft_losses)
 
+    @property
+    def needs_all_logits(self) -> list[str]:
+        """The soft losses with a weight that cannot learn from a teacher's largest logits alone."""
+        return [type(loss).__name__ for loss in self.soft_losses if loss.needs_all_logits and loss.loss_weight > 0]
+
     def forward(
         self, student: Prediction, teacher: Prediction, labels: Tensor | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -109,7 +114,7 @@ class DistillHead(nn.Module):
     def _trust(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise ValueError('DistillHead: the images have no labels, which wrong_teacher_weight needs; leave it at 1.')
-        right = (teacher.logits.argmax(1) == labels).float()
+        right = (most_likely(teacher) == labels).float()
         return right + (1 - right) * self.wrong_teacher_weight
 
     def _name_of(self, loss: nn.Module, taken: dict[str, Tensor]) -> str:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import Prediction, most_likely
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def batch_statistics(student: Prediction, teacher: Prediction, labels: Tensor | 
         ``agreement``, the share of images on which both predict one class; ``teacher_acc``, the teacher's
         accuracy on the batch; ``teacher_norm`` and ``student_norm``, the mean feature norms.
     """
-    guess = teacher.logits.argmax(1)
+    guess = most_likely(teacher)
     found = {'agreement': (student.logits.argmax(1) == guess).float().mean()}
     if labels is not None:
         found['teacher_acc'] = (guess == labels).float().mean()

@@ -4,11 +4,14 @@ from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 
-from fnkd_plugin.engine.seeded_dataset import derive_seed, make_seeded, seed_all
-
-_DATA, _STEP = 0, 1
+from fnkd_plugin.datasets.seeded_dataset import data_seed, make_seeded, seed_all, step_seed
+from fnkd_plugin.distillers import Distiller
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.knowledge.replay import Replay
+from fnkd_plugin.knowledge.switches import refuse_switches
 
 
 @HOOKS.register_module()
@@ -20,10 +23,20 @@ class ReproducibleHook(Hook):
     that was not, for any number of workers, and plain and distilled runs see the same batches. The seed is
     ``randomness.seed``, or the one MMEngine drew, which a resumed run takes from the checkpoint. Put the hook
     into ``default_hooks``, whose entries merge.
+
+    Args:
+        replay: Augment by this ``seed``, and by the same ``views`` of each image again and again:
+            ``dict(seed=0, views=2)``. A ``CachedTeacher`` brings its own; others may be given it to be compared.
+
+    Raises:
+        SetupError: Before training, if the images cannot be those that a ``CachedTeacher`` knows.
     """
 
     # Before every hook that may draw, and right after the batch is loaded, whose workers are seeded apart.
     priority = 'VERY_HIGH'
+
+    def __init__(self, replay: dict | None = None) -> None:
+        self._replay = None if replay is None else Replay(**replay)
 
     def before_train(self, runner: Any) -> None:
         """Seed the sampler's order and each sample's augmentations."""
@@ -33,7 +46,12 @@ class ReproducibleHook(Hook):
         if hasattr(sampler, 'seed') and not _has_own_seed(runner):
             # The sampler was built before a checkpoint told the seed.
             sampler.seed = seed
-        make_seeded(loader.dataset, sampler, derive_seed(seed, _DATA))
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        replay = self._replay_with(model)
+        make_seeded(loader.dataset, sampler, data_seed(replay.seed if replay else seed), replay and replay.views)
+        if replay is not None and isinstance(model, Distiller):
+            refuse_switches(runner.hooks)
+            model._distillation.teacher.check_data(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             # Upstream's loop by iterations has started its workers already, with the data set as it was.
             loader._iterator = None
@@ -41,7 +59,15 @@ class ReproducibleHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed mixup, dropout and whatever else draws in the main process."""
-        seed_all(derive_seed(_common_seed(runner), _STEP, get_rank(), runner.iter))
+        seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
+
+    def _replay_with(self, model: Any) -> Replay | None:
+        known = model._distillation.teacher.replay if isinstance(model, Distiller) else None
+        if known and self._replay and known != self._replay:
+            raise SetupError(
+                f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
+            )
+        return known or self._replay
 
 
 def _common_seed(runner: Any) -> int:

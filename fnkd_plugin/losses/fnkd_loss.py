@@ -36,6 +36,7 @@ class FNKDLoss(SoftTargetLoss):
     """
 
     needs_feature_norm = True
+    needs_all_logits = False
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class KDLoss(SoftTargetLoss):
         SetupError: If a number is out of range or not finite.
     """
 
+    needs_all_logits = False
+
     def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0, t_squared: bool = True) -> None:
         super().__init__(loss_weight)
         self.temperature = check_number('KDLoss', 'temperature', temperature, positive=True)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.functional import soft_cross_entropy
-from fnkd_plugin.prediction import Prediction, members_of
+from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
+from fnkd_plugin.top_k import log_target, sparse_cross_entropy
 
 
 class SoftLoss(nn.Module, ABC):
@@ -18,6 +19,9 @@ class SoftLoss(nn.Module, ABC):
 
     needs_feature_norm = False
     """Whether the loss reads ``feature_norm`` and ``origin`` of both predictions."""
+
+    needs_all_logits = True
+    """Whether a :class:`~fnkd_plugin.prediction.SparsePrediction` of a teacher does not serve."""
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -74,7 +78,11 @@ class SoftTargetLoss(SoftLoss):
         """
         z = self.scaled_logits(student)
         losses = [
-            share * soft_cross_entropy(z, self.scaled_logits(one), trust * self.sample_weight(one))
-            for share, one in members_of(teacher)
+            share * self._cross_entropy(z, one, trust * self.sample_weight(one)) for share, one in members_of(teacher)
         ]
         return self.loss_weight * sum(losses[1:], losses[0])
+
+    def _cross_entropy(self, z: Tensor, teacher: Prediction, weight: Tensor | float) -> Tensor:
+        if isinstance(teacher, SparsePrediction):
+            return sparse_cross_entropy(z, log_target(teacher, self.scaled_logits), teacher.classes, weight)
+        return soft_cross_entropy(z, self.scaled_logits(teacher), weight)

@@ -54,6 +54,11 @@ class ClassMap:
         """K of the restricted predictions."""
         return self._all if self._index is None else len(self._index)
 
+    @property
+    def own(self) -> Classes | None:
+        """The names of all the teacher's classes, if known."""
+        return self._classes
+
     def match(self, count: int, classes: Classes | None) -> None:
         """Compare with the student's classes, and find them where the map is ``'by-name'``.
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmpretrain.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
@@ -25,7 +26,7 @@ class EnsembleTeacher(Teacher):
         weights: One > 0 for each; only their ratios count. All alike if None.
 
     Raises:
-        SetupError: If there are no teachers, or the weights do not fit.
+        SetupError: If there are no teachers, the weights do not fit, or two cached ones know other views.
     """
 
     def __init__(self, teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> None:
@@ -41,6 +42,18 @@ class EnsembleTeacher(Teacher):
         others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
         if others:
             raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
+        sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
+        if sparse:
+            raise SetupError(
+                f'EnsembleTeacher: {sparse[0]} keeps the largest logits alone, which have no mean with those of '
+                'others; make its cache without --top-k.'
+            )
+        replays = {teacher.replay for teacher in self.teachers if teacher.replay}
+        if len(replays) > 1:
+            raise SetupError(
+                f'EnsembleTeacher: its cached teachers know other views: {", ".join(map(str, sorted(replays)))}; make '
+                'all caches with one --seed and one number of --views.'
+            )
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
         self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)
 
@@ -53,6 +66,16 @@ class EnsembleTeacher(Teacher):
         """See :meth:`Teacher.match_classes`."""
         for teacher in self.teachers:
             teacher.match_classes(count, classes)
+
+    @property
+    def replay(self) -> Replay | None:
+        """See :attr:`Teacher.replay`; the cached ones among the teachers agree."""
+        return next((teacher.replay for teacher in self.teachers if teacher.replay), None)
+
+    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_data`."""
+        for teacher in self.teachers:
+            teacher.check_data(dataset, preprocessor)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.framework import print_log
+from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -24,10 +25,12 @@ class Teacher(ABC):
     Attributes:
         name: For messages.
         has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
+        top_k: How many logits its predictions, then sparse, hold of each image; None for all.
     """
 
     name: str
     has_feature_norm: bool
+    top_k: int | None = None
 
     @property
     @abstractmethod
@@ -45,6 +48,22 @@ class Teacher(ABC):
             SetupError: If the teacher's predictions cannot be of these classes, in this order.
         """
         ClassMap(self.name, self.num_classes).match(count, classes)
+
+    @property
+    def replay(self) -> Replay | None:
+        """Which views of the training images it knows; None if it can be asked of any image."""
+        return None
+
+    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
+        """Compare, before training, what it knows with what it will be asked.
+
+        Args:
+            dataset: The training set, seeded and stamping its samples as ``replay`` says.
+            preprocessor: The student's data preprocessor.
+
+        Raises:
+            SetupError: If it knows other images than these.
+        """
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:
@@ -125,6 +144,11 @@ class ModelTeacher(Teacher):
     def num_classes(self) -> int:
         """See :attr:`Teacher.num_classes`."""
         return self._classes.count
+
+    @property
+    def own_classes(self) -> Classes | None:
+        """The names of all its classes, before any class map, if they are known."""
+        return self._classes.own
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """See :meth:`Teacher.match_classes`."""

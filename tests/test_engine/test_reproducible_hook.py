@@ -75,8 +75,8 @@ def test_passes_of_an_infinite_sampler_differ(tmp_path: Path) -> None:
 def test_resumes_exactly_with_a_switched_recipe(tmp_path: Path, persistent: bool) -> None:
     later = [dict(type='Resize', scale=16), dict(type='ColorJitter', brightness=0.5), dict(type='PackInputs')]
     schedule = [
-        dict(action_epoch=1, train_augments=MIXING),
-        dict(action_epoch=3, pipeline=later, train_augments=None),
+        dict(action_epoch=1, batch_augments=MIXING),
+        dict(action_epoch=3, train_pipeline=later, batch_augments=None),
     ]
     options = dict(
         custom_hooks=[dict(type='SwitchRecipeHook', schedule=schedule)],

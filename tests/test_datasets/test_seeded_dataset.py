@@ -5,13 +5,13 @@ import pytest
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmpretrain.datasets.samplers import RepeatAugSampler
 
-from fnkd_plugin.engine import seeded_dataset
-from fnkd_plugin.engine.seeded_dataset import SampleIndex, derive_seed, make_seeded
+from fnkd_plugin.datasets import seeded_dataset
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, derive_seed, make_seeded
 from tests.helpers import RandomImages
 
 
 def views(sampler_type: type, world: int, count: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> list:
-    """The (index, time) of each process's sampler."""
+    """The (index, view, time) of each process's sampler."""
     found = []
     for rank in range(world):
         monkeypatch.setattr(seeded_dataset, 'get_dist_info', lambda rank=rank: (rank, world))
@@ -21,7 +21,7 @@ def views(sampler_type: type, world: int, count: int, monkeypatch: pytest.Monkey
         sampler = sampler_type(RandomImages(count=count), seed=0, **options)
         make_seeded(sampler.dataset, sampler, 0)
         stream = iter(sampler)
-        found.append([(int(i), i.time) for i, _ in zip(stream, range(2 * count // world), strict=False)])
+        found.append([(int(i), i.view, i.time) for i, _ in zip(stream, range(2 * count // world), strict=False)])
     return found
 
 
@@ -36,11 +36,11 @@ def test_processes_together_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) 
     [one] = views(InfiniteSampler, 1, 9, monkeypatch)
     two = views(InfiniteSampler, 2, 9, monkeypatch)
     assert sorted(one) == sorted(two[0] + two[1])
-    assert [time for _, time in one] == [0] * 9 + [1] * 9
+    assert [view for _, view, _ in one] == [0] * 9 + [1] * 9
 
 
 def test_a_default_sampler_draws_each_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {time for _, time in views(DefaultSampler, 1, 9, monkeypatch)[0]} == {0}
+    assert {time for *_, time in views(DefaultSampler, 1, 9, monkeypatch)[0]} == {0}
 
 
 def test_a_skipping_sampler_goes_on_in_its_pass() -> None:
@@ -50,14 +50,14 @@ def test_a_skipping_sampler_goes_on_in_its_pass() -> None:
     make_seeded(sampler.dataset, sampler, 0)
     sampler.skip(5)
     first = next(iter(sampler))
-    assert (int(first), first.time) == (1, 1)
+    assert (int(first), first.view) == (1, 1)
 
 
 def test_seeded_objects_survive_pickling() -> None:
     dataset = RandomImages(pipeline=[dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')])
     make_seeded(dataset, DefaultSampler(dataset), 3)
     copy, index = pickle.loads(pickle.dumps((dataset, SampleIndex(2, 5, 1))))
-    assert (index, index.epoch, index.time) == (2, 5, 1)
+    assert (index, index.view, index.time) == (2, 5, 1)
     assert isinstance(copy, RandomImages)
     assert (copy[index]['inputs'] == dataset[index]['inputs']).all()
 

@@ -1,0 +1,200 @@
+"""Making a store: the teacher of a distilled config is asked of every view of every training image, once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, get_dist_info
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fnkd_plugin.config import is_distilled, plain_model, without_pretrained
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.knowledge.ask import ask
+from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences, plain
+from fnkd_plugin.knowledge.replay import Replay, refuse_batch_augments
+from fnkd_plugin.knowledge.store import Store, row_type
+from fnkd_plugin.teachers.pixels import format_of_preprocessor
+from fnkd_plugin.teachers.teacher import ModelTeacher
+
+
+class Source:
+    """What a distilled config's live teacher and training images are.
+
+    Args:
+        cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
+        replay: The views to store.
+        device: Where the teacher runs.
+        dtype: Of the stored logits.
+        top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.top_k`).
+
+    Raises:
+        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or the images of a batch are
+            mixed after they were loaded.
+    """
+
+    def __init__(
+        self, cfg: Config, replay: Replay, device: torch.device, dtype: str = 'float16', top_k: int | None = None
+    ) -> None:
+        self.replay = replay
+        self._dtype = dtype
+        self._top_k = top_k
+        config = _teacher_config(cfg)
+        self.teacher_config = plain(config)
+        student = MODELS.build(without_pretrained(plain_model(cfg)))
+        self.preprocessor: nn.Module = student.data_preprocessor.to(device)
+        refuse_batch_augments(self.preprocessor)
+        self.teacher: ModelTeacher = MODELS.build(config)
+        if top_k is not None and not 0 < top_k < self.teacher.num_classes:
+            raise SetupError(
+                f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
+                f'{self.teacher.name} has {self.teacher.num_classes} classes.'
+            )
+        self.row_type = row_type(self.teacher.num_classes, dtype, top_k)
+        stated = cfg.model.get('pixels') or {}
+        self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        self.dataset, self._collate = loader.dataset, loader.collate_fn
+        seed_samples(self.dataset, data_seed(replay.seed), stamps=True)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the whole store takes on disk."""
+        return len(self.dataset) * self.replay.views * self.row_type.itemsize
+
+    def open_store(self, folder: Path) -> Store:
+        """The store in ``folder``, made by the first of several processes if there is none.
+
+        Raises:
+            SetupError: If there is one of other knowledge.
+        """
+        _, images = next(self.rows([[SampleIndex(0, 0)]]))
+        manifest = self._describe(list(images.shape[1:]))
+        if get_dist_info()[0] == 0 and not Store.exists(folder):
+            origin = self.teacher.predict(images).origin
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+        barrier()
+        store = Store(folder)
+        different = differences(
+            _comparable(store.manifest), _comparable({**manifest, 'format': store.manifest['format']})
+        )
+        if different:
+            raise SetupError(
+                f'{folder} is a cache of other knowledge: {first_few(different)}; go on with the arguments that it was '
+                'made with, or give another folder.'
+            )
+        return store
+
+    def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
+        """See :func:`~fnkd_plugin.knowledge.ask.ask`, of these batches."""
+        loader = DataLoader(
+            self.dataset, batch_sampler=_Batches(batches), num_workers=num_workers, collate_fn=self._collate
+        )
+        for batch in loader:
+            yield ask(self.teacher, self.preprocessor, batch, self.row_type)
+
+    def _describe(self, image: list[int]) -> dict[str, Any]:
+        teacher = self.teacher
+        classes = teacher.own_classes
+        return dict(
+            seed=self.replay.seed,
+            views=self.replay.views,
+            dtype=self._dtype,
+            top_k=self._top_k,
+            image=image,
+            data=describe_data(self.dataset),
+            teacher=dict(
+                name=teacher.name,
+                config=self.teacher_config,
+                weights=describe_weights(teacher.model),
+                num_classes=teacher.num_classes,
+                feature_norm=teacher.has_feature_norm,
+                classes=None if classes is None else list(classes.names),
+                class_ids=None if classes is None or classes.ids is None else list(classes.ids),
+            ),
+            software=describe_software(),
+        )
+
+
+Block = tuple[int, int, int]
+"""A view, the first row, and the row after the last."""
+
+
+def share(store: Store) -> list[Block]:
+    """The blocks to be done by this one of several processes."""
+    todo = list(store.pending())
+    barrier()  # all have read what is to be done, before anything of it is
+    rank, world = get_dist_info()
+    return todo[rank::world]
+
+
+def fill(
+    source: Source,
+    store: Store,
+    blocks: list[Block],
+    batch_size: int,
+    num_workers: int = 0,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Ask of these blocks, and store what is said.
+
+    Args:
+        source: What is asked.
+        store: Of that source.
+        blocks: What is to be done.
+        batch_size: Images the teacher sees at once; it changes logits by rounding.
+        num_workers: Processes that load images.
+        advance: Called with the number of rows that each batch has made.
+    """
+    made = source.rows(_batches(blocks, batch_size), num_workers)
+    for view, start, end in blocks:
+        rows = []
+        for _ in range(start, end, batch_size):
+            rows.append(next(made)[0])
+            advance(len(rows[-1]))
+        store.write(view, start, np.concatenate(rows))
+    barrier()
+
+
+class _Batches:
+    """What a ``DataLoader`` takes for a batch sampler."""
+
+    def __init__(self, batches: Iterable[list[SampleIndex]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return iter(self._batches)
+
+
+def _batches(blocks: list[Block], size: int) -> Iterator[list[SampleIndex]]:
+    for view, start, end in blocks:
+        for first in range(start, end, size):
+            yield [SampleIndex(i, view) for i in range(first, min(first + size, end))]
+
+
+def _teacher_config(cfg: Config) -> dict[str, Any]:
+    if not is_distilled(cfg):
+        raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
+    # items() imports the classes that pure-Python configs name.
+    teacher = dict(cfg.model.teacher.items())
+    kind = teacher['type']
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind.split('.')[-1] in ('CachedTeacher', 'EnsembleTeacher'):
+        raise SetupError(
+            f'Knowledge store: {kind} cannot be cached; give one live teacher. Of several make a cache each, and train '
+            'with an EnsembleTeacher of CachedTeachers.'
+        )
+    teacher.pop('class_map', None)
+    return teacher
+
+
+def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Without the place of the weights, which have a hash."""
+    config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
+    return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

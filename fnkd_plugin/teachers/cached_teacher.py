@@ -1,0 +1,185 @@
+"""A teacher that has said all it will say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.logging import print_log
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.knowledge.ask import ask
+from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences
+from fnkd_plugin.knowledge.replay import Replay
+from fnkd_plugin.knowledge.store import Store, row_type
+from fnkd_plugin.prediction import Prediction, SparsePrediction
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
+from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.teacher import Teacher
+
+VERIFY_TOLERANCE = 2e-3
+"""How far stored numbers may be from the live teacher's, as a share of the largest; fp16 rounds by 5e-4."""
+
+
+@MODELS.register_module()
+class CachedTeacher(Teacher):
+    """What a teacher said of each view of each training image, as ``tools/cache_teacher.py`` stored it.
+
+    Training then replays those views: epoch e augments as view ``e % views`` of the cache does, whatever the seed of
+    the run. Data and pipeline are compared with the cache's before the first step, and each image's pixels with those
+    that the teacher saw, by checksum. Which soft loss is used is free.
+
+    Args:
+        path: The folder.
+        verify: Ask the live teacher again of so many images before training, where its weights are at hand.
+        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
+            file of such, one a line; or ``'by-name'``.
+        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the cache has none.
+
+    Raises:
+        SetupError: If there is no cache, it is not complete, or its classes do not fit.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        verify: int = 0,
+        class_map: ClassMapping | None = None,
+        classes: ClassNames | None = None,
+    ) -> None:
+        self._store = store = Store(path)
+        left = sum(end - start for _, start, end in store.pending())
+        if left:
+            raise SetupError(
+                f'CachedTeacher: {path} lacks {left} of {store.views * store.samples} views of images; go on with '
+                'tools/cache_teacher.py, with the same arguments.'
+            )
+        teacher = store.manifest['teacher']
+        self.name = f'CachedTeacher({teacher["name"]})'
+        self.has_feature_norm = teacher['feature_norm']
+        self.top_k = store.manifest['top_k']
+        if self.top_k and class_map is not None:
+            raise SetupError(
+                f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
+                'which others would be left; make the cache without --top-k.'
+            )
+        self._verify = verify
+        self._origin = None if store.origin is None else torch.from_numpy(store.origin)
+        stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
+        known = stored if classes is None else Classes.of(classes, self.name)
+        self._classes = ClassMap(self.name, teacher['num_classes'], known, class_map)
+
+    @property
+    def num_classes(self) -> int:
+        """See :attr:`Teacher.num_classes`."""
+        return self._classes.count
+
+    @property
+    def replay(self) -> Replay:
+        """See :attr:`Teacher.replay`."""
+        return Replay(self._store.manifest['seed'], self._store.views)
+
+    def match_classes(self, count: int, classes: Classes | None) -> None:
+        """See :meth:`Teacher.match_classes`."""
+        self._classes.match(count, classes)
+
+    def prepare(self, source: PixelFormat) -> None:
+        """See :meth:`Teacher.prepare`; kept for :meth:`check_data`, since the teacher has seen the images already."""
+        self._source = source
+
+    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_data`."""
+        different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
+        if different:
+            raise SetupError(
+                f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; make '
+                'a cache of these.'
+            )
+        software = self._other_software()
+        if software:
+            print_log(
+                f'{self.name}: the cache was made with other software ({software}); should that change an image, '
+                'training stops there.',
+                logger='current',
+            )
+        if self._verify:
+            with isolated_rng():
+                self._ask_again(dataset, preprocessor)
+
+    @torch.compiler.disable
+    def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
+        """See :meth:`Teacher.predict`; the samples' stamps tell which views of which images they are."""
+        stamps = [getattr(sample, 'stamp', None) for sample in data_samples or ()]
+        if len(stamps) != len(images) or None in stamps:
+            raise SetupError(
+                f'{self.name}: it knows the training images as ReproducibleHook replays them, and no others; add '
+                "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
+                'evaluated.'
+            )
+        views, indices, pixels = np.array(stamps, dtype=np.int64).T
+        rows = self._store.lookup(views, indices)
+        self._check_images(images, rows['pixels'] != pixels, data_samples)
+        device = images.device
+        logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
+        if self._origin is not None and self._origin.device != device:
+            self._origin = self._origin.to(device)
+        told = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
+        if self.top_k is None:
+            return self._classes.restrict(told)
+        classes = torch.from_numpy(rows['classes'].astype('i8')).to(device)
+        return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
+
+    def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
+        teacher, size = self._store.manifest['teacher'], self._store.samples
+        live: Any = MODELS.build(dict(teacher['config']))
+        if describe_weights(live.model) != teacher['weights']:
+            raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
+        live.prepare(self._source)
+        views, indices = np.divmod(np.linspace(0, self._store.views * size - 1, self._verify).astype(int), size)
+        batch = default_collate([dataset[SampleIndex(int(i), int(v))] for v, i in zip(views, indices, strict=True)])
+        now, images = ask(live, preprocessor, batch, row_type(teacher['num_classes'], 'float32', self.top_k))
+        then = self._store.lookup(views, indices)
+        self._check_images(images, now['pixels'] != then['pixels'], batch['data_samples'])
+        for name in ('logits', 'norm'):
+            a, b = now[name].astype('f4'), then[name].astype('f4')
+            largest = np.nanmax(np.abs(a), initial=1)
+            error = np.nanmax(np.abs(a - b), initial=0)
+            if error > VERIFY_TOLERANCE * largest:
+                raise SetupError(
+                    f'{self.name}: verify: {name} differ by up to {error:g} from those of the live teacher (of '
+                    f'magnitude {largest:g}); make the cache again.'
+                )
+
+    def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:
+        shape = list(images.shape[1:])
+        if shape != self._store.manifest['image']:
+            raise SetupError(
+                f"{self.name}: the student's images are {shape} after its data preprocessor, those of the cache "
+                f'{self._store.manifest["image"]}; pad as the config did that the cache was made with.'
+            )
+        if other.any():
+            names = [
+                str(data_samples[i].get('img_path') or data_samples[i].stamp.sample) for i in np.flatnonzero(other)
+            ]
+            software = self._other_software() or 'the same versions of all software'
+            raise RuntimeError(
+                f'{self.name}: {len(names)} of {len(other)} images are not those that the teacher saw '
+                f'({first_few(names)}). Something random in the pipeline is not seeded, a file has changed, or another '
+                f'version makes other pixels ({software}).'
+            )
+
+    def _other_software(self) -> str:
+        return ', '.join(differences(self._store.manifest['software'], describe_software()))
+
+
+def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
+    # Sent as it is stored, and made fp32 there.
+    return torch.from_numpy(np.ascontiguousarray(column)).to(device).float()

@@ -1,0 +1,104 @@
+"""``tools/cache_teacher.py`` stopped, resumed, on two processes, and refused."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import timm_checkpoint
+from tests.test_knowledge.caches import contents
+from tests.test_tools import test_distributed
+from tests.test_tools.configs import write_configs
+from tests.test_tools.processes import ROOT, Nursery
+
+VIEWS = ['--views', 3, '--seed', 5]
+
+
+def _config(folder: Path) -> Path:
+    plain, distilled = write_configs(folder, timm_checkpoint(folder))
+    text = plain.read_text()
+    plain.write_text(text.replace(",\n    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))", ')'))
+    return distilled
+
+
+def kill_later(images: torch.Tensor) -> torch.Tensor:
+    """Logits, or SIGKILL at the call of that number."""
+    calls = int(os.environ.get('KILL_AT', 0))
+    os.environ['KILL_AT'] = str(calls - 1)
+    if calls == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images.mean((2, 3)) @ torch.linspace(-1, 1, 3 * 4).view(3, 4)
+
+
+def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    fn = "dict(type='CallableTeacher', fn='tests.test_tools.test_cache_teacher.kill_later', mean=[0]*3, std=[1]*3)"
+    config.write_text(
+        config.read_text() + f'model["teacher"] = {fn}\nmodel["head"]["soft_loss"] = dict(type="KDLoss")\n'
+    )
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+    flags = [*VIEWS, '--cfg-options', 'train_dataloader.num_workers=1']
+    done = tools.run('cache_teacher.py', config, '--out', whole, *flags)
+    assert done.code == 0, done.output
+    assert '16 images in 3 views, 4 classes in float16: 768 B' in done.output
+    # The probe, the first image, and 4 batches a view: within the second view.
+    killed = tools.run('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
+    assert killed.code == -signal.SIGKILL, killed.output
+    early = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{cut}', '--distill', 'kd')
+    assert early.code == 1
+    assert 'lacks 32 of 48 views of images; go on with tools/cache_teacher.py' in early.output
+    resumed = tools.run('cache_teacher.py', config, '--out', cut, *flags)
+    assert resumed.code == 0, resumed.output
+    assert contents(cut) == contents(whole)
+
+    trained = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{cut}', '--distill', 'kd')
+    assert trained.code == 0, trained.output
+    other = tools.run('cache_teacher.py', config, '--out', cut, *VIEWS[:2], '--seed', 6)
+    assert other.code == 1
+    assert 'is a cache of other knowledge: seed: 5 then, 6 now' in other.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
+def test_two_processes_make_what_one_makes(tools: Nursery, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    one = tools.run('cache_teacher.py', config, '--out', tmp_path / 'one', *VIEWS)
+    assert one.code == 0, one.output
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29563']
+    flags = ['--out', tmp_path / 'two', *VIEWS, '--launcher', 'pytorch']
+    command = [*torchrun, ROOT / 'tools' / 'cache_teacher.py', config, *flags]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    two = subprocess.run([*map(str, command)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert two.returncode == 0, two.stdout
+    assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
+def test_two_processes_train_from_a_cache_as_one_does(tools: Nursery, tmp_path: Path) -> None:
+    live = test_distributed._config(tmp_path)
+    cache = tools.run('cache_teacher.py', live, '--out', tmp_path / 'cache', '--views', 2)
+    assert cache.code == 0, cache.output
+    config = tmp_path / 'cached.py'
+    teacher = f"dict(_delete_=True, type='CachedTeacher', path='{tmp_path / 'cache'}')"
+    config.write_text(f"_base_ = 'distilled.py'\nmodel = dict(teacher={teacher})\n")
+    one = tools.run('train.py', config, '--work-dir', tmp_path / 'one')
+    assert one.code == 0, one.output
+    options = ['--cfg-options', 'train_dataloader.batch_size=2']
+    two = test_distributed._script('dist_train.sh', config, 2, '--work-dir', tmp_path / 'two', *options)
+    assert two.returncode == 0, two.stdout
+    first, second = (torch.load(tmp_path / n / 'epoch_3.pth', weights_only=True) for n in ('one', 'two'))
+    for key, weight in first['state_dict'].items():
+        torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_cached_is_said(tools: Nursery, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    plain = tools.run('cache_teacher.py', tmp_path / 'plain.py', '--out', tmp_path / 'out')
+    assert plain.output.splitlines()[-1].startswith('error: Knowledge store: the config has no teacher')
+    views = str(10**15)
+    large = tools.run('cache_teacher.py', config, '--out', tmp_path / 'out', '--views', views)
+    assert large.code == 1 and 'the cache needs 2.56e+05 TB, but' in large.output.splitlines()[-1]
+    assert not (tmp_path / 'out').exists()
