@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -28,7 +29,8 @@ class CallableTeacher(ModelTeacher):
         std: As ``mean``.
         channel_order: ``'rgb'`` or ``'bgr'``.
         input_size: Resize images to this height and width if they differ.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain).
@@ -44,7 +46,7 @@ class CallableTeacher(ModelTeacher):
         std: Sequence[float] | None = None,
         channel_order: str = 'rgb',
         input_size: int | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -54,7 +56,7 @@ class CallableTeacher(ModelTeacher):
             raise SetupError(f'{name}: fn must be a module or a function of images, but is {found!r}.')
         model = found if isinstance(found, nn.Module) else _Function(found)
         pixels = PixelFormat().restated(name, mean, std, channel_order)
-        super().__init__(model, model, pixels, name, input_size, channels_last, class_map, classes)
+        super().__init__(model, model, pixels, name, input_size, execution, class_map, classes)
 
 
 class _Function(nn.Module):

@@ -16,6 +16,7 @@ from fnkd_plugin.tasks import check_single_label
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import Classes, dataset_classes, saved_classes
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -35,7 +36,8 @@ class MMPretrainTeacher(ModelTeacher):
         channel_order: ``'rgb'`` or ``'bgr'``, needed where the data preprocessor has ``to_rgb=False`` (so
             that the order depends on the loader) and the student's differs.
         input_size: Resize images to this height and width if they differ.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where neither
@@ -54,7 +56,7 @@ class MMPretrainTeacher(ModelTeacher):
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
         input_size: int | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -72,7 +74,7 @@ class MMPretrainTeacher(ModelTeacher):
         of_data = dataset_classes(cfg)
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
         forward = functools.partial(model, mode='tensor')
-        super().__init__(model, forward, pixels, name, input_size, channels_last, class_map, classes, found)
+        super().__init__(model, forward, pixels, name, input_size, execution, class_map, classes, found)
 
 
 def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | None]:
