@@ -7,6 +7,8 @@ there is no Runner whose checkpoints could remember anything.
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import Tensor, distributed
+
 from fnkd_plugin._stack import OPENMMLAB_INSTALLED
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
@@ -19,7 +21,7 @@ else:
         logging.getLogger('fnkd_plugin').log(level, msg)
 
 
-__all__ = ['print_log', 'register_model', 'registered_dataset', 'run_messages']
+__all__ = ['all_reduce', 'print_log', 'register_model', 'registered_dataset', 'run_messages']
 
 Kind = TypeVar('Kind', bound=type)
 
@@ -41,3 +43,9 @@ def run_messages() -> Any:
     hub = MessageHub.get_current_instance()
     # Outside a Runner the current hub is MMEngine's own default, which outlives any one training.
     return None if hub.instance_name == 'mmengine' else hub
+
+
+def all_reduce(tensor: Tensor, op: str = 'sum') -> None:
+    """Sum a tensor over all processes, or take the ``'max'`` of them, in place; nothing where there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor, getattr(distributed.ReduceOp, op.upper()))

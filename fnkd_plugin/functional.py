@@ -80,7 +80,7 @@ def scale_by_feature_norm(
     logits: Tensor,
     feature_norm: Tensor,
     origin: Tensor | None,
-    tau: float,
+    tau: float | Tensor,
     mode: str = 'clip',
 ) -> Tensor:
     r"""Logits as if the penultimate feature had been rescaled to the norm :math:`\tau` (Eq. 10).
@@ -101,8 +101,8 @@ def scale_by_feature_norm(
         logits: :math:`z`, [N, K].
         feature_norm: :math:`r \ge 0`, [N].
         origin: :math:`b`, the logits of the zero feature, [K]; None for a layer without bias.
-        tau: The norm to rescale to, > 0, in the unit of ``feature_norm``. For :math:`\tau \to \infty`
-            ``clip`` leaves the logits alone.
+        tau: The norm to rescale to, > 0, in the unit of ``feature_norm``, a number or a scalar tensor. For
+            :math:`\tau \to \infty` ``clip`` leaves the logits alone.
         mode: ``'clip'`` or ``'normalize'``.
 
     Returns:
@@ -119,7 +119,7 @@ def scale_by_feature_norm(
     return (z - b) * scale[:, None] + b
 
 
-def norm_scale(feature_norm: Tensor, tau: float, mode: str = 'clip') -> Tensor:
+def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:
     """The scale :math:`s` of :func:`scale_by_feature_norm`, the inverse of the sample's temperature, > 0, [N]."""
     r = at_least_fp32(feature_norm)
     if mode == 'clip':

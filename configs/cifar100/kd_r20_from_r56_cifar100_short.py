@@ -8,7 +8,7 @@ model = dict(
         type='MMPretrainTeacher',
         config='{{ fileDirname }}/plain_r56_cifar100_short.py',
         checkpoint=teacher_checkpoint,
-        channels_last=True,
+        execution=dict(channels_last=True),
     ),
     head={{_base_.kd}},
 )

@@ -4,6 +4,11 @@ model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    teacher=dict(type='TimmTeacher', model='tf_efficientnet_lite2', checkpoint=teacher_checkpoint, channels_last=True),
+    teacher=dict(
+        type='TimmTeacher',
+        model='tf_efficientnet_lite2',
+        checkpoint=teacher_checkpoint,
+        execution=dict(channels_last=True),
+    ),
     head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')),
 )

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmengine.logging import MessageHub, print_log
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -63,12 +64,22 @@ class DistillHead(nn.Module):
     @property
     def active(self) -> bool:
         """Whether any soft loss has a weight; if not, the teacher is not run."""
-        return any(loss.loss_weight > 0 for loss in self.soft_losses)
+        return bool(self._weighed())
 
     @property
     def needs_feature_norm(self) -> bool:
         """Whether any soft loss with a weight reads feature norms."""
-        return any(loss.needs_feature_norm and loss.loss_weight > 0 for loss in self.soft_losses)
+        return any(loss.needs_feature_norm for loss in self._weighed())
+
+    def begin(self, device: torch.device) -> None:
+        """What must be done before training, outside a compiled graph: see :meth:`SoftLoss.begin`."""
+        for loss in self._weighed():
+            loss.begin(device)
+
+    def catch_up(self) -> None:
+        """What must be done after :meth:`forward`, outside a compiled graph: see :meth:`SoftLoss.catch_up`."""
+        for loss in self._weighed():
+            loss.catch_up()
 
     @property
     def needs_all_logits(self) -> list[str]:
@@ -87,9 +98,7 @@ class DistillHead(nn.Module):
         extra = {} if self.wrong_teacher_weight == 1 else {'trust': self._trust(teacher, labels)}
         losses: dict[str, Tensor] = {}
         log_vars: dict[str, Tensor] = {}
-        for loss in self.soft_losses:
-            if loss.loss_weight == 0:
-                continue
+        for loss in self._weighed():
             loss.observe(teacher)
             losses[self._name_of(loss, losses)] = loss(student, teacher, labels, **extra) * factor
             log_vars.update(loss.log_vars())
@@ -110,6 +119,9 @@ class DistillHead(nn.Module):
                 )
             scaled['loss_hard' if name == 'loss' else name] = value
         return scaled
+
+    def _weighed(self) -> list[SoftLoss]:
+        return [loss for loss in self.soft_losses if loss.loss_weight > 0]
 
     def _trust(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
         if labels is None:

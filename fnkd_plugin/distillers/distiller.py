@@ -6,6 +6,7 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     class _Student(nn.Module):
         data_preprocessor: nn.Module
 
+        def parse_losses(self, losses: dict[str, Any]) -> Any: ...
+
 else:
     _Student = object
 
@@ -62,11 +65,18 @@ class Distillation:
 
     def ask_teacher(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
         """The teacher's prediction of the student's batch; no random stream is moved."""
-        self.guard.look_back()
+        if not torch.compiler.is_compiling():
+            self.guard.look_back()
         with isolated_rng():
             prediction = self.teacher.predict(inputs, data_samples)
         self.guard.check(prediction, data_samples)
         return prediction
+
+    @torch.compiler.disable
+    def catch_up(self) -> None:
+        """What a compiled graph of a training batch left undone; nothing after one that was not compiled."""
+        self.guard.catch_up()
+        self.head.catch_up()
 
 
 @MODELS.register_module()
@@ -136,7 +146,7 @@ class Distiller(_Student):
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **kwargs: Any) -> Any:
         """The student's forward; in mode ``'loss'`` with the soft losses added."""
         if mode != 'loss':
-            if mode == 'predict':  # the last batch of an epoch, before it is evaluated
+            if mode == 'predict' and not torch.compiler.is_compiling():  # an epoch's last batch, before it is evaluated
                 self._distillation.guard.look_back()
             return super().forward(inputs, data_samples, mode, **kwargs)
         teaching = self._distillation
@@ -162,6 +172,23 @@ class Distiller(_Student):
         losses.update(log_vars)
         losses.update(batch_statistics(student, teacher, labels))
         return losses
+
+    def parse_losses(self, losses: dict[str, Any]) -> Any:
+        """The student's own; called between forward and backward, outside a compiled graph or at its end."""
+        self._distillation.catch_up()
+        return super().parse_losses(losses)
+
+    def train(self, mode: bool = True) -> Any:
+        """The student's own; called by a Runner before each epoch, when a checkpoint to resume from has been read."""
+        if mode and '_distillation' in self.__dict__:  # not while the student is still being examined
+            self._distillation.head.begin(next(self.parameters()).device)
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        # No checkpoint is written after a broken batch; MMEngine's own state_dict calls this as torch's does.
+        self._distillation.guard.catch_up()
+        self._distillation.guard.look_back()
+        super()._save_to_state_dict(*args)
 
 
 @functools.cache

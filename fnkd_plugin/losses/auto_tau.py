@@ -5,14 +5,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import print_log, run_messages
+from fnkd_plugin.framework import all_reduce, print_log, run_messages
+from fnkd_plugin.host_copy import HostCopy
 
 CALIBRATION_BATCHES = 20
 LAMBDA = 3.0
 _KEY = 'fnkd_auto_tau_'
+_NAMES = ('sum', 'count', 'batches')
 # How many losses have begun to learn in each run: each has a key of its own, the same when the run is resumed.
 _begun: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -26,16 +28,19 @@ class AutoTau:
     is stored with each checkpoint and a resumed run continues with the same; elsewhere it is in the ``state_dict()`` of
     its loss.
 
+    It is a tensor on the teacher's device, so that no step waits for it, and is learned without a branch, so that a
+    compiled graph is compiled once.
+
     Attributes:
-        tau: The estimate so far, NaN before the first batch. All that a compiled graph reads: counters, which
-            change from batch to batch, would have it compiled anew each time.
+        tau: The estimate so far, a scalar tensor; NaN before the first batch.
     """
 
     def __init__(self) -> None:
-        self.tau = float('nan')
-        self._sum = 0.0
-        self._count = 0.0
-        self._batches = 0
+        # The sum of norms, how many, of how many batches: in fp64, as Python's numbers.
+        self._state = torch.zeros(3, dtype=torch.float64)
+        self.tau = torch.tensor(float('nan'), dtype=torch.float64)
+        self._late: HostCopy | None = None
+        self._begun = self._learned = self._settled = False
         self._key: str | None = None
         hub = run_messages()
         if hub is not None:
@@ -44,62 +49,96 @@ class AutoTau:
                 hub.pop_info(key)
             _begun[hub] = 0
 
-    @property
-    def settled(self) -> bool:
-        """Whether the estimate will change no more."""
-        return self._batches >= CALIBRATION_BATCHES
+    def begin(self, device: torch.device) -> None:
+        """Find what a resumed run had learned, unless a batch has been seen; to be called outside a compiled graph."""
+        if self._begun:
+            return
+        self._state, self.tau = self._state.to(device), self.tau.to(device)
+        hub = run_messages()
+        if hub is None:
+            return
+        if self._key is None:
+            index = _begun.get(hub, 0)
+            _begun[hub] = index + 1
+            self._key = f'{_KEY}{index}'
+        saved = hub.get_info(self._key)
+        if saved is None:
+            return
+        self.restore(saved)
+        print_log(f"FNKDLoss: tau='auto' resumed as {float(self.tau):.4g}.", logger='current')
 
     def state(self) -> dict[str, float]:
         """What was learned so far, as plain numbers."""
-        return {'sum': self._sum, 'count': self._count, 'batches': self._batches}
+        return dict(zip(_NAMES, self._state.tolist(), strict=True))
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
-        self._sum, self._count, self._batches = state['sum'], state['count'], int(state['batches'])
-        self.tau = self._sum / self._count / LAMBDA if self._count else float('nan')
+        found = [float(state[name]) for name in _NAMES]
+        self._state.copy_(torch.tensor(found, dtype=torch.float64))
+        self.tau = _tau_of(self._state)
+        self._begun, self._settled = found[2] > 0, found[2] >= CALIBRATION_BATCHES
 
-    @torch.compiler.disable
     def update(self, feature_norm: Tensor) -> None:
         """Take in the teacher's feature norms [N] of one batch, until settled.
 
         Raises:
-            SetupError: If their mean is zero or not finite, since no tau > 0 follows from it.
+            SetupError: If their mean is zero or not finite, since no tau > 0 follows from it; on an accelerator with
+                the next batch.
         """
-        if self.settled:
-            return
-        hub = run_messages()
-        if hub is not None and self._key is None:
-            self._resume(hub)
-            if self.settled:
+        if not torch.compiler.is_compiling():
+            if self._settled:
                 return
-        batch = feature_norm.float()
-        total = torch.stack([batch.sum(), batch.new_tensor(float(len(batch)))])
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(total)
-        norm_sum, count = total.tolist()
-        self._sum += norm_sum
-        self._count += count
-        self._batches += 1
-        self.tau = self._sum / self._count / LAMBDA
-        if not 0 < self.tau < float('inf'):
+            self.begin(feature_norm.device)
+        self._learn(feature_norm)
+        if not torch.compiler.is_compiling():
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """What :meth:`update` left undone in a compiled graph; to be called outside of it.
+
+        Raises:
+            SetupError: As :meth:`update`.
+        """
+        if self._settled or not self._learned:
+            return
+        self._begun, self._learned = True, False
+        hub = run_messages()
+        if hub is not None and self._key is not None:
+            hub.update_info(self._key, dict(zip(_NAMES, self._state, strict=True)))
+        if self._late is not None:
+            self._look(self._late)
+        self._late = HostCopy(self._state)
+        if self._late.is_here:
+            self._look(self._late)
+            self._late = None
+
+    @torch.no_grad()
+    def _learn(self, feature_norm: Tensor) -> None:
+        norms = feature_norm.float()
+        # Filled on the device: a number brought there would make the host wait.
+        total = torch.stack([norms.sum(), norms.new_full((), len(norms))])
+        all_reduce(total)
+        state = self._state.to(norms.device)
+        learned = state + torch.cat([total, total.new_ones(1)])
+        self._state = torch.where(state[2] < CALIBRATION_BATCHES, learned, state)
+        self.tau = _tau_of(self._state)
+        self._learned = True
+
+    def _look(self, state: HostCopy) -> None:
+        norm_sum, count, batches = state.read().tolist()
+        if not 0 < norm_sum < float('inf'):
             raise SetupError(
                 f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / count}; "
                 'check the teacher, or set tau to a number.'
             )
-        if hub is not None and self._key is not None:
-            hub.update_info(self._key, self.state())
-        if self.settled:
+        if batches >= CALIBRATION_BATCHES and not self._settled:
+            self._settled = True
             print_log(
-                f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm "
-                f'over {self._count:.0f} images.',
+                f"FNKDLoss: tau='auto' settled at {norm_sum / count / LAMBDA:.4g}, a third of the teacher's mean "
+                f'feature norm over {count:.0f} images.',
                 logger='current',
             )
 
-    def _resume(self, hub: Any) -> None:
-        index = _begun.get(hub, 0)
-        _begun[hub] = index + 1
-        self._key = f'{_KEY}{index}'
-        saved = hub.get_info(self._key)
-        if saved is not None:
-            self.restore(saved)
-            print_log(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.", logger='current')
+
+def _tau_of(state: Tensor) -> Tensor:
+    return state[0] / state[1] / LAMBDA

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, tensor
+from torch import Tensor, device, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.framework import print_log, register_model
@@ -65,7 +65,17 @@ class FNKDLoss(SoftTargetLoss):
     @property
     def tau(self) -> float:
         """The norm features are rescaled to; with ``'auto'`` the estimate so far (NaN before any batch)."""
-        return self._tau if self._auto is None else self._auto.tau
+        return self._tau if self._auto is None else float(self._auto.tau)
+
+    def begin(self, device: device) -> None:
+        """Let ``tau='auto'`` resume."""
+        if self._auto is not None:
+            self._auto.begin(device)
+
+    def catch_up(self) -> None:
+        """Let ``tau='auto'`` store what it has learned."""
+        if self._auto is not None:
+            self._auto.catch_up()
 
     def observe(self, teacher: Prediction) -> None:
         """Let ``tau='auto'`` learn from the first batches."""
@@ -84,7 +94,7 @@ class FNKDLoss(SoftTargetLoss):
 
     def log_vars(self) -> dict[str, Tensor]:
         """``tau``."""
-        return {'tau': tensor(self.tau)}
+        return {'tau': tensor(self._tau) if self._auto is None else self._auto.tau.float()}
 
     def scaled_logits(self, prediction: Prediction) -> Tensor:
         """:math:`(z - b) s + b`, [N, K]."""
@@ -92,4 +102,6 @@ class FNKDLoss(SoftTargetLoss):
         assert norm is not None
         if self.detach_norm:
             norm = norm.detach()
-        return scale_by_feature_norm(logits, norm, origin, self.tau, self.mode)
+        return scale_by_feature_norm(
+            logits, norm, origin, self._tau if self._auto is None else self._auto.tau, self.mode
+        )

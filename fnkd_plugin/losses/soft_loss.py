@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
@@ -26,6 +27,12 @@ class SoftLoss(nn.Module, ABC):
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = check_number(type(self).__name__, 'loss_weight', loss_weight)
+
+    def begin(self, device: torch.device) -> None:
+        """Called before training, and each of its epochs, with the device of the student; outside a compiled graph."""
+
+    def catch_up(self) -> None:
+        """Called after each training batch's :meth:`forward`, outside a compiled graph."""
 
     def observe(self, teacher: Prediction) -> None:
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""

@@ -10,6 +10,7 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.framework import register_model
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -29,7 +30,8 @@ class CallableTeacher(ModelTeacher):
         channel_order: ``'rgb'`` or ``'bgr'``.
         input_size: Resize images to this height and width if they differ.
         interpolation: How they are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain).
@@ -46,7 +48,7 @@ class CallableTeacher(ModelTeacher):
         channel_order: str = 'rgb',
         input_size: int | None = None,
         interpolation: str = 'bicubic',
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -57,7 +59,7 @@ class CallableTeacher(ModelTeacher):
         model = found if isinstance(found, nn.Module) else _Function(found)
         pixels = PixelFormat().restated(name, mean, std, channel_order)
         super().__init__(
-            model, model, pixels, name, input_size, channels_last, class_map, classes, interpolation=interpolation
+            model, model, pixels, name, input_size, execution, class_map, classes, interpolation=interpolation
         )
 
 

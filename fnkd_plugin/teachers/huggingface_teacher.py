@@ -15,6 +15,7 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -32,7 +33,8 @@ class HuggingFaceTeacher(ModelTeacher):
         channel_order: ``'rgb'`` or ``'bgr'``, where the processor's is wrong.
         input_size: Resize images to this height and width if they differ; the processor's size if None.
         interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...), where the processor's is wrong.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the model's are wrong.
@@ -50,7 +52,7 @@ class HuggingFaceTeacher(ModelTeacher):
         channel_order: str | None = None,
         input_size: int | None = None,
         interpolation: str | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class HuggingFaceTeacher(ModelTeacher):
         def forward(images: Any) -> Any:
             return model(pixel_values=images).logits
 
-        super().__init__(model, forward, pixels, name, size, channels_last, class_map, classes, found, interpolation)
+        super().__init__(model, forward, pixels, name, size, execution, class_map, classes, found, interpolation)
 
 
 def _load(name: str, path: str) -> tuple[Any, Any, Tensor]:

@@ -15,6 +15,7 @@ from fnkd_plugin.tasks import check_single_label, forward_to_logits
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import Classes, saved_classes
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -36,7 +37,8 @@ class MMPretrainTeacher(ModelTeacher):
         input_size: Resize images to this height and width if they differ.
         interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...); that of the config's test pipeline if
             None, and bicubic if that resizes nothing (our choice).
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where neither
@@ -56,7 +58,7 @@ class MMPretrainTeacher(ModelTeacher):
         channel_order: str | None = None,
         input_size: int | None = None,
         interpolation: str | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -75,9 +77,7 @@ class MMPretrainTeacher(ModelTeacher):
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
         interpolation = interpolation or _interpolation(cfg)
         forward = forward_to_logits(model)
-        super().__init__(
-            model, forward, pixels, name, input_size, channels_last, class_map, classes, found, interpolation
-        )
+        super().__init__(model, forward, pixels, name, input_size, execution, class_map, classes, found, interpolation)
 
 
 def _interpolation(cfg: Config) -> str:

@@ -15,6 +15,7 @@ from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.execution import Execution, ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
 from fnkd_plugin.teachers.resize import Resize
 
@@ -92,7 +93,8 @@ class ModelTeacher(Teacher):
         pixels: The format the model was trained on.
         name: For messages.
         input_size: Resize images to this height and width if they differ; None takes what comes.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        input_size: Resize images to this height and width (bicubic) if they differ; None takes what comes.
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`.
         class_map: Which of its classes the student's are, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
         classes: The names of its classes, where ``found`` is wrong.
         found: Those that came with the weights; nothing if they are of another number.
@@ -109,23 +111,19 @@ class ModelTeacher(Teacher):
         pixels: PixelFormat,
         name: str,
         input_size: int | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
         found: Classes | None = None,
         interpolation: str = 'bicubic',
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
         self.name = name
         self.pixels = pixels
         self.input_size = input_size
         self._resize = Resize(name, input_size, interpolation)
-        self._forward = forward
         self._convert: Callable[[Tensor], Tensor] | None = None
-        self._device: torch.device | None = None
+        self._device = next(model.parameters(), torch.empty(0)).device
         channels = None if pixels.mean is None else len(pixels.mean)
         output, layer_outputs = probe(self.model, forward, input_size, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
@@ -139,6 +137,8 @@ class ModelTeacher(Teacher):
         elif found is not None and len(found.names) != count:
             found = None
         self._classes = ClassMap(name, count, found, class_map)
+        # After the reader's hook, which belongs into a compiled graph.
+        self._run = Execution(name, self.model, forward, execution)
 
     @property
     def num_classes(self) -> int:
@@ -175,12 +175,11 @@ class ModelTeacher(Teacher):
             self._device = images.device
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pixels = self._resize(self._convert(images.float()))
-            pixels = pixels.contiguous(memory_format=self._memory_format)
             if self._reader is None:
-                return self._classes.restrict(Prediction(self._forward(pixels)))
+                return self._classes.restrict(Prediction(self._run(pixels)))
             self._reader.reading = True
             try:
-                self._forward(pixels)
+                self._run(pixels)
             finally:
                 self._reader.reading = False
             prediction = self._reader.take()

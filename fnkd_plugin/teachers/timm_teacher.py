@@ -11,6 +11,7 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
+from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.timm_models import check_classifies, check_timm_model, timm_errors
@@ -30,7 +31,8 @@ class TimmTeacher(ModelTeacher):
         input_size: Resize images to this height and width if they differ. By default only models of a fixed
             input size do, to theirs.
         interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...), where timm's is wrong.
-        channels_last: Run in channels-last memory order (faster convolutions; other rounding).
+        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
+            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where they are
@@ -52,7 +54,7 @@ class TimmTeacher(ModelTeacher):
         std: tuple[float, ...] | None = None,
         input_size: int | None = None,
         interpolation: str | None = None,
-        channels_last: bool = False,
+        execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
         **kwargs: Any,
@@ -91,7 +93,7 @@ class TimmTeacher(ModelTeacher):
             pixels,
             name,
             input_size,
-            channels_last,
+            execution,
             class_map,
             classes,
             found,

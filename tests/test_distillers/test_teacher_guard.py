@@ -1,16 +1,20 @@
 """A teacher whose output is no number, at run time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mmengine.runner.checkpoint import get_state_dict
 from mmpretrain.structures import DataSample
 
 from fnkd_plugin import Prediction
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
-from tests.helpers import distilled, resnet, timm_checkpoint, train
+from fnkd_plugin.host_copy import HostCopy
+from tests.helpers import SIZE, build, distilled, resnet, timm_checkpoint, timm_teacher, train
 
 pytestmark = pytest.mark.upstream
+IMAGE = torch.zeros(1, 3, SIZE, SIZE)
 
 
 def _prediction(*bad: int, count: int = 8, value: float = float('nan')) -> Prediction:
@@ -46,13 +50,31 @@ def test_numbers_pass() -> None:
     guard.check(_prediction(0, value=3e38), None)
 
 
+@pytest.fixture
+def _travelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator, flags take their time."""
+    monkeypatch.setattr(HostCopy, 'is_here', False)
+
+
+@pytest.mark.usefixtures('_travelling')
 def test_an_accelerators_batch_is_looked_at_when_the_next_one_comes() -> None:
     guard = TeacherGuard('t')
-    samples = [DataSample(metainfo=dict(img_path=f'{i}.png')) for i in range(8)]
-    guard._pending = (torch.isfinite(_prediction(2).logits).all(1), None, samples)
+    guard.check(_prediction(2), [DataSample(metainfo=dict(img_path=f'{i}.png')) for i in range(8)])
     with pytest.raises(FloatingPointError, match=r'2\.png'):
         guard.look_back()
     guard.look_back()  # said once
+
+
+@pytest.mark.usefixtures('_travelling')
+@pytest.mark.parametrize(
+    'ask', [lambda model: model.state_dict(), get_state_dict, lambda model: model(IMAGE, mode='predict')]
+)
+def test_an_accelerators_last_batch_is_looked_at_before_a_checkpoint_or_a_validation(ask: Any, tmp_path: Path) -> None:
+    model = build(distilled(resnet(), timm_teacher(tmp_path)))
+    ask(model.eval())  # nothing to say
+    model._distillation.guard.check(_prediction(3), None)
+    with pytest.raises(FloatingPointError, match='image 3'):
+        ask(model.eval())
 
 
 def test_a_run_stops_before_the_first_step(tmp_path: Path) -> None:

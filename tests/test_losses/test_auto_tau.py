@@ -111,6 +111,22 @@ def test_two_losses_of_a_run_learn_and_resume_each_its_own() -> None:
     assert [loss.tau for loss in again] == [2.0, 3.0]
 
 
+def test_it_begins_where_a_run_was_left_that_is_resumed_later() -> None:
+    """A compiled graph cannot look: before each epoch the model does, until a batch has been learned from."""
+    hub = MessageHub.get_instance('resumed_later')
+    loss = FNKDLoss()
+    loss.begin(torch.device('cpu'))
+    assert loss.tau != loss.tau
+    hub.update_info('fnkd_auto_tau_0', dict(sum=12.0, count=2.0, batches=1))  # as older versions stored it
+    loss.begin(torch.device('cpu'))
+    assert loss.tau == 2.0
+    _observe(loss, 9.0)
+    assert {k: float(v) for k, v in hub.get_info('fnkd_auto_tau_0').items()} == dict(sum=21.0, count=3.0, batches=2.0)
+    hub.update_info('fnkd_auto_tau_0', dict(sum=1.0, count=1.0, batches=1))
+    loss.begin(torch.device('cpu'))
+    assert loss.tau == pytest.approx(21 / 9)
+
+
 def test_a_new_run_forgets_the_last_ones_tau(tmp_path: Path) -> None:
     """Runs of one name that start in one second share MMEngine's message hub."""
     for seed, width in ((7, 1.0), (8, 3.0)):

@@ -121,7 +121,7 @@ def test_a_fixed_size_given_by_the_user(tmp_path: Path) -> None:
 def test_channels_last_changes_rounding_only(tmp_path: Path) -> None:
     predictions = []
     for channels_last in (False, True):
-        teacher = TimmTeacher('test_resnet', timm_checkpoint(tmp_path), channels_last=channels_last)
+        teacher = TimmTeacher('test_resnet', timm_checkpoint(tmp_path), execution=dict(channels_last=channels_last))
         teacher.prepare(HALVES)
         predictions.append(teacher.predict(IMAGES))
     torch.testing.assert_close(predictions[0].logits, predictions[1].logits, rtol=1e-4, atol=1e-5)

@@ -83,7 +83,7 @@ def test_options_for_the_plain_model_reach_the_student(
         'model.head.loss.label_smooth_val=0.1',
         'model.head.soft_loss.loss_weight=2',
         'model.head.hard_weight=0.5',
-        'model.teacher.channels_last=True',
+        'model.teacher.execution.channels_last=True',
         'train_dataloader.num_workers=1',
         'optim_wrapper.accumulative_counts=2',
         'default_hooks.reproducible=None',

@@ -1,0 +1,89 @@
+"""Times of several things side by side, and where they were taken."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+WARM_UP = 2
+_PACKAGES = ('torch', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain')
+
+
+def interleaved(todo: Mapping[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Milliseconds of each call, round by round.
+
+    In each round each is called once, so that drift hits all alike; the order turns from round to round, so that none
+    always follows the same other.
+    """
+    times: dict[str, list[float]] = {name: [] for name in todo}
+    names = list(todo)
+    for i in track(range(rounds + WARM_UP), title):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            taken = milliseconds(todo[name])
+            if i >= WARM_UP:
+                times[name].append(taken)
+    return times
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Of one call, until the device has done its work."""
+    _synchronize()
+    start = time.perf_counter()
+    call()
+    _synchronize()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_interval(values: Sequence[float], digits: int = 2) -> list[float]:
+    """Median, and its 95 % interval from the ranks (binomial), as ``[median, low, high]``."""
+    ordered = sorted(values)
+    n = len(ordered)
+    half = 0.98 * n**0.5
+    low, high = max(0, int(n / 2 - half)), min(n - 1, int(n / 2 + half))
+    return [round(value, digits) for value in (statistics.median(ordered), ordered[low], ordered[high])]
+
+
+def shown(interval: Sequence[float], digits: int = 1) -> str:
+    """``[median, low, high]`` for a table."""
+    median, low, high = interval
+    return f'{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on: processor, threads, GPU, versions."""
+    found: dict[str, Any] = {
+        'machine': platform.machine(),
+        'processor': _processor(),
+        'cores': os.cpu_count(),
+        'cpu_threads': torch.get_num_threads(),
+        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        'python': platform.python_version(),
+    }
+    return found | {name: installed for name in _PACKAGES if (installed := version_of(name))}
+
+
+def version_of(package: str) -> str | None:
+    """Its version, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,81 @@
+"""A teacher's forward in each dtype and memory order: what ``execution`` can choose from.
+
+All take turns, so that drift hits them alike. In a way in which a network cannot be run it has
+no time.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._pairs import CLASSES, Pair, Setting, network
+from ._timing import interleaved, median_interval, shown
+
+NETWORKS = (
+    'resnet50',
+    'mobilenetv3_large_100',
+    'efficientnet_lite0',
+    'convnext_tiny',
+    'vgg11_bn',
+    'densenet121',
+    'vit_small_patch16_224',
+)
+WAYS = {
+    f'{dtype}{", channels last" if channels_last else ""}': (dtype, channels_last)
+    for dtype in ('float32', 'bfloat16')
+    for channels_last in (False, True)
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which networks, where and how often."""
+    parser.add_argument('--networks', nargs='+', default=NETWORKS, help="timm's names")
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--size', type=int, default=96)
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--rounds', type=int, default=10)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of each network in each way."""
+    rows = []
+    for name in args.networks:
+        pair = Pair(name, name, args.size, args.batch)
+        todo = {way: _forward(pair, Setting(args.device, *options)) for way, options in WAYS.items()}
+        runs = {way: call for way, call in todo.items() if _can(call)}
+        times = interleaved(runs, args.rounds, name)
+        rows.append({'network': name, 'ms': {way: median_interval(ms) for way, ms in times.items()}})
+    return {'size': args.size, 'batch': args.batch, 'device': args.device, 'rounds': args.rounds, 'rows': rows}
+
+
+def _forward(pair: Pair, setting: Setting) -> Callable[[], Any]:
+    torch.manual_seed(0)
+    model: nn.Module = network(pair.teacher, pair.size, setting).eval().requires_grad_(False)
+    images = torch.randn(pair.batch, 3, pair.size, pair.size, device=setting.device)
+    images = images.contiguous(memory_format=setting.memory_format)
+
+    def forward() -> None:
+        with torch.no_grad(), setting.autocast():
+            assert model(images).shape == (pair.batch, CLASSES)
+
+    return forward
+
+
+def _can(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except RuntimeError:
+        return False
+    return True
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table of medians with 95 % intervals."""
+    lines = [f'| network | {" | ".join(f"{way}, ms" for way in WAYS)} |', f'| --- |{" --: |" * len(WAYS)}']
+    for row in results['rows']:
+        cells = ' | '.join(shown(row['ms'][way]) if way in row['ms'] else '' for way in WAYS)
+        lines.append(f'| {row["network"]} | {cells} |')
+    return '\n'.join(lines)
