@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 OPENMMLAB_INSTALLED = all(find_spec(name) is not None for name in ('mmengine', 'mmcv', 'mmpretrain'))
 
-_TORCH_ALONE = ('functional',)
+_TORCH_ALONE = ('functional', 'scaled_cross_entropy')
 
 
 def refuse() -> NoReturn:

@@ -5,10 +5,11 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.functional import scale_by_feature_norm
+from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses.auto_tau import AutoTau
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 @MODELS.register_module()
@@ -75,10 +76,10 @@ class FNKDLoss(SoftTargetLoss):
         """``tau``."""
         return {'tau': tensor(self.tau)}
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """:math:`(z - b) s + b`, [N, K]."""
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """:math:`(z - b) s + b`."""
         logits, norm, origin = prediction
         assert norm is not None
         if self.detach_norm:
             norm = norm.detach()
-        return scale_by_feature_norm(logits, norm, origin, self.tau, self.mode)
+        return ScaledLogits(logits, norm_scale(norm, self.tau, self.mode), origin)

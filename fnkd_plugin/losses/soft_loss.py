@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.functional import soft_cross_entropy
 from fnkd_plugin.prediction import Prediction, members_of
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits, scaled_cross_entropy
 
 
 class SoftLoss(nn.Module, ABC):
@@ -53,8 +53,8 @@ class SoftTargetLoss(SoftLoss):
     """
 
     @abstractmethod
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """The prediction's logits under the temperature policy, [N, K]."""
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """The prediction's logits and how the temperature policy scales them."""
 
     def sample_weight(self, teacher: Prediction) -> Tensor | float:
         """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
@@ -72,9 +72,8 @@ class SoftTargetLoss(SoftLoss):
         Of several teachers the target is the mean distribution, each after the policy: since cross-entropy is linear in
         it, the mean of the losses. ``trust``, [N] or one for all, is a further factor of each image's loss.
         """
-        z = self.scaled_logits(student)
-        losses = [
-            share * soft_cross_entropy(z, self.scaled_logits(one), trust * self.sample_weight(one))
+        targets = [
+            (self.scaled_logits(one), self.loss_weight * share * trust * self.sample_weight(one))
             for share, one in members_of(teacher)
         ]
-        return self.loss_weight * sum(losses[1:], losses[0])
+        return scaled_cross_entropy(self.scaled_logits(student), targets)
