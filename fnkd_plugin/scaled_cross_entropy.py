@@ -41,7 +41,8 @@ class ScaledLogits(NamedTuple):
     def tensor(self) -> Tensor:
         """:math:`z'`, [N, K], fp32, or fp64 if any part is. Gradient flows through all three."""
         dtype = _dtype_of([x for x in self if isinstance(x, Tensor)])
-        return _scaled(self.logits.to(dtype), *_policy(self, dtype))
+        scale, origin = _policy(self, dtype)
+        return _scaled(self.logits.to(dtype), _column(scale), origin)
 
 
 Target = tuple[ScaledLogits, Tensor | float]
@@ -98,27 +99,23 @@ class _DirectCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         _, scale_wants, origin_wants, *_ = ctx.needs_input_grad
         # A single teacher's one weight for all is a factor in the end; other weights go into the target.
-        weight = targets[0][1]
+        count, weight = z.shape[0], targets[0][1]
         in_target = isinstance(weight, Tensor) or len(targets) > 1
-        ctx.factor = -(1.0 if in_target else weight) / len(z)
+        ctx.factor = -(1.0 if in_target else weight) / count
         ctx.z_factor = ctx.factor if isinstance(scale, Tensor) else ctx.factor * scale
         ctx.dtype = z.dtype
-        teachers = [
-            (teacher.logits, *_policy(teacher, dtype), _column(weight, len(z), dtype) if in_target else None)
-            for teacher, weight in targets
-        ]
+        teachers = [_columns(teacher, weight if in_target else None, dtype) for teacher, weight in targets]
+        column = _column(scale)
         blocks = _blocks(z)
         whole = torch.empty(z.shape, dtype=dtype, device=z.device) if len(blocks) > 1 else None
         totals, of_scale, of_origin = [], [], []
         for rows in blocks:
-            y, s = _as(_rows(z, rows), dtype), _rows(scale, rows)
-            log_p = _scaled(y, s, origin).log_softmax(dim=1)
+            y, s = _as(_rows(z, rows), dtype), _rows(column, rows)
             target = _target(teachers, rows, dtype)
-            # target - sum(target) p, which is -N D
-            d = torch._log_softmax_backward_data(target, log_p, 1, dtype, out=_rows(whole, rows))
-            totals.append(target.mul_(log_p).sum())
+            total, d = _compare(_scaled(y, s, origin).log_softmax(dim=1), target, _rows(whole, rows))
+            totals.append(total)
             if scale_wants:
-                of_scale.append((d * (y if origin is None else y - origin)).sum(dim=1, keepdim=True))
+                of_scale.append((d * (y if origin is None else y - origin)).sum(dim=1))
             if origin_wants:
                 of_origin.append((d * (1 - s)).sum(dim=0))
             if isinstance(s, Tensor):
@@ -148,6 +145,12 @@ class _DirectCrossEntropy(torch.autograd.Function):
         return of_z, *(None if x is None else x * (grad * ctx.factor) for x in others), None, None
 
 
+def _compare(log_p: Tensor, target: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sum of target log p, which overwrites the target, and -N D = target - sum(target) p."""
+    d = torch._log_softmax_backward_data(target, log_p, 1, log_p.dtype, out=out)
+    return target.mul_(log_p).sum(), d
+
+
 def _target(teachers: Sequence[tuple], rows: slice | None, dtype: torch.dtype) -> Tensor:
     """The teachers' distributions of some rows, weighed and summed."""
     parts = []
@@ -169,12 +172,24 @@ def _scaled(z: Tensor, scale: Tensor | float, origin: Tensor | None) -> Tensor:
 
 
 def _policy(x: ScaledLogits, dtype: torch.dtype) -> tuple[Tensor | float, Tensor | None]:
-    """Scale, as a column if it is a tensor, and origin."""
-    return _column(x.scale, len(x.logits), dtype), None if x.origin is None else x.origin.to(dtype)
+    """Scale, [N] or a number, and origin."""
+    return _each(x.scale, x.logits.shape[0], dtype), None if x.origin is None else _as(x.origin, dtype)
 
 
-def _column(x: Tensor | float, count: int, dtype: torch.dtype) -> Tensor | float:
-    return x.to(dtype).expand(count)[:, None] if isinstance(x, Tensor) else x
+def _columns(x: ScaledLogits, weight: Tensor | float | None, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Logits, scale, origin and weight, ready for broadcasting over the classes."""
+    scale, origin = _policy(x, dtype)
+    return x.logits, _column(scale), origin, _column(_each(weight, x.logits.shape[0], dtype))
+
+
+def _each(x: Any, count: int, dtype: torch.dtype) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return _as(x if x.shape == (count,) else x.expand(count), dtype)
+
+
+def _column(x: Any) -> Any:
+    return x[:, None] if isinstance(x, Tensor) else x
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
