@@ -19,6 +19,7 @@ _WITHOUT_STACK = (
     'losses',
     'prediction',
     'rng',
+    'scaled_cross_entropy',
     'taxonomy',
     'teachers.callable_teacher',
     'teachers.class_map',

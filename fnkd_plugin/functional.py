@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits, at_least_fp32, scaled_cross_entropy
+
 __all__ = [
     'alsr_compensation',
     'alsr_table',
@@ -37,18 +39,14 @@ __all__ = [
 ]
 
 
-def at_least_fp32(x: Tensor) -> Tensor:
-    """``x`` in fp32 if it is in half precision, else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     r"""Cross-entropy between a teacher's and a student's softmax, mean over the batch.
 
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper.
+    terms of Eq. 4 and Eq. 11 of the paper. See :func:`fnkd_plugin.scaled_cross_entropy.scaled_cross_entropy`, which
+    scales the logits as well.
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
@@ -58,9 +56,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     Returns:
         A scalar; with weight 1 >= the mean entropy of the teacher's distributions. fp32, or fp64 for fp64 inputs.
     """
-    log_p = F.log_softmax(at_least_fp32(student_logits), dim=1)
-    q = F.softmax(at_least_fp32(teacher_logits), dim=1)
-    return -(weight * (q * log_p).sum(dim=1)).mean()
+    return scaled_cross_entropy(ScaledLogits(student_logits), [(ScaledLogits(teacher_logits), weight)])
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -111,12 +107,7 @@ def scale_by_feature_norm(
     Raises:
         ValueError: If ``mode`` is neither.
     """
-    scale = norm_scale(feature_norm, tau, mode)
-    z = at_least_fp32(logits)
-    if origin is None:
-        return z * scale[:, None]
-    b = at_least_fp32(origin)
-    return (z - b) * scale[:, None] + b
+    return ScaledLogits(logits, norm_scale(feature_norm, tau, mode), origin).tensor()
 
 
 def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fnkd_plugin import Distiller, Prediction
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses import SoftTargetLoss
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 from fnkd_plugin.teachers import PixelFormat, Teacher
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import (
@@ -81,8 +82,8 @@ class ZeroLoss(SoftTargetLoss):
         super().__init__()
         _draw()
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        return prediction.logits
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        return ScaledLogits(prediction.logits)
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
         return 0.0 * super().forward(student, teacher, labels)

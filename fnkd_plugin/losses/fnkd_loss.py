@@ -6,10 +6,11 @@ from torch import Tensor, device, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.framework import print_log, register_model
-from fnkd_plugin.functional import scale_by_feature_norm
+from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses.auto_tau import AutoTau
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 @register_model
@@ -96,12 +97,11 @@ class FNKDLoss(SoftTargetLoss):
         """``tau``."""
         return {'tau': tensor(self._tau) if self._auto is None else self._auto.tau.float()}
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """:math:`(z - b) s + b`, [N, K]."""
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """:math:`(z - b) s + b`."""
         logits, norm, origin = prediction
         assert norm is not None
         if self.detach_norm:
             norm = norm.detach()
-        return scale_by_feature_norm(
-            logits, norm, origin, self._tau if self._auto is None else self._auto.tau, self.mode
-        )
+        tau = self._tau if self._auto is None else self._auto.tau
+        return ScaledLogits(logits, norm_scale(norm, tau, self.mode), origin)

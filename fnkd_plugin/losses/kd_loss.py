@@ -1,12 +1,10 @@
 """Knowledge distillation with one temperature."""
 
-from torch import Tensor
-
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.framework import register_model
-from fnkd_plugin.functional import scale_by_temperature
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 @register_model
@@ -34,9 +32,9 @@ class KDLoss(SoftTargetLoss):
         self.temperature = check_number('KDLoss', 'temperature', temperature, positive=True)
         self.t_squared = t_squared
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """:math:`z / T`, [N, K]."""
-        return scale_by_temperature(prediction.logits, self.temperature)
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """:math:`z / T`."""
+        return ScaledLogits(prediction.logits, 1 / self.temperature)
 
     def sample_weight(self, teacher: Prediction) -> float:
         """:math:`T^2`, or 1."""

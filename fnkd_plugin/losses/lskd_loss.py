@@ -1,12 +1,11 @@
 """Knowledge distillation of standardised logits."""
 
-from torch import Tensor
-
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.framework import register_model
-from fnkd_plugin.functional import standardize
+from fnkd_plugin.functional import logit_std
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 @register_model
@@ -31,9 +30,9 @@ class LSKDLoss(SoftTargetLoss):
         super().__init__(loss_weight)
         self.temperature = check_number('LSKDLoss', 'temperature', temperature, positive=True)
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """:math:`Z(z) / T`, [N, K]."""
-        return standardize(prediction.logits, self.temperature)
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """:math:`Z(z) / T`, less its mean, which no softmax sees."""
+        return ScaledLogits(prediction.logits, 1 / (self.temperature * logit_std(prediction.logits)))
 
     def sample_weight(self, teacher: Prediction) -> float:
         """:math:`T^2`."""

@@ -4,9 +4,10 @@ from torch import Tensor
 
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.framework import register_model
-from fnkd_plugin.functional import logit_std, standardize
+from fnkd_plugin.functional import logit_std
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 @register_model
@@ -31,9 +32,9 @@ class NormKDLoss(SoftTargetLoss):
         super().__init__(loss_weight)
         self.temperature = check_number('NormKDLoss', 'temperature', temperature, positive=True)
 
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """:math:`z / T_z` less its mean, which no softmax sees, [N, K]."""
-        return standardize(prediction.logits, self.temperature)
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """:math:`z / T_z`."""
+        return ScaledLogits(prediction.logits, 1 / (self.temperature * logit_std(prediction.logits)))
 
     def sample_weight(self, teacher: Prediction) -> Tensor:
         """:math:`T_v^2`, [N]."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.functional import soft_cross_entropy
 from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits, scaled_cross_entropy
 from fnkd_plugin.top_k import log_target, sparse_cross_entropy
 
 
@@ -64,8 +64,8 @@ class SoftTargetLoss(SoftLoss):
     """
 
     @abstractmethod
-    def scaled_logits(self, prediction: Prediction) -> Tensor:
-        """The prediction's logits under the temperature policy, [N, K]."""
+    def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+        """The prediction's logits and how the temperature policy scales them."""
 
     def sample_weight(self, teacher: Prediction) -> Tensor | float:
         """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
@@ -83,13 +83,15 @@ class SoftTargetLoss(SoftLoss):
         Of several teachers the target is the mean distribution, each after the policy: since cross-entropy is linear in
         it, the mean of the losses. ``trust``, [N] or one for all, is a further factor of each image's loss.
         """
-        z = self.scaled_logits(student)
-        losses = [
-            share * self._cross_entropy(z, one, trust * self.sample_weight(one)) for share, one in members_of(teacher)
-        ]
-        return self.loss_weight * sum(losses[1:], losses[0])
-
-    def _cross_entropy(self, z: Tensor, teacher: Prediction, weight: Tensor | float) -> Tensor:
         if isinstance(teacher, SparsePrediction):
-            return sparse_cross_entropy(z, log_target(teacher, self.scaled_logits), teacher.classes, weight)
-        return soft_cross_entropy(z, self.scaled_logits(teacher), weight)
+            return self._of_the_largest(student, teacher, trust)
+        targets = [
+            (self.scaled_logits(one), self.loss_weight * share * trust * self.sample_weight(one))
+            for share, one in members_of(teacher)
+        ]
+        return scaled_cross_entropy(self.scaled_logits(student), targets)
+
+    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, trust: Tensor | float) -> Tensor:
+        log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
+        weight = self.loss_weight * trust * self.sample_weight(teacher)
+        return sparse_cross_entropy(self.scaled_logits(student).tensor(), log_q, teacher.classes, weight)

@@ -20,6 +20,7 @@ from fnkd_plugin.losses import (
     SoftLoss,
     SoftTargetLoss,
 )
+from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 pytestmark = pytest.mark.upstream
 
@@ -174,8 +175,8 @@ def test_the_students_bias_gets_its_gradient() -> None:
     student, teacher = Side(0, scale=10.0), _detached(Side(1))
     loss = FNKDLoss(tau=1.0, mode='normalize')
     (grad,) = torch.autograd.grad(loss(student.prediction, teacher), student.b)
-    p = loss.scaled_logits(student.prediction).softmax(1)
-    q = loss.scaled_logits(teacher).softmax(1)
+    p = loss.scaled_logits(student.prediction).tensor().softmax(1)
+    q = loss.scaled_logits(teacher).tensor().softmax(1)
     torch.testing.assert_close(grad, 9 * (p - q).mean(0))
 
 
@@ -290,8 +291,8 @@ def test_bad_words_name_the_choices() -> None:
 
 def test_a_new_policy_is_a_few_lines() -> None:
     class Cosine(SoftTargetLoss):
-        def scaled_logits(self, prediction: Prediction) -> Tensor:
-            return F.normalize(prediction.logits)
+        def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
+            return ScaledLogits(prediction.logits, 1 / prediction.logits.norm(dim=1))
 
     student, teacher = Side(0), Side(1)
     scaled = Prediction(7 * student.logits)

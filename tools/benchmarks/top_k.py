@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             return [abs(v - value) / value, float((g - gradient).norm() / gradient.norm())]
 
         half = errors(teacher._replace(logits=teacher.logits.half().double()))
-        probabilities = loss.scaled_logits(teacher).softmax(1)
+        probabilities = loss.scaled_logits(teacher).tensor().softmax(1)
         for k in _TOP:
             sparse = _sparse(teacher, k)
             alone = torch.full_like(teacher.logits, -1e9).scatter(1, sparse.classes, sparse.logits)
@@ -86,7 +86,7 @@ def _images(count: int, size: int) -> Tensor:
 
 def _prediction(name: str, images: Tensor) -> Prediction:
     weights = Path(os.environ['FNKD_WEIGHTS']) / f'{name}.fp16.safetensors'
-    model = TimmTeacher(name, weights, channels_last=True)
+    model = TimmTeacher(name, weights, execution=dict(channels_last=True))
     model.prepare(PixelFormat.of([0.0] * 3, [1.0] * 3, 'bgr'))
     parts = [model.predict(batch.float()) for batch in images.split(32)]
     logits, norms = (torch.cat([part[i] for part in parts]).double() for i in (0, 1))
