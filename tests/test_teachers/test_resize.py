@@ -120,6 +120,6 @@ def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest
     teacher.prepare(SOURCE)
     teacher.predict(IMAGES[..., :SIZE, :SIZE])
     assert said == [
-        "TimmTeacher(test_vit) sees: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, the student's size.",
+        f'TimmTeacher(test_vit) sees: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, {SIZE} px bicubic.',
         'TimmTeacher(test_resnet) sees: mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb, 48 px bilinear.',
     ]
