@@ -196,7 +196,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise SetupError(
             f'Knowledge store: {folder} is no cache (no {_MANIFEST}); make it with tools/cache_teacher.py.'
         )
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise SetupError(f'Knowledge store: {path} is damaged ({error}); make the cache again.') from error
     if manifest.get('format') != FORMAT:
         raise SetupError(
             f'Knowledge store: {path} is of format {manifest.get("format")}, this version reads {FORMAT}; make the '

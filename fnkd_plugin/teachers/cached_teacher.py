@@ -39,19 +39,22 @@ class CachedTeacher(Teacher):
 
     Args:
         path: The folder.
-        verify: Ask the live teacher again of so many images before training, where its weights are at hand.
+        verify: Ask the live teacher again of so many images before training.
+        live: The config of that teacher, as the cache was made with. A cache holds it, too, but is data: what it names
+            is never built, since a teacher's config can name code.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
             file of such, one a line; or ``'by-name'``.
         classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the cache has none.
 
     Raises:
-        SetupError: If there is no cache, it is not complete, or its classes do not fit.
+        SetupError: If there is no cache, it is not complete, its classes do not fit, or ``verify`` lacks ``live``.
     """
 
     def __init__(
         self,
         path: str | Path,
         verify: int = 0,
+        live: dict[str, Any] | None = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
     ) -> None:
@@ -71,7 +74,12 @@ class CachedTeacher(Teacher):
                 f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
                 'which others would be left; make the cache without --top-k.'
             )
-        self._verify = verify
+        if verify and live is None:
+            raise SetupError(
+                f'{self.name}: verify={verify} asks the live teacher; give its config, live=dict(type=...), as the cache '
+                'was made with.'
+            )
+        self._verify, self._live = verify, live
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
         stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
         known = stored if classes is None else Classes.of(classes, self.name)
@@ -139,7 +147,8 @@ class CachedTeacher(Teacher):
 
     def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
         teacher, size = self._store.manifest['teacher'], self._store.samples
-        live: Any = MODELS.build(dict(teacher['config']))
+        asked = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
+        live: Any = MODELS.build(asked)
         if describe_weights(live.model) != teacher['weights']:
             raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
         live.prepare(self._source)

@@ -124,3 +124,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, format=99)))
     with pytest.raises(SetupError, match='is of format 99, this version reads 1'):
         Store(tmp_path)
+    for content in ('{"format": 1', '[1, 2]'):
+        (tmp_path / 'manifest.json').write_text(content)
+        with pytest.raises(SetupError, match=r'manifest\.json is damaged .*make the cache again'):
+            Store(tmp_path)

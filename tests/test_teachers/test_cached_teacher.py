@@ -1,6 +1,7 @@
 """Students of a cache train as those of the live teacher do, on the images that it saw, or not at all."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def test_all_logits_but_one_are_all(loss: dict, folder: Path, tmp_path: Path) ->
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32', top_k=3)
     trust = dict(wrong_teacher_weight=0.5)
     live = _losses(distilled(resnet(), teacher, loss, **trust), tmp_path / 'live')
-    sparse = _losses(distilled(resnet(), cached(cache, verify=3), loss, **trust), tmp_path / 'sparse')
+    sparse = _losses(distilled(resnet(), cached(cache, verify=3, live=teacher), loss, **trust), tmp_path / 'sparse')
     np.testing.assert_allclose(sparse, live, rtol=1e-4)
 
 
@@ -314,10 +315,25 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([images.mean((2, 3)), images.amax((1, 2, 3))[:, None]], dim=1)
 
 
+def test_files_are_data(folder: Path, tmp_path: Path) -> None:
+    """What a cache says that its teacher was is neither imported nor built."""
+    teacher = timm_teacher(folder)
+    cache = make_cache(tmp_path / 'cache', teacher)
+    path = tmp_path / 'cache' / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n')
+    manifest['teacher']['config'] = dict(type='MMPretrainTeacher', config=str(tmp_path / 'evil.py'))
+    path.write_text(json.dumps(manifest))
+    run(distilled(resnet(), cached(cache, verify=2, live=teacher)), tmp_path / 'work')
+    assert not (tmp_path / 'ran').exists()
+    with pytest.raises(SetupError, match=r'verify=2 asks the live teacher; give its config, live=dict\(type='):
+        build(distilled(resnet(), cached(cache, verify=2)))
+
+
 def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path) -> None:
     checkpoint = timm_checkpoint(tmp_path)
     cache = make_cache(tmp_path / 'cache', timm_teacher(tmp_path))
-    model = distilled(resnet(), cached(cache, verify=5))
+    model = distilled(resnet(), cached(cache, verify=5, live=timm_teacher(tmp_path, class_map=[3, 2, 1, 0])))
     asked = run(model, tmp_path / 'asked').model
     assert_same_weights(
         asked.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
