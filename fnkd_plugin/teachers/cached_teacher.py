@@ -76,8 +76,8 @@ class CachedTeacher(Teacher):
             )
         if verify and live is None:
             raise SetupError(
-                f'{self.name}: verify={verify} asks the live teacher; give its config, live=dict(type=...), as the cache '
-                'was made with.'
+                f'{self.name}: verify={verify} asks the live teacher; give its config, live=dict(type=...), as '
+                'the cache was made with.'
             )
         self._verify, self._live = verify, live
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
