@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
         command.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / f'{found.name}.json')
         command.add_argument('--show', action='store_true', help='measure nothing, show what --out holds')
-        command.add_argument('--readme', action='store_true', help='put the table into README.md, between its comments')
+        command.add_argument('--docs', action='store_true', help='put the table where README.md or docs/ shows it')
         module.add_arguments(command)
         command.set_defaults(module=module)
     return parser.parse_args(argv)
@@ -56,8 +56,17 @@ def main(argv: list[str] | None = None) -> None:
         args.out.write_text(json.dumps(results, indent=1) + '\n')
     text = args.module.table(json.loads(args.out.read_text()))
     print(text)
-    if args.readme:
-        replace_between(ROOT / 'README.md', f'benchmark-{args.name}', text)
+    if args.docs:
+        replace_between(document(args.name), f'benchmark-{args.name}', text)
+
+
+def document(name: str) -> Path:
+    """The file that shows a benchmark's table."""
+    comment = f'<!-- benchmark-{name} -->'
+    files = [path for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')) if comment in path.read_text()]
+    if len(files) != 1:
+        raise ValueError(f'{comment} stands in {len(files)} files of README.md and docs/; it belongs into one.')
+    return files[0]
 
 
 if __name__ == '__main__':

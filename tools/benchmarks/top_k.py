@@ -18,7 +18,7 @@ from fnkd_plugin.teachers import PixelFormat, TimmTeacher
 from fnkd_plugin.top_k import compress
 
 _STUDENT, _TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
-_TOP = (10, 20, 50, 100)
+_TOP, _ALONE = (10, 20, 50, 100), 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,16 +62,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table."""
-    lines = [
-        '| policy | k | mass of the top | error of the loss | of the gradient | the top alone | all in fp16 |',
-        '|---|--:|--:|--:|--:|--:|--:|',
-    ]
+    """A Markdown table of the gradients' errors, a line a policy."""
+    by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in results['rows']:
-        shares = [row['top_k'][0], row['top_k'][1], row['plain'][1], row['fp16'][1]]
-        cells = ' | '.join(f'{100 * share:.2g} %' if share < 1 else f'{share:.1f} times' for share in shares)
-        lines.append(f'| {row["policy"]} | {row["k"]} | {row["mass"]:.2f} | {cells} |')
+        by_policy.setdefault(row['policy'], {})[row['k']] = row
+    lines = [
+        f'| policy | {" | ".join(f"k = {k}" for k in _TOP)} | the {_ALONE} largest alone, renormalised | all in fp16 |',
+        f'|---|{"--:|" * (len(_TOP) + 2)}',
+    ]
+    for policy, rows in by_policy.items():
+        errors = [rows[k]['top_k'][1] for k in _TOP] + [rows[_ALONE]['plain'][1], rows[_ALONE]['fp16'][1]]
+        lines.append(f'| {policy} | {" | ".join(map(_share, errors))} |')
     return '\n'.join(lines)
+
+
+def _share(error: float) -> str:
+    return f'{100 * error:.2g} %' if error < 0.995 else f'{error:.1f} times'
 
 
 def _images(count: int, size: int) -> Tensor:
