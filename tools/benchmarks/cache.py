@@ -1,43 +1,31 @@
 """What the cached teacher costs and saves: seeding, lookups, memory, epochs."""
 
 import argparse
-import copy
 import multiprocessing
-import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from mmengine.dataset import default_collate
-from mmengine.optim import OptimWrapper
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import DATASETS, MODELS
-from torch.utils.data import DataLoader
 
-from fnkd_plugin.datasets.seeded_dataset import SampleIndex, checksum, data_seed, derive_seed, seed_all, seed_samples
-from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.datasets.seeded_dataset import checksum, derive_seed, seed_all
 from fnkd_plugin.knowledge.build import Source, fill, share
-from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import BLOCK, Store, rows_of
 
+from . import _caches
+from ._caches import LOOKUP, anonymous, batches_of, build, config_of, empty_store, epoch_of, images_of, loader
 from ._timing import interleaved, median_interval, shown
 
-_ROOT = Path(__file__).resolve().parents[2]
 _CLASSES = 1000
-_LOOKUP = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much, and of what."""
-    parser.add_argument('--rounds', type=int, default=9, help='epochs of each kind')
-    parser.add_argument('--images', type=int, default=640, help='images of an epoch')
+    _caches.add_arguments(parser, rounds=9, images=640)
     parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--config', type=Path, default=_ROOT / 'configs' / 'cub2010' / 'fnkd_lite0_cub2010.py')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -61,14 +49,17 @@ def table(results: dict[str, Any]) -> str:
     rows = [
         ('seeding a sample, µs', shown(results['seeding_us']['seed'])),
         ('checksum of 224 x 224 pixels, µs', shown(results['seeding_us']['checksum'])),
-        (f'lookups of {_LOOKUP} rows of {results["classes"]} classes, million rows/s', shown(results['lookups_per_s'])),
+        (f'lookups of {LOOKUP} rows of {results["classes"]} classes, million rows/s', shown(results['lookups_per_s'])),
         ('memory for 10 thousand and 10 million rows, MB', f'{small:.2f}, {large:.2f}'),
         ('cached epoch / plain epoch', shown(epochs['cached_over_plain'], 3)),
         ('live epoch / plain epoch', shown(epochs['live_over_plain'], 3)),
         ('making a view / loading and asking the teacher', shown(epochs['build_over_teacher'], 3)),
-        (
-            'making a view and an epoch of five students on it / of five with a live teacher',
-            shown(epochs['five_cached_over_live'], 3),
+        *(
+            (
+                f'{count} students: making a view and an epoch of each / an epoch of each with a live teacher',
+                shown(r, 3),
+            )
+            for count, r in epochs['students'].items()
         ),
         ('bytes a view of an image', str(epochs['bytes_a_row'])),
     ]
@@ -85,69 +76,54 @@ def _seeding(rounds: int = 50, calls: int = 50) -> dict[str, list[float]]:
     return {name: median_interval([1000 * ms / calls for ms in values]) for name, values in times.items()}
 
 
-def _empty_store(folder: Path, samples: int) -> Store:
-    teacher, data = dict(num_classes=_CLASSES), dict(samples=samples)
-    manifest = dict(seed=0, views=1, dtype='float16', top_k=None, data=data, teacher=teacher)
-    return Store.create(folder, manifest, None)
-
-
 def _lookups(folder: Path, samples: int = 10 * BLOCK, rounds: int = 200) -> list[float]:
-    store, random = _empty_store(folder, samples), np.random.default_rng(0)
+    store, random = empty_store(folder, samples, _CLASSES), np.random.default_rng(0)
     for view, start, end in list(store.pending()):
         logits = torch.randn(end - start, _CLASSES)
         store.write(view, start, rows_of(store.row_type, np.zeros(end - start), None, logits))
-    view = np.zeros(_LOOKUP, int)
+    view = np.zeros(LOOKUP, int)
     store.lookup(np.zeros(samples, int), np.arange(samples))  # warm
-    times = interleaved({'lookup': lambda: store.lookup(view, random.integers(0, samples, _LOOKUP))}, rounds, 'lookups')
-    return median_interval([_LOOKUP / ms / 1000 for ms in times['lookup']])
+    times = interleaved({'lookup': lambda: store.lookup(view, random.integers(0, samples, LOOKUP))}, rounds, 'lookups')
+    return median_interval([LOOKUP / ms / 1000 for ms in times['lookup']])
 
 
 def _memory_of(folder: Path, samples: int) -> int:
     """Bytes of memory, mapped pages apart, that reading a store takes; in a process of its own."""
-    _empty_store(folder, samples)
+    empty_store(folder, samples, _CLASSES)
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         return pool.apply(_anonymous_growth, (folder,))
 
 
 def _anonymous_growth(folder: Path) -> int:
-    before = _anonymous()
+    before = anonymous()
     store, random = Store(folder), np.random.default_rng(0)
     for _ in range(100):
-        store.lookup(np.zeros(_LOOKUP, int), random.integers(0, store.samples, _LOOKUP))
-    return _anonymous() - before
-
-
-def _anonymous() -> int:
-    lines = Path(f'/proc/{os.getpid()}/status').read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))
+        store.lookup(np.zeros(LOOKUP, int), random.integers(0, store.samples, LOOKUP))
+    return anonymous() - before
 
 
 def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Whole passes over the images, loader included, of a student plain, cached and live; and of making a view."""
-    init_default_scope('mmpretrain')
-    cfg = load_config(args.config)
-    torch.save(timm.create_model(cfg.model.teacher.model, num_classes=200).state_dict(), folder / 'teacher.pth')
-    cfg.model.teacher.checkpoint = str(folder / 'teacher.pth')
-    cfg.model.student.checkpoint = None
-    cfg.model.head.soft_loss.tau = 5.0
-    cfg.train_dataloader.dataset.indices = args.images
-    cfg.train_dataloader.num_workers = args.workers
-    size, source = cfg.train_dataloader.batch_size, Source(cfg, Replay(0, 1), torch.device('cpu'))
-    store = source.open_store(folder / 'cache')
-    fill(source, store, share(store), size, args.workers)
-    distilled = dict(cfg.model, teacher=dict(type='CachedTeacher', path=str(folder / 'cache')))
-    models = dict(plain=cfg.model.student, cached=distilled, live=cfg.model)
-    todo = {name: _epoch(model, cfg, name == 'cached', args) for name, model in models.items()}
-    todo['teacher'] = partial(_ask_all, source, size, args)
+    cfg = config_of(args, folder)
+    size = cfg.train_dataloader.batch_size
+    source, store = _caches.make_cache(cfg, folder / 'cache', args.workers)
+    models = _caches.models_of(cfg, folder / 'cache')
+    batches = batches_of(args.images, size)
+    todo: dict[str, Callable[[], Any]] = {
+        name: epoch_of(build(model, cfg), images_of(cfg, name == 'cached'), batches, args.workers)
+        for name, model in models.items()
+    }
+    todo['teacher'] = partial(_ask_all, source, batches, args.workers)
     todo['build'] = partial(_build, source, size, args, folder)
     times = interleaved(todo, args.rounds, 'epochs')
 
     def ratio(a: str, b: str) -> list[float]:
         return median_interval([x / y for x, y in zip(times[a], times[b], strict=True)], 4)
 
-    # Each of five students trains as long, so a round's epochs stand for theirs.
-    times['five_cached'] = [b + 5 * c for b, c in zip(times['build'], times['cached'], strict=True)]
-    times['five_live'] = [5 * live for live in times['live']]
+    def of_students(count: int) -> list[float]:
+        """A view made and an epoch of each on it, over an epoch of each with a live teacher; all train as long."""
+        rounds = zip(times['build'], times['cached'], times['live'], strict=True)
+        return median_interval([(made + count * cached) / (count * live) for made, cached, live in rounds], 4)
 
     return dict(
         images=args.images,
@@ -157,35 +133,13 @@ def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         cached_over_plain=ratio('cached', 'plain'),
         live_over_plain=ratio('live', 'plain'),
         build_over_teacher=ratio('build', 'teacher'),
-        five_cached_over_live=ratio('five_cached', 'five_live'),
+        students={str(count): of_students(count) for count in (1, 2, 5)},
         bytes_a_row=store.lookup(np.zeros(1, int), np.zeros(1, int)).itemsize,
     )
 
 
-def _epoch(model: Any, cfg: Any, stamps: bool, args: argparse.Namespace) -> Callable[[], None]:
-    built = MODELS.build(copy.deepcopy(dict(model, data_preprocessor=cfg.data_preprocessor)))
-    optim = OptimWrapper(torch.optim.SGD(built.parameters(), 0.01, momentum=0.9))
-    dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
-    seed_samples(dataset, data_seed(0), stamps)
-
-    def epoch() -> None:
-        for batch in _loader(dataset, cfg.train_dataloader.batch_size, args):
-            built.train_step(batch, optim)
-
-    return epoch
-
-
-def _loader(dataset: Any, size: int, args: argparse.Namespace) -> DataLoader:
-    batches = [[SampleIndex(i, 0) for i in chunk] for chunk in _chunks(len(dataset), size)]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=args.workers, collate_fn=default_collate)
-
-
-def _chunks(count: int, size: int) -> Iterator[range]:
-    return (range(first, min(first + size, count)) for first in range(0, count, size))
-
-
-def _ask_all(source: Source, size: int, args: argparse.Namespace) -> None:
-    for batch in _loader(source.dataset, size, args):
+def _ask_all(source: Source, batches: list[range], workers: int) -> None:
+    for batch in loader(source.dataset, batches, workers):
         data = source.preprocessor(batch, True)
         source.teacher.predict(data['inputs'], data['data_samples'])
 

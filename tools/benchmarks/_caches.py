@@ -1,0 +1,110 @@
+"""What the benchmarks of the cache share: its config, stores without a teacher, memory that is not mapped."""
+
+import argparse
+import copy
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import DATASETS, MODELS
+from torch.utils.data import DataLoader, Dataset
+
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.knowledge.build import Source, fill, share
+from fnkd_plugin.knowledge.replay import Replay
+from fnkd_plugin.knowledge.store import Store
+
+LOOKUP = 256
+"""Rows of a batch."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_arguments(parser: argparse.ArgumentParser, rounds: int, images: int) -> None:
+    """Epochs of which images."""
+    parser.add_argument('--rounds', type=int, default=rounds, help='epochs of each kind')
+    parser.add_argument('--images', type=int, default=images, help='images of an epoch')
+    parser.add_argument('--config', type=Path, default=_ROOT / 'configs' / 'cub2010' / 'fnkd_lite0_cub2010.py')
+
+
+def config_of(args: argparse.Namespace, folder: Path) -> Config:
+    """The config with both networks of random weights, which take as long."""
+    init_default_scope('mmpretrain')
+    cfg = load_config(args.config)
+    weights = folder / 'teacher.pth'
+    if not weights.exists():
+        torch.save(timm.create_model(cfg.model.teacher.model, num_classes=200).state_dict(), weights)
+    cfg.model.teacher.checkpoint = str(weights)
+    cfg.model.student.checkpoint = None
+    cfg.model.head.soft_loss.tau = 5.0
+    cfg.train_dataloader.dataset.indices = args.images
+    return cfg
+
+
+def make_cache(cfg: Config, folder: Path, workers: int) -> tuple[Source, Store]:
+    """A view of every image; the store is in ``folder``."""
+    source = Source(cfg, Replay(0, 1), torch.device('cpu'))
+    store = source.open_store(folder)
+    fill(source, store, share(store), cfg.train_dataloader.batch_size, workers)
+    return source, store
+
+
+def models_of(cfg: Config, cache: Path) -> dict[str, Any]:
+    """The student plain, with its live teacher, and with the cache."""
+    cached = dict(cfg.model, teacher=dict(type='CachedTeacher', path=str(cache)))
+    return dict(plain=cfg.model.student, live=cfg.model, cached=cached)
+
+
+def build(model: Any, cfg: Config) -> Any:
+    """The model, ready to train."""
+    return MODELS.build(copy.deepcopy(dict(model, data_preprocessor=cfg.data_preprocessor)))
+
+
+def images_of(cfg: Config, stamps: bool) -> Dataset:
+    """The training images, replayed."""
+    dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
+    seed_samples(dataset, data_seed(0), stamps)
+    return dataset
+
+
+def epoch_of(model: Any, dataset: Dataset, batches: Iterable[range], workers: int) -> Callable[[], None]:
+    """Training on these batches, loader included."""
+    optim = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+
+    def epoch() -> None:
+        for batch in loader(dataset, batches, workers):
+            model.train_step(batch, optim)
+
+    return epoch
+
+
+def loader(dataset: Dataset, batches: Iterable[range], workers: int) -> DataLoader:
+    """Batches of the first view."""
+    indices = [[SampleIndex(i, 0) for i in batch] for batch in batches]
+    return DataLoader(dataset, batch_sampler=indices, num_workers=workers, collate_fn=default_collate)
+
+
+def batches_of(count: int, size: int) -> list[range]:
+    """Which images are in which batch."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
+    """A store of a teacher that there is not."""
+    teacher, data = dict(num_classes=classes), dict(samples=samples)
+    manifest = dict(seed=0, views=views, dtype='float16', top_k=None, data=data, teacher=teacher)
+    return Store.create(folder, manifest, None)
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file backs."""
+    lines = Path(f'/proc/{os.getpid()}/status').read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))
