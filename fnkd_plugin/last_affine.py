@@ -75,6 +75,16 @@ def _channel_hints(model: nn.Module) -> list[int]:
     return [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)][:1]
 
 
+def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> int | None:
+    """The one H = W that a model takes, such as an MLP-Mixer's; None if it says none, or takes twice that, too."""
+    for size in _size_hints(model)[:1]:
+        try:
+            probe(model, forward, 2 * size)
+        except SetupError:
+            return size
+    return None
+
+
 def probe(
     model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None, channels: int | None = None
 ) -> tuple[Any, LayerOutputs]:

@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -30,6 +31,9 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.knowledge.build import Source, fill, share
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import DTYPES, Store
+
+_PATIENCE = timedelta(days=7)
+"""Of the process that has done its share first, until the others have."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -92,11 +96,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _join_processes(cfg: training.Config, launcher: str) -> torch.device:
-    training.prepare_cpu_processes(cfg, launcher)
+    training.prepare_cpu_processes(cfg, launcher, _PATIENCE)
     if not torch.cuda.is_available():
         return torch.device('cpu')
     if launcher != 'none':
-        init_dist(launcher)
+        init_dist(launcher, timeout=_PATIENCE.total_seconds())
     return torch.device('cuda', torch.cuda.current_device())
 
 

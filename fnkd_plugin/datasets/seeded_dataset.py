@@ -122,12 +122,15 @@ def _view_sampler(base: type) -> type:
         else:
 
             def __iter__(self) -> Iterator[SampleIndex]:
+                view = self._view(getattr(self, 'epoch', 0))
+                if base is DefaultSampler:  # which repeats none, so that nothing must be remembered of each
+                    yield from (SampleIndex(index, view) for index in super().__iter__())
+                    return
                 # A sampler that repeats samples may do so on another process, which cannot be seen from here.
                 rank, step = 0, 1
                 if not isinstance(self, DefaultSampler):
                     rank, step = get_dist_info()
                 seen: dict[int, int] = {}
-                view = self._view(getattr(self, 'epoch', 0))
                 for index in super().__iter__():
                     time = seen.get(index, rank)
                     seen[index] = time + step

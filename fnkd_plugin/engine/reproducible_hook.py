@@ -49,9 +49,9 @@ class ReproducibleHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
         make_seeded(loader.dataset, sampler, data_seed(replay.seed if replay else seed), replay and replay.views)
-        if replay is not None and isinstance(model, Distiller):
+        if isinstance(model, Distiller) and (teacher := model._distillation.teacher).replay is not None:
             refuse_switches(runner.hooks)
-            model._distillation.teacher.check_data(loader.dataset, model.data_preprocessor)
+            teacher.check_data(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             # Upstream's loop by iterations has started its workers already, with the data set as it was.
             loader._iterator = None

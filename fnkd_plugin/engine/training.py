@@ -3,6 +3,7 @@
 import os
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,26 @@ def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS[:2]) -> None
                 )
 
 
-def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
+def prepare_cpu_processes(cfg: Config, launcher: str, timeout: timedelta | None = None) -> None:
     """Let several processes train or test on CPUs, which MMEngine's launcher does not.
 
     It asks for a GPU for each process and names one to DDP; so the process group is made before, and the
     wrapper is told of none.
+
+    Args:
+        cfg: Its model wrapper is set.
+        launcher: As on the command line.
+        timeout: How long one process waits for another; torch's own if None.
+
+    Raises:
+        SetupError: If CPUs have no such launcher.
     """
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher != 'pytorch':
         raise SetupError(f'--launcher {launcher} needs GPUs; on CPUs use --launcher pytorch (torchrun).')
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        torch.distributed.init_process_group('gloo', timeout=timeout)
     unused = cfg.get('find_unused_parameters', False)
     wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
     cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))

@@ -20,6 +20,7 @@ from fnkd_plugin.knowledge.ask import ask
 from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences, plain
 from fnkd_plugin.knowledge.replay import Replay, refuse_batch_augments
 from fnkd_plugin.knowledge.store import Store, row_type
+from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -50,7 +51,12 @@ class Source:
         student = MODELS.build(without_pretrained(plain_model(cfg)))
         self.preprocessor: nn.Module = student.data_preprocessor.to(device)
         refuse_batch_augments(self.preprocessor)
-        self.teacher: ModelTeacher = MODELS.build(config)
+        self.teacher = MODELS.build(config)
+        if not isinstance(self.teacher, ModelTeacher):
+            raise SetupError(
+                f'Knowledge store: {type(self.teacher).__name__} cannot be cached; give one live teacher. Of several '
+                'make a cache each, and train with an EnsembleTeacher of CachedTeachers.'
+            )
         if top_k is not None and not 0 < top_k < self.teacher.num_classes:
             raise SetupError(
                 f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
@@ -75,14 +81,14 @@ class Source:
             SetupError: If there is one of other knowledge.
         """
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
-        manifest = self._describe(list(images.shape[1:]))
+        manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
         if get_dist_info()[0] == 0 and not Store.exists(folder):
-            origin = self.teacher.predict(images).origin
             Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
         barrier()
         store = Store(folder)
         different = differences(
-            _comparable(store.manifest), _comparable({**manifest, 'format': store.manifest['format']})
+            _comparable(store.manifest),
+            _comparable({**manifest, 'format': store.manifest['format'], 'origin': origin is not None}),
         )
         if different:
             raise SetupError(
@@ -155,9 +161,15 @@ def fill(
     made = source.rows(_batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
         rows = []
-        for _ in range(start, end, batch_size):
-            rows.append(next(made)[0])
-            advance(len(rows[-1]))
+        for first in range(start, end, batch_size):
+            found, images = next(made)
+            if list(images.shape[1:]) != store.manifest['image']:
+                raise SetupError(
+                    f'Knowledge store: image {first} and those after it are {list(images.shape[1:])} in view {view}, '
+                    f'others {store.manifest["image"]}; end the pipeline with images of one size (Resize, a crop).'
+                )
+            rows.append(found)
+            advance(len(found))
         store.write(view, start, np.concatenate(rows))
     barrier()
 
@@ -183,12 +195,10 @@ def _teacher_config(cfg: Config) -> dict[str, Any]:
         raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
     # items() imports the classes that pure-Python configs name.
     teacher = dict(cfg.model.teacher.items())
-    kind = teacher['type']
-    kind = kind if isinstance(kind, str) else kind.__name__
-    if kind.split('.')[-1] in ('CachedTeacher', 'EnsembleTeacher'):
+    if teacher.get('execution') == AUTO:
         raise SetupError(
-            f'Knowledge store: {kind} cannot be cached; give one live teacher. Of several make a cache each, and train '
-            'with an EnsembleTeacher of CachedTeachers.'
+            "Knowledge store: the teacher has execution='auto', which may choose otherwise when the tool goes on; name "
+            'its way, such as execution=dict(channels_last=True), or leave it out.'
         )
     teacher.pop('class_map', None)
     return teacher

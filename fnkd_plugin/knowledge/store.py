@@ -18,6 +18,7 @@ BLOCK = 1024
 
 DTYPES = ('float16', 'float32')
 _MANIFEST = 'manifest.json'
+_KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'teacher')
 _ORIGIN = 'origin.npy'
 
 
@@ -45,18 +46,8 @@ def rows_of(
         norms: Feature norms [N], or None.
         logits: Of all classes, [N, K].
         origin: Their origin, [K], or None; read for rows of the largest logits.
-
-    Raises:
-        SetupError: If a logit is too large for the type, or none.
     """
     rows = np.empty(len(pixels), kind)
-    largest = float(logits.abs().max())
-    limit = np.finfo(rows['logits'].dtype).max
-    if not largest <= limit:
-        raise SetupError(
-            f'Knowledge store: a logit of magnitude {largest:g} does not fit {rows["logits"].dtype} (at most '
-            f'{limit:g}); check the teacher, or store with --dtype float32.'
-        )
     rows['pixels'], rows['norm'] = pixels, np.nan if norms is None else norms.cpu()
     if 'classes' in kind.fields:  # type: ignore[operator]
         values, classes, tail = compress(logits, origin, rows['logits'].shape[1])
@@ -91,9 +82,13 @@ class Store:
         self.samples: int = self.manifest['data']['samples']
         self.views: int = self.manifest['views']
         self.row_type = _type_of(self.manifest)
-        has_origin = (self.folder / _ORIGIN).is_file()
-        self.origin = np.load(self.folder / _ORIGIN, allow_pickle=False) if has_origin else None
-        self._rows: dict[int, np.ndarray] = {}
+        classes = self.manifest['teacher']['num_classes']
+        self.origin = self._load(_ORIGIN, np.dtype('<f4'), classes).copy() if self.manifest['origin'] else None
+        # All at once: an epoch of a long run is no time to find one missing.
+        for view in range(self.views):
+            self._load(_rows_file(view), self.row_type, self.samples)
+            self._load(_done_file(view), np.dtype('u1'), _blocks(self.samples))
+        self._mapped: tuple[int, np.ndarray] | None = None
 
     @classmethod
     def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
@@ -101,6 +96,7 @@ class Store:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = manifest['data']['samples']
+        manifest = {'format': FORMAT, 'origin': origin is not None, **manifest}
         dtype = _type_of(manifest)
         for view in range(manifest['views']):
             for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', _blocks(samples))):
@@ -109,7 +105,7 @@ class Store:
         if origin is not None:
             np.save(folder / _ORIGIN, origin.astype('<f4'), allow_pickle=False)
         partial = folder / f'.{_MANIFEST}'
-        partial.write_text(json.dumps({'format': FORMAT, **manifest}, indent=1) + '\n')
+        partial.write_text(json.dumps(manifest, indent=1) + '\n')
         partial.replace(folder / _MANIFEST)
         return cls(folder)
 
@@ -131,7 +127,8 @@ class Store:
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
         for view in range(self.views):
-            for block in np.flatnonzero(self._load(_done_file(view)) == 0).tolist():
+            done = self._load(_done_file(view), np.dtype('u1'), _blocks(self.samples))
+            for block in np.flatnonzero(done == 0).tolist():
                 yield view, block * BLOCK, min((block + 1) * BLOCK, self.samples)
 
     def write(self, view: int, start: int, rows: np.ndarray) -> None:
@@ -143,11 +140,11 @@ class Store:
         if start % BLOCK or len(rows) != min(BLOCK, self.samples - start) or rows.dtype != self.row_type:
             raise ValueError(f'no block of this store: {len(rows)} rows of {rows.dtype} from {start}')
         # Not through the mapping, which answers a full disk with a signal.
-        self._write(_rows_file(view), start, rows)
-        self._write(_done_file(view), start // BLOCK, np.ones(1, 'u1'))
+        self._write(_rows_file(view), start, rows, self.samples)
+        self._write(_done_file(view), start // BLOCK, np.ones(1, 'u1'), _blocks(self.samples))
 
-    def _write(self, name: str, start: int, rows: np.ndarray) -> None:
-        offset = self._load(name).offset + start * rows.itemsize  # type: ignore[attr-defined]
+    def _write(self, name: str, start: int, rows: np.ndarray, count: int) -> None:
+        offset = self._load(name, rows.dtype, count).offset + start * rows.itemsize
         content = memoryview(rows.tobytes())
         descriptor = os.open(self.folder / name, os.O_WRONLY)
         try:
@@ -159,19 +156,22 @@ class Store:
             os.close(descriptor)
 
     def _view(self, view: int) -> np.ndarray:
-        if view not in self._rows:
-            # A plain array on the mapping: indexing the subclass costs more.
-            self._rows[view] = np.asarray(self._load(_rows_file(view)))
-        return self._rows[view]
+        if self._mapped is None or self._mapped[0] != view:
+            # A plain array on the mapping: indexing the subclass costs more. One at a time, for each holds a file open.
+            self._mapped = view, np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
+        return self._mapped[1]
 
-    def _load(self, name: str) -> np.ndarray:
+    def _load(self, name: str, dtype: np.dtype, count: int) -> np.memmap:
         path = self.folder / name
         try:
-            return np.load(path, mmap_mode='r', allow_pickle=False)
-        except (OSError, ValueError) as error:
+            found = np.load(path, mmap_mode='r', allow_pickle=False)
+            if found.dtype != dtype or found.shape != (count,):
+                raise ValueError(f'{found.shape} of {found.dtype} and not {count} of {dtype}')
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise SetupError(
                 f'Knowledge store: {path} is missing or damaged ({error}); make the cache again.'
             ) from error
+        return found
 
 
 def _type_of(manifest: dict[str, Any]) -> np.dtype:
@@ -200,6 +200,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise SetupError(f'Knowledge store: {path} is damaged ({error}); make the cache again.') from error
+    missing = [key for key in _KEYS if key not in manifest] if manifest.get('format') == FORMAT else []
+    if missing:
+        raise SetupError(f'Knowledge store: {path} is damaged (no {", ".join(missing)}); make the cache again.')
     if manifest.get('format') != FORMAT:
         raise SetupError(
             f'Knowledge store: {path} is of format {manifest.get("format")}, this version reads {FORMAT}; make the '

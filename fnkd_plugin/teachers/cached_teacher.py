@@ -23,7 +23,7 @@ from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.teacher import Teacher
+from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 
 VERIFY_TOLERANCE = 2e-3
 """How far stored numbers may be from the live teacher's, as a share of the largest; fp16 rounds by 5e-4."""
@@ -142,13 +142,15 @@ class CachedTeacher(Teacher):
         told = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
             return self._classes.restrict(told)
-        classes = torch.from_numpy(rows['classes'].astype('i8')).to(device)
+        classes = _sent(rows['classes'].astype('i8'), device)
         return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
         teacher, size = self._store.manifest['teacher'], self._store.samples
         asked = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
-        live: Any = MODELS.build(asked)
+        live = MODELS.build(asked)
+        if not isinstance(live, ModelTeacher):
+            raise SetupError(f'{self.name}: verify: {type(live).__name__} is no teacher that a cache is made of.')
         if describe_weights(live.model) != teacher['weights']:
             raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
         live.prepare(self._source)
@@ -191,4 +193,10 @@ class CachedTeacher(Teacher):
 
 def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
     # Sent as it is stored, and made fp32 there.
-    return torch.from_numpy(np.ascontiguousarray(column)).to(device).float()
+    return _sent(np.ascontiguousarray(column), device).float()
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    # From pinned memory, so that the host does not wait for what the device has still to do.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

@@ -30,8 +30,8 @@ class Execution:
         owner: Whose it is; begins the errors.
         model: The network.
         forward: Images to the network's output.
-        options: ``'auto'``: on the first batch each dtype and memory order is timed, for one second in all, and the
-            fastest kept (not under deterministic algorithms, where nothing is left to timing). Or a dict of
+        options: ``'auto'``: on the first batch fp32 and bf16 are timed in both memory orders, for a second in all, and
+            the fastest kept (not under deterministic algorithms, where nothing is left to timing). Or a dict of
             ``dtype`` (``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast), ``channels_last`` (a bool) and
             ``compile`` (a bool, or a dict of ``torch.compile``'s arguments). None: the defaults.
 
@@ -84,7 +84,8 @@ class Execution:
         for way in _TRIED:
             found.append(self._seconds(way, images, best))
             best = min(best, found[-1])
-        seconds = torch.tensor(found, dtype=torch.float64)
+        # On the device: NCCL reduces no tensor of the host's.
+        seconds = torch.tensor(found, dtype=torch.float64, device=images.device)
         all_reduce(seconds, 'max')  # a step takes as long as its slowest process
         fastest = _TRIED[int(seconds.argmin())]
         self._set(fastest)

@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.config import config_file, dataset_classes, dicts_in, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.last_affine import only_size
 from fnkd_plugin.tasks import check_single_label, forward_to_logits
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
@@ -34,7 +35,8 @@ class MMPretrainTeacher(ModelTeacher):
         std: As ``mean``.
         channel_order: ``'rgb'`` or ``'bgr'``, needed where the data preprocessor has ``to_rgb=False`` (so
             that the order depends on the loader) and the student's differs.
-        input_size: Resize images to this height and width if they differ.
+        input_size: Resize images to this height and width if they differ. By default only models of one size do
+            (MLP-Mixer), to theirs.
         interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...); that of the config's test pipeline if
             None, and bicubic if that resizes nothing (our choice).
         execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
@@ -77,6 +79,7 @@ class MMPretrainTeacher(ModelTeacher):
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
         interpolation = interpolation or _interpolation(cfg)
         forward = forward_to_logits(model)
+        input_size = input_size or only_size(model.eval(), forward)
         super().__init__(model, forward, pixels, name, input_size, execution, class_map, classes, found, interpolation)
 
 

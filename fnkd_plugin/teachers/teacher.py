@@ -93,7 +93,6 @@ class ModelTeacher(Teacher):
         pixels: The format the model was trained on.
         name: For messages.
         input_size: Resize images to this height and width if they differ; None takes what comes.
-        input_size: Resize images to this height and width (bicubic) if they differ; None takes what comes.
         execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`.
         class_map: Which of its classes the student's are, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
         classes: The names of its classes, where ``found`` is wrong.

@@ -196,6 +196,20 @@ def test_switched_images_are_refused(recipe: dict, refused: bool, folder: Path, 
         run(model, tmp_path, custom_hooks=hooks)
 
 
+def test_a_live_teacher_may_switch_them(folder: Path, tmp_path: Path) -> None:
+    """On replayed views too, with which a plain run and one from a cache are compared."""
+    hooks = [dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=2, train_pipeline=[CROP, PACK])])]
+    replayed = dict(reproducible=dict(type='ReproducibleHook', replay=dict(seed=0, views=2)))
+    run(distilled(resnet(), timm_teacher(folder)), tmp_path, custom_hooks=hooks, default_hooks=replayed)
+
+
+def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
+    """The look-up itself is not compiled."""
+    model = distilled(resnet(), cached(str(folder / 'cache')), FNKD)
+    compiled = _losses(model, tmp_path / 'compiled', compile=dict(backend='aot_eager'))
+    np.testing.assert_allclose(compiled, _losses(model, tmp_path / 'eager'), rtol=1e-4)
+
+
 def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
     model = distilled(resnet(), cached(str(folder / 'cache')))
     data = loader(dict(type='RandomImages', seed=5, pipeline=RANDOM_PIPELINE))
@@ -338,6 +352,9 @@ def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path) -> None:
     assert_same_weights(
         asked.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
     )
+    several = cached(cache, verify=5, live=dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)]))
+    with pytest.raises(SetupError, match='verify: EnsembleTeacher is no teacher that a cache is made of'):
+        run(distilled(resnet(), several), tmp_path / 'several')
     _spoil(tmp_path / 'cache' / 'view-0001.npy')
     with pytest.raises(SetupError, match='verify: logits differ by up to'):
         run(model, tmp_path / 'spoilt')

@@ -103,6 +103,23 @@ def test_mmpretrains_is_the_test_pipelines(name: str, tmp_path: Path) -> None:
     assert torch.equal(_seen(teacher), Resize('', 48, own)(IMAGES))
 
 
+MIXER = dict(embed_dims=16, num_layers=1, tokens_mlp_dims=16, channels_mlp_dims=16)
+VIT = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+
+
+@pytest.mark.parametrize(('kind', 'arch', 'side'), [('MlpMixer', MIXER, 32), ('VisionTransformer', VIT, 64)])
+def test_mmpretrains_of_one_size_resize_to_it(kind: str, arch: dict, side: int, tmp_path: Path) -> None:
+    """Others, which interpolate their position embeddings, take the student's."""
+    backbone = dict(type=kind, arch=arch, img_size=32, patch_size=8)
+    backbone |= dict(out_type='avg_featmap') if kind == 'VisionTransformer' else {}
+    head = dict(type='LinearClsHead', num_classes=CLASSES, in_channels=16)
+    neck = dict(type='GlobalAveragePooling', dim=1) if kind == 'MlpMixer' else None
+    cfg = config(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head), tmp_path)
+    torch.save(build(cfg.model).state_dict(), tmp_path / 'w.pth')
+    teacher = MMPretrainTeacher(cfg, tmp_path / 'w.pth')
+    assert _seen(teacher, torch.randn(2, 3, 64, 64)).shape == (2, 3, side, side)
+
+
 def test_a_callables_is_stated() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
     for options, own in ((dict(interpolation='bilinear'), 'bilinear'), ({}, 'bicubic')):

@@ -49,9 +49,9 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
     return cfg
 
 
-def make_cache(cfg: Config, folder: Path, workers: int) -> tuple[Source, Store]:
+def make_cache(cfg: Config, folder: Path, workers: int, device: str = 'cpu') -> tuple[Source, Store]:
     """A view of every image; the store is in ``folder``."""
-    source = Source(cfg, Replay(0, 1), torch.device('cpu'))
+    source = Source(cfg, Replay(0, 1), torch.device(device))
     store = source.open_store(folder)
     fill(source, store, share(store), cfg.train_dataloader.batch_size, workers)
     return source, store
@@ -100,7 +100,7 @@ def batches_of(count: int, size: int) -> list[range]:
 def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
     """A store of a teacher that there is not."""
     teacher, data = dict(num_classes=classes), dict(samples=samples)
-    manifest = dict(seed=0, views=views, dtype='float16', top_k=None, data=data, teacher=teacher)
+    manifest = dict(seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8], data=data, teacher=teacher)
     return Store.create(folder, manifest, None)
 
 

@@ -1,0 +1,74 @@
+"""What a cache cannot be made of is said, and where it was found."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+
+from fnkd_plugin.errors import SetupError
+from tests.helpers import timm_teacher
+from tests.test_engine.runs import loader
+from tests.test_knowledge.caches import cached, make_cache
+
+pytestmark = pytest.mark.upstream
+
+
+@pytest.fixture(autouse=True)
+def scope() -> None:
+    init_default_scope('mmpretrain')
+
+
+def extreme(images: torch.Tensor) -> torch.Tensor:
+    """Logits of four classes; that of class 2 for the fourth image of a batch is what ``VALUE`` says."""
+    logits = torch.zeros(len(images), 4)
+    if len(images) > 3:
+        logits[3, 2] = VALUE
+    return logits
+
+
+VALUE = 0.0
+
+
+def _of(fn: str) -> dict:
+    return dict(type='CallableTeacher', fn=f'tests.test_knowledge.test_build.{fn}', mean=[0] * 3, std=[1] * 3)
+
+
+@pytest.mark.parametrize(
+    ('value', 'said'),
+    [
+        (-7e4, r'is -70000, which does not fit float16 \(at most 65504\); .* another cache with --dtype float32'),
+        (np.nan, 'is nan, which no cache can hold; check the weights'),
+        (np.inf, 'is inf, which no cache can hold; check the weights'),
+    ],
+)
+def test_a_logit_that_does_not_fit_is_named(
+    value: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('tests.test_knowledge.test_build.VALUE', value)
+    with pytest.raises(SetupError, match=rf'logit of class 2 for image 3 \(random_3\.png\) in view 0 {said}'):
+        make_cache(tmp_path / 'cache', _of('extreme'))
+    if np.isfinite(value):
+        make_cache(tmp_path / 'other', _of('extreme'), dtype='float32')
+
+
+def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    """The teacher would see them otherwise than a batch that is padded to the largest."""
+    pipeline = [dict(type='RandomChoiceResize', scales=[(16, 16), (24, 24)]), dict(type='PackInputs')]
+    data = loader(dict(type='RandomImages', pipeline=pipeline), batch_size=1)
+    with pytest.raises(SetupError, match=r'are \[3, (16, 16|24, 24)\] in view 0, others \[3, (16, 16|24, 24)\]; end '):
+        make_cache(tmp_path / 'cache', timm_teacher(tmp_path), train_dataloader=data)
+
+
+def test_what_may_choose_otherwise_when_it_goes_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"execution='auto', which may choose otherwise .* name its way"):
+        make_cache(tmp_path / 'cache', timm_teacher(tmp_path, execution='auto'))
+
+
+def test_what_is_no_one_live_teacher_is_refused(tmp_path: Path) -> None:
+    teacher = timm_teacher(tmp_path)
+    one = make_cache(tmp_path / 'one', teacher)
+    for other, name in ((cached(one), 'CachedTeacher'), (dict(type='EnsembleTeacher', teachers=[teacher]), 'Ensemble')):
+        with pytest.raises(SetupError, match=f'{name}.* cannot be cached; give one live teacher'):
+            make_cache(tmp_path / 'two', other)
