@@ -24,6 +24,7 @@ _WITHOUT_STACK = (
     'teachers.callable_teacher',
     'teachers.class_map',
     'teachers.class_names',
+    'teachers.ensemble_teacher',
     'teachers.execution',
     'teachers.pixels',
     'teachers.resize',

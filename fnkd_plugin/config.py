@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmpretrain import registry
 
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.taxonomy.names import ClassNames
 
 _OWN_HOOKS = (
@@ -31,6 +33,36 @@ def config_file(path: str | Path) -> Path:
     if package == 'mmpretrain' and shipped:
         return Path(mmpretrain.__file__).parent / '.mim' / 'configs' / shipped
     return Path(path)
+
+
+def load_config(path: str | Path, owner: str = '') -> Config:
+    """Read a config file, or one that MMPretrain ships: ``mmpretrain::resnet/resnet50_8xb32_in1k.py``.
+
+    Args:
+        path: The file; it is Python and runs.
+        owner: Begins the errors.
+
+    Raises:
+        SetupError: If there is none, it has no model, or it needs an environment variable that is not set.
+    """
+    file = config_file(path)
+    if not file.is_file():
+        raise SetupError(f'{owner}There is no config file {path}.')
+    try:
+        cfg = Config.fromfile(file)
+    except KeyError as error:
+        raise SetupError(f'{owner}{path} cannot be read: {_reason(error)}') from error
+    if not cfg.get('model'):
+        raise SetupError(f'{owner}{path} has no model; is it a config of its own, or a base of others?')
+    return cfg
+
+
+def _reason(error: KeyError) -> str:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get('__name__') == 'os':
+        return f'the environment variable {error.args[0]} is not set.'
+    # MMEngine's own errors are sentences.
+    return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
 
 
 def is_distilled(cfg: Config) -> bool:
@@ -138,7 +170,7 @@ def _replaced(node: Any, pairs: list[tuple[str, str]]) -> Any:
 
 def _student_key(key: str) -> str:
     model, _, rest = key.partition('.')
-    if model != 'model' or _is_mixed_in(key) or rest in ('', 'type', 'head.type', 'head._delete_'):
+    if model != 'model' or _is_mixed_in(key) or rest in ('', 'type'):
         return key
     return f'model.student.{rest}'
 
@@ -191,9 +223,10 @@ def dataset_classes(cfg: Config) -> ClassNames | None:
         The names that the config gives, or else the name of the data set whose ``METAINFO`` holds them.
     """
     for node in dicts_in((cfg.get('train_dataloader') or {}).get('dataset')):
-        stated = (node.get('metainfo') or {}).get('classes')
-        if isinstance(stated, (list, tuple)):
-            return list(stated)
+        # MMEngine's order; the argument of MMPretrain's data sets may be a text file.
+        stated = node.get('classes') or (node.get('metainfo') or {}).get('classes')
+        if stated:
+            return stated if isinstance(stated, str) else list(stated)
         kind = node.get('type')
         kind = registry.DATASETS.get(kind) if isinstance(kind, str) else kind
         if (getattr(kind, 'METAINFO', None) or {}).get('classes'):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, distributed
 
 from fnkd_plugin._stack import OPENMMLAB_INSTALLED
+from fnkd_plugin.errors import SetupError
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
     from mmengine.logging import MessageHub, print_log
@@ -21,7 +22,7 @@ else:
         logging.getLogger('fnkd_plugin').log(level, msg)
 
 
-__all__ = ['all_reduce', 'print_log', 'register_model', 'registered_dataset', 'run_messages']
+__all__ = ['all_reduce', 'build_model', 'print_log', 'register_model', 'registered_dataset', 'run_messages']
 
 Kind = TypeVar('Kind', bound=type)
 
@@ -29,6 +30,17 @@ Kind = TypeVar('Kind', bound=type)
 def register_model(kind: Kind) -> Kind:
     """A class decorator: configs know the class by its name."""
     return MODELS.register_module(module=kind) if OPENMMLAB_INSTALLED else kind
+
+
+def build_model(config: dict) -> Any:
+    """What the registry makes of a config.
+
+    Raises:
+        SetupError: Where no stack is installed.
+    """
+    if not OPENMMLAB_INSTALLED:
+        raise SetupError(f'{config} is a config, which needs MMPretrain to be built; give the object itself.')
+    return MODELS.build(config)
 
 
 def registered_dataset(name: str) -> type | None:

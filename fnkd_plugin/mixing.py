@@ -107,7 +107,13 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
 
 
 def _teacher(teacher: str | dict | Sequence[str | dict]) -> dict[str, Any]:
-    several = [teacher] if isinstance(teacher, (str, dict)) else list(teacher)
+    several = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
+    wrong = [one for one in several if not isinstance(one, (str, dict))]
+    if wrong:
+        raise SetupError(
+            f'distill: a teacher is a name or a config here, not a {type(wrong[0]).__name__}; an object that is built '
+            'goes into Distiller(student, teacher, head).'
+        )
     teachers = [teacher_config(one) if isinstance(one, str) else copy.deepcopy(one) for one in several]
     if not teachers:
         raise SetupError("distill: give at least one teacher, such as 'timm:resnet50'.")

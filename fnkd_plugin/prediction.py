@@ -87,7 +87,8 @@ def most_likely(prediction: Prediction) -> Tensor:
 
 
 def members_of(prediction: Prediction) -> list[tuple[float, Prediction]]:
-    """Each teacher's share, of sum 1, and its own prediction; a single teacher's share is 1."""
+    """Each teacher's share, of sum 1, and its own prediction, in ensembles of ensembles too; a single one's is 1."""
     if isinstance(prediction, EnsemblePrediction):
-        return list(zip(prediction.weights, prediction.members, strict=True))
+        pairs = zip(prediction.weights, prediction.members, strict=True)
+        return [(weight * share, one) for weight, member in pairs for share, one in members_of(member)]
     return [(1.0, prediction)]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,6 +16,8 @@ from fnkd_plugin.last_affine import AffineReader, find_last_affine, probe
 from fnkd_plugin.losses import FNKDLoss, SoftLoss
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 from fnkd_plugin.timm_models import check_timm_model, timm_errors
@@ -42,6 +45,8 @@ class DistillationTask(TrainingTask):
         teacher_pretrained_cfg_overlay: Changes to the ``pretrained_cfg`` of a teacher given by name.
         soft_loss: What is learned from the teacher; its ``loss_weight`` counts.
         task_loss_weight: What the loss on the labels is multiplied by, >= 0.
+        classes: The names of the student's classes (a list or a text file), to be compared with the teacher's, or found
+            among them by its ``class_map='by-name'``.
         mean: What the images are normalised by, on timm's 0 to 1 scale; that of the student's ``pretrained_cfg`` if
             None. Where neither is known, the teacher's must be as unknown, and it sees the images as they are.
         std: As ``mean``.
@@ -64,6 +69,7 @@ class DistillationTask(TrainingTask):
         *,
         soft_loss: SoftLoss,
         task_loss_weight: float = 1.0,
+        classes: ClassNames | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         device: torch.device | None = None,
@@ -77,11 +83,11 @@ class DistillationTask(TrainingTask):
         self.soft_loss = soft_loss
         self.task_loss_weight = check_number(owner, 'task_loss_weight', task_loss_weight)
         with isolated_rng():
-            classes, layer = _student_logits(owner, student_model)
+            count, layer = _student_logits(owner, student_model)
             if isinstance(teacher_model, str):
                 channels = getattr(student_model, 'in_chans', 3)
                 overlay = teacher_pretrained_cfg_overlay or {}
-                built = _create_teacher(owner, teacher_model, classes, channels, teacher_pretrained_path, overlay)
+                built = _create_teacher(owner, teacher_model, count, channels, teacher_pretrained_path, overlay)
                 teacher: Teacher = _teacher_of(owner, built, teacher_model)
             elif isinstance(teacher_model, Teacher):
                 teacher = teacher_model
@@ -89,7 +95,9 @@ class DistillationTask(TrainingTask):
                 teacher = _teacher_of(owner, teacher_model, type(teacher_model).__name__, student_model)
         # Plain objects both, so that nothing finds or trains the teacher.
         self.teacher = teacher
-        self._reader = _fit(owner, student_model, classes, layer, teacher, soft_loss)
+        named = None if classes is None else Classes.of(classes, owner)
+        teacher.match_classes(count, named)
+        self._reader = _fit(owner, student_model, layer, teacher, soft_loss)
         images = _pixels(owner, student_model, mean, std)
         teacher.prepare(images)
         if self.verbose:
@@ -222,6 +230,8 @@ def _create_teacher(
     """Timm's model of that name with the classes of its weights, so that no part of it is random."""
     check_timm_model(f'{owner}: the teacher', name, {})
     arguments: dict[str, Any] = {}
+    if path is not None and not Path(path).is_file():
+        raise SetupError(f'{owner}: the teacher {name}: there is no file {path} (teacher_pretrained_path).')
     if path is not None:
         overlay = {'file': path, 'num_classes': classes, **overlay}
         arguments['num_classes'] = classes
@@ -276,13 +286,12 @@ def _pixels(
 
 
 def _fit(
-    owner: str, student: nn.Module, classes: int, layer: nn.Module | None, teacher: Teacher, soft_loss: SoftLoss
+    owner: str, student: nn.Module, layer: nn.Module | None, teacher: Teacher, soft_loss: SoftLoss
 ) -> AffineReader | None:
     """What reads the student's feature norm, if the soft loss needs it."""
-    teacher.match_classes(classes, None)
     if not soft_loss.needs_feature_norm or soft_loss.loss_weight == 0:
         return None
-    unfit = None if teacher.has_feature_norm else f'the teacher {teacher.name}'
+    unfit = f'the teacher {", ".join(teacher.without_norm)}' if teacher.without_norm else None
     if layer is None:
         unfit = f'the student {type(student).__name__}'
     if unfit:

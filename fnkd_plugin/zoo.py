@@ -29,7 +29,8 @@ class ZooModel(Model):
         if 'Weights' not in self.data:
             raise SetupError(
                 f'{self.name}: its weights are not published. Train it with tools/train.py '
-                f'{self.data["Config"]}, and give the file: get_model({self.name!r}, pretrained=FILE).'
+                f'{self.data["Config"]}, and give the file: get_model({self.name!r}, pretrained=FILE), of a teacher '
+                'checkpoint=FILE or --teacher-checkpoint FILE.'
             )
         return self.data['Weights']
 

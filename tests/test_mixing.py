@@ -12,7 +12,7 @@ from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
-from fnkd_plugin.config import is_distilled
+from fnkd_plugin.config import is_distilled, load_config
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mixing import METHODS, SMOOTHINGS, smooth_labels, teacher_config
@@ -49,7 +49,7 @@ def _train_tool() -> Any:
 
 def _mixed_by_shell(*argv: object) -> Config:
     args = _train_tool().parse_args([str(arg) for arg in argv])
-    return training.mix(training.load_config(args.config), args)
+    return training.mix(load_config(args.config), args)
 
 
 def _entries(cfg: Config) -> dict:
@@ -167,7 +167,7 @@ def test_a_shipped_config_by_file_python_and_shell(tmp_path: Path) -> None:
     by_file = _entries(Config.fromfile(file))
     assert by_file['model']['student']['head']['num_classes'] == 200
     assert _entries(_mixed_by_shell(name, *flags)) == by_file
-    assert _entries(distill(training.load_config(name), TEACHER, 'kd')) == by_file
+    assert _entries(distill(load_config(name), TEACHER, 'kd')) == by_file
 
 
 def test_the_argument_is_left_alone(plain_file: Path) -> None:
@@ -177,7 +177,7 @@ def test_the_argument_is_left_alone(plain_file: Path) -> None:
     mixed.model.student.head.num_classes = mixed.model.teacher.checkpoint = 7
     mixed.custom_hooks.append(1)
     assert plain.dump() == before and teacher == TEACHER
-    assert _plain().model == resnet(), 'no preset is shared'
+    assert plain.model == resnet(), 'no preset is shared'
     assert METHODS['fnkd'] == dict(type='DistillHead', soft_loss=dict(type='FNKDLoss'))
     assert SMOOTHINGS['lsr'] == dict(type='LSRLoss', eps=0.1)
 
@@ -294,7 +294,7 @@ def test_names_of_teachers() -> None:
 
 
 def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None:
-    shipped = training.load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py').model
+    shipped = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py').model
     weights = tmp_path / 'weights.pth'
     torch.save(MODELS.build(shipped).state_dict(), weights)
     own = teacher_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py', str(weights)) | dict(channel_order='rgb')
@@ -308,7 +308,7 @@ def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None
 
 def test_a_name_of_the_zoo_is_built(tmp_path: Path) -> None:
     name, weights = 'resnet18_8xb16_cifar10', tmp_path / 'weights.pth'
-    torch.save(MODELS.build(training.load_config(f'mmpretrain::resnet/{name}.py').model).state_dict(), weights)
+    torch.save(MODELS.build(load_config(f'mmpretrain::resnet/{name}.py').model).state_dict(), weights)
     teacher = MODELS.build(teacher_config(name, str(weights)))
     assert isinstance(teacher, MMPretrainTeacher) and teacher.num_classes == 10
 
@@ -324,6 +324,26 @@ def test_each_checkpoint_is_its_teachers(tmp_path: Path) -> None:
     for wrong in (['--teacher-checkpoint', 'F'], ['--teacher', 'a', *['--teacher-checkpoint', 'F'] * 2]):
         with pytest.raises(SystemExit):
             _mixed_by_shell(plain, *wrong)
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ['--teacher', 'timm:a', '--distill-cfg', 'method=kd'],
+        ['--teacher', 'timm:a', '--distill-cfg', 'teacher=b'],
+        ['--label-smoothing', 'lsr', '--label-smoothing-cfg', 'method=alsr'],
+    ],
+)
+def test_what_has_a_flag_of_its_own_is_no_option(flags: list[str], tmp_path: Path) -> None:
+    plain, _ = write_configs(tmp_path, Path('t.pth'))
+    with pytest.raises(SetupError, match=r'-cfg: (method|teacher) is no option of a method'):
+        _mixed_by_shell(plain, *flags)
+
+
+@pytest.mark.parametrize('teacher', [None, torch.nn.Identity(), [TEACHER, 3]])
+def test_teachers_are_names_or_configs(teacher: Any) -> None:
+    with pytest.raises(SetupError, match=r'a teacher is a name or a config here, not a (NoneType|Identity|int)'):
+        distill(_plain(), teacher)
 
 
 def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_path: Path) -> None:

@@ -179,6 +179,21 @@ def test_a_teacher_by_name_has_the_weights_of_its_file(tmp_path: Path) -> None:
     assert torch.equal(*results)
 
 
+def test_classes_are_found_by_name(tmp_path: Path) -> None:
+    path = timm_checkpoint(tmp_path, num_classes=5)
+    classes = ['wren', 'owl', 'x', 'tit', 'gull']
+    teacher = TimmTeacher('test_resnet', path, classes=classes, class_map='by-name')
+    by_name = FNKDTask(_model(0), teacher, classes=['gull', 'owl', 'tit', 'wren'])
+    by_index = FNKDTask(_model(0), TimmTeacher('test_resnet', path, class_map=[4, 1, 3, 0]))
+    assert torch.equal(*(task(_images(), LABELS)['kd_loss'] for task in (by_name, by_index)))
+    with pytest.raises(SetupError, match=r"order \(0: 'owl', not 'wren'"):
+        FNKDTask(
+            _model(0),
+            TimmTeacher('test_resnet', timm_checkpoint(tmp_path), classes=classes[:4]),
+            classes=['owl', 'wren', 'x', 'tit'],
+        )
+
+
 def test_teachers_of_this_package_teach_too(tmp_path: Path) -> None:
     """With a class map, and several at once."""
     path = timm_checkpoint(tmp_path, num_classes=7)
@@ -307,7 +322,7 @@ def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
         (lambda: _model(num_classes=0), _model, {}, r'student ResNet makes no logits .*num_classes > 0'),
         (_model, lambda: _model(num_classes=7), {}, 'the student has 4 classes, the teacher ResNet has 7'),
         (_model, lambda: 'test_resnett', {}, 'has no model .*test_resnet'),
-        (_model, lambda: 'test_resnet', dict(teacher_pretrained_path='no.pth'), 'test_resnet: timm cannot make it'),
+        (_model, lambda: 'test_resnet', dict(teacher_pretrained_path='no.pth'), 'test_resnet: there is no file no.pth'),
         (_model, lambda: 3, {}, 'must be a timm model.s name, a module or a Teacher, but is int'),
         (_model, _Torch, {}, "teacher's mean and std are unknown"),
         (_Torch, _model, {}, "student's mean and std are unknown"),

@@ -14,10 +14,10 @@ import yaml
 from mmpretrain import get_model, list_models
 from mmpretrain.apis.model import ModelHub
 
-from fnkd_plugin.config import plain_model, without_pretrained
-from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.config import load_config, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.publish import publish
+from fnkd_plugin.teachers import MMPretrainTeacher
 from fnkd_plugin.zoo import register_zoo, zoo_root
 from tests.helpers import assert_same_weights, build
 
@@ -68,6 +68,15 @@ def test_weights_of_ones_own_and_published_ones_are_loaded(zoo: Path) -> None:
         loaded = get_model(NAME, pretrained=pretrained)
         assert_same_weights(loaded.state_dict(), model.state_dict())
         assert loaded._dataset_meta == dict(classes=['a', 'b'])
+
+
+def test_an_unpublished_model_teaches_with_a_file(zoo: Path) -> None:
+    register_zoo(zoo)
+    with pytest.raises(SetupError, match=r'not published.* of a teacher checkpoint=FILE or --teacher-checkpoint FILE'):
+        MMPretrainTeacher(NAME)
+    model = build(without_pretrained(plain_model(load_config(zoo / 'configs' / 'demo' / 'fnkd_digits.py'))), seed=5)
+    torch.save(dict(state_dict=model.state_dict()), zoo / 'epoch.pth')
+    assert_same_weights(MMPretrainTeacher(NAME, zoo / 'epoch.pth').model.state_dict(), model.state_dict())
 
 
 def test_the_checkouts_index_is_whole() -> None:

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import merge_options
+from fnkd_plugin.config import load_config, merge_options
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.knowledge.build import Source, fill, share
@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parse_args(argv)
-    cfg = training.load_config(args.config)
+    cfg = load_config(args.config)
     merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     training.check_data_roots(cfg, ['train_dataloader'])

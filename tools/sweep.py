@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     sweep = SWEEPS[args.what]
     results = json.loads(args.out.read_text()) if args.out.is_file() else {**surroundings(), 'entries': {}}
     if args.docs:
+        if not results['entries']:
+            parser.error(f'{args.out} holds no results')
         replace_between(args.docs, args.what, sweep.table(results['entries']))
         return
     if results['versions'] != surroundings()['versions']:
@@ -56,7 +58,9 @@ def main(argv: list[str] | None = None) -> None:
             continue
         entry = timed(sweep, name)
         results['entries'][name] = entry
-        args.out.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
+        partial = args.out.with_suffix('.partial')
+        partial.write_text(json.dumps(results, indent=1, sort_keys=True) + '\n')
+        partial.replace(args.out)
         print(f'{number}/{len(names)} {name} {entry}', flush=True)
 
 

@@ -16,7 +16,7 @@ import mmpretrain
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import merge_options, plain_config
+from fnkd_plugin.config import load_config, merge_options, plain_config
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
 
@@ -29,7 +29,7 @@ def main() -> None:
         print(__doc__)
     stock = _stock_tool()
     args = stock.parse_args()
-    cfg = training.load_config(args.config)
+    cfg = load_config(args.config)
     if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     merge_options(cfg, args.cfg_options or {})

@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
+from fnkd_plugin.config import load_config
 from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mixing import METHODS, SMOOTHINGS
@@ -88,7 +89,7 @@ def add_mixing_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Read the config, merge and mix in the flags, train."""
     args = parse_args(argv)
-    cfg = training.mix(training.load_config(args.config), args)
+    cfg = training.mix(load_config(args.config), args)
     training.merge_arguments(cfg, args)
     training.add_default_hooks(cfg)
     training.check_data_roots(cfg)

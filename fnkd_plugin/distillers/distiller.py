@@ -52,12 +52,16 @@ class Distillation:
 
     So that no ``state_dict``, optimiser, DDP, ``train()`` or ``apply`` finds the teacher; copies of the student
     (EMA) share it.
+
+    Attributes:
+        classes_named: Whether the teacher's classes have been compared with the student's by name.
     """
 
-    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader) -> None:
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes_named: bool = False) -> None:
         self.teacher = teacher
         self.head = head
         self.reader = reader
+        self.classes_named = classes_named
         self.guard = TeacherGuard(teacher.name)
 
     def __deepcopy__(self, memo: dict) -> 'Distillation':
@@ -134,10 +138,11 @@ class Distiller(_Student):
                 teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
                 head = MODELS.build(head) if isinstance(head, dict) else head
                 reader = _fit(self, teacher, head, pixels or {}, classes)
+                named = classes is not None
         except BaseException:
             self.__class__ = _student_class(self)  # a student that was given built stays what it was
             raise
-        self._distillation = Distillation(teacher, head, reader)
+        self._distillation = Distillation(teacher, head, reader, named)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, so pickle and copy are told how.
@@ -269,8 +274,8 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
-            f'Distiller: a soft loss needs feature norms, but {teacher.name} has no one last affine layer whose '
-            'input has one; use KDLoss with it.'
+            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no one last affine '
+            'layer whose input has one; use KDLoss with it.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     if teacher.top_k and head.needs_all_logits:

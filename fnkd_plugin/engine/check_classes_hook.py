@@ -47,7 +47,8 @@ class CheckClassesHook(Hook):
         for _, loss in label_tables(runner.model):
             loss.taxonomy.check_classes(names, f'ALSRLoss: {type(dataset).__name__}')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(model, Distiller):
+        # What Distiller(classes=...) calls them has been compared, whatever the data call them.
+        if isinstance(model, Distiller) and not model._distillation.classes_named:
             teacher = model._distillation.teacher
             if len(names) == teacher.num_classes:
                 teacher.match_classes(len(names), Classes.of(names, type(dataset).__name__))

@@ -1,7 +1,6 @@
 """From a config to a Runner that trains it, as ``tools/train.py`` does."""
 
 import os
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,6 @@ from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.config import (
-    config_file,
     dataset_classes,
     dicts_in,
     is_distilled,
@@ -33,32 +31,6 @@ from fnkd_plugin.taxonomy.names import read_names
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def load_config(path: str | Path) -> Config:
-    """Read a config file, or one that MMPretrain ships: ``mmpretrain::resnet/resnet50_8xb32_in1k.py``.
-
-    Raises:
-        SetupError: If there is none, it has no model, or it needs an environment variable that is not set.
-    """
-    file = config_file(path)
-    if not file.is_file():
-        raise SetupError(f'There is no config file {path}.')
-    try:
-        cfg = Config.fromfile(file)
-    except KeyError as error:
-        raise SetupError(f'{path} cannot be read: {_reason(error)}') from error
-    if not cfg.get('model'):
-        raise SetupError(f'{path} has no model; is it a config of its own, or a base of others?')
-    return cfg
-
-
-def _reason(error: KeyError) -> str:
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals.get('__name__') == 'os':
-        return f'the environment variable {error.args[0]} is not set.'
-    # MMEngine's own errors are sentences.
-    return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
-
-
 def mix(cfg: Config, args: Any) -> Config:
     """``--cfg-options`` in ``cfg``, and what ``--label-smoothing`` and ``--teacher`` mix into it.
 
@@ -72,6 +44,12 @@ def mix(cfg: Config, args: Any) -> Config:
         raise SetupError('--label-smoothing-cfg: give --label-smoothing as well.')
     if (args.distill or args.distill_cfg) and not args.teacher:
         raise SetupError('--distill and its options need a teacher; give --teacher.')
+    for flag, options in (('--distill', args.distill_cfg), ('--label-smoothing', args.label_smoothing_cfg)):
+        # The parameters of distill() and smooth_labels(), which have flags of their own.
+        if reserved := [name for name in ('method', 'teacher') if name in options]:
+            raise SetupError(
+                f'{flag}-cfg: {reserved[0]} is no option of a method; it is what {flag} or --teacher says.'
+            )
     plain, mixed_in = split_options(args.cfg_options) if args.teacher else (args.cfg_options, {})
     merge_options(cfg, plain)
     if args.label_smoothing:

@@ -6,18 +6,18 @@ from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse_names
 from fnkd_plugin.teachers.callable_teacher import CallableTeacher
 from fnkd_plugin.teachers.class_map import ClassMap
 from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.ensemble_teacher import EnsembleTeacher
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 
-__all__ = ['CallableTeacher', 'ClassMap', 'Classes', 'ModelTeacher', 'PixelFormat', 'Teacher']
+__all__ = ['CallableTeacher', 'ClassMap', 'Classes', 'EnsembleTeacher', 'ModelTeacher', 'PixelFormat', 'Teacher']
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
     from fnkd_plugin.teachers.cached_teacher import CachedTeacher
-    from fnkd_plugin.teachers.ensemble_teacher import EnsembleTeacher
     from fnkd_plugin.teachers.huggingface_teacher import HuggingFaceTeacher
     from fnkd_plugin.teachers.mmpretrain_teacher import MMPretrainTeacher
     from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
-    __all__ += ['CachedTeacher', 'EnsembleTeacher', 'HuggingFaceTeacher', 'MMPretrainTeacher', 'TimmTeacher']
+    __all__ += ['CachedTeacher', 'HuggingFaceTeacher', 'MMPretrainTeacher', 'TimmTeacher']
 else:
     __getattr__ = refuse_names(__name__)

@@ -1,7 +1,7 @@
 """A teacher of other, more or reordered classes."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.taxonomy.names import normalised
-from fnkd_plugin.teachers.class_names import Classes, same_class
+from fnkd_plugin.taxonomy.names import normalised, read_text
+from fnkd_plugin.teachers.class_names import Classes, same_class, synonyms
 
 ClassMapping = str | Path | Sequence[int] | Sequence[str]
 BY_NAME = 'by-name'
@@ -30,7 +30,8 @@ class ClassMap:
         count: How many the teacher has.
         classes: Their names, if known.
         mapping: m as indices or names of the teacher, one for each of the student's classes; a text file of such, one
-            a line; ``'by-name'``, the student's own names; None if the classes are the student's.
+            a line (indices if all are whole numbers); ``'by-name'``, the student's own names; None if the classes are
+            the student's.
 
     Raises:
         SetupError: If an entry is no class of the teacher's, or stands there twice.
@@ -104,12 +105,12 @@ class ClassMap:
         if student is None:
             raise SetupError(
                 f"{self._owner}: class_map='by-name' needs the names of the student's classes; give "
-                'Distiller(classes=...): names, a text file, or a data set of MMPretrain.'
+                'Distiller(classes=...), or of a task classes=...: names, a text file, or a data set of MMPretrain.'
             )
-        places = self._places()
-        by_name = [places[_key(name)] for name in student.names]
+        find = self._finder()
+        by_name = [find(name) for name in student.names]
         # IDs first: in ImageNet names repeat.
-        found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
+        found = [find(k) or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))
         print_log(
@@ -122,8 +123,8 @@ class ClassMap:
         if all(isinstance(entry, int) for entry in entries):
             found = [[int(entry)] if 0 <= int(entry) < self._all else [] for entry in entries]
         else:
-            places = self._places()
-            found = [places[_key(str(entry))] for entry in entries]
+            find = self._finder()
+            found = [find(str(entry)) for entry in entries]
         return self._one_each(entries, found)
 
     def _one_each(self, entries: Sequence[int] | Sequence[str], found: Sequence[list[int]]) -> list[int]:
@@ -142,18 +143,26 @@ class ClassMap:
                 f'{self._all}: {first_few(named)}; give one of its indices for each, in a list or file.'
             )
 
-    def _places(self) -> dict[str, list[int]]:
-        """Where each name and each WordNet ID stands."""
+    def _finder(self) -> Callable[[str], list[int]]:
+        """Where a name or WordNet ID stands; where no whole name is equal, those that share one of its synonyms."""
         if self._classes is None:
             raise SetupError(
                 f"{self._owner}: class_map needs the names of the teacher's classes, which its weights do not tell; "
                 'give classes=...: names, a text file, or a data set of MMPretrain.'
             )
         places: dict[str, list[int]] = defaultdict(list)
+        shared: dict[str, set[int]] = defaultdict(set)
         for names in (self._classes.names, self._classes.ids or []):
             for k, name in enumerate(names):
                 places[_key(name)].append(k)
-        return places
+                for part in synonyms(name):
+                    shared[part].add(k)
+
+        def find(name: str) -> list[int]:
+            parts = synonyms(name)
+            return places.get(_key(name)) or sorted({k for part in parts for k in shared.get(part, ())})
+
+        return find
 
 
 def _key(name: str) -> str:
@@ -165,7 +174,7 @@ def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]
     if not isinstance(mapping, (str, Path)):
         entries = mapping
     elif Path(mapping).is_file():
-        lines = [line.strip() for line in Path(mapping).read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(Path(mapping), owner).splitlines() if line.strip()]
         entries = [int(line) for line in lines] if all(line.isdigit() for line in lines) else lines
     else:
         raise SetupError(f"{owner}: class_map is 'by-name', a list or a text file, but there is no file {mapping}.")

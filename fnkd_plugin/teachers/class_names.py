@@ -34,10 +34,11 @@ class Classes(NamedTuple):
 
 def same_class(a: str, b: str) -> bool:
     """Whether two names mean one class: they share a synonym, as parted by commas, whatever the case."""
-    return bool(_synonyms(a) & _synonyms(b))
+    return bool(synonyms(a) & synonyms(b))
 
 
-def _synonyms(name: str) -> set[str]:
+def synonyms(name: str) -> set[str]:
+    """The names that a class goes by, as they are compared."""
     return {normalised(part).lower() for part in name.split(',')}
 
 

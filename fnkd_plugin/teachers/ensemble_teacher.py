@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.framework import build_model, register_model
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
@@ -14,7 +14,7 @@ from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import Teacher
 
 
-@MODELS.register_module()
+@register_model
 class EnsembleTeacher(Teacher):
     """The weighted mean of several teachers' distributions, each after its own temperature policy.
 
@@ -22,7 +22,7 @@ class EnsembleTeacher(Teacher):
     :class:`~fnkd_plugin.prediction.EnsemblePrediction` for what losses make of it.
 
     Args:
-        teachers: At least one teacher, or its config.
+        teachers: At least one teacher, or its config. An ensemble among them counts as its members.
         weights: One > 0 for each; only their ratios count. All alike if None.
 
     Raises:
@@ -38,7 +38,7 @@ class EnsembleTeacher(Teacher):
             check_number('EnsembleTeacher', 'a weight', w, positive=True) for w in weights or [1.0] * len(teachers)
         ]
         self.weights = [weight / sum(checked) for weight in checked]
-        self.teachers: list[Teacher] = [MODELS.build(t) if isinstance(t, dict) else t for t in teachers]
+        self.teachers: list[Teacher] = [build_model(t) if isinstance(t, dict) else t for t in teachers]
         others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
         if others:
             raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
@@ -61,6 +61,11 @@ class EnsembleTeacher(Teacher):
     def num_classes(self) -> int:
         """See :attr:`Teacher.num_classes`; the teachers agree once :meth:`match_classes` has been called."""
         return self.teachers[0].num_classes
+
+    @property
+    def without_norm(self) -> list[str]:
+        """See :attr:`Teacher.without_norm`."""
+        return [name for teacher in self.teachers for name in teacher.without_norm]
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """See :meth:`Teacher.match_classes`."""

@@ -61,7 +61,7 @@ class HuggingFaceTeacher(ModelTeacher):
         pixels = _format_of(made).restated(name, mean, std, channel_order)
         size = input_size or _size_of(name, made)
         interpolation = interpolation or _interpolation_of(processor)
-        labels = list(model.config.id2label.values())
+        labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order
         invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
         found = None if invented else Classes.of(labels, name)
 

@@ -9,7 +9,7 @@ from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
-from fnkd_plugin.config import config_file, dataset_classes, dicts_in, plain_model, without_pretrained
+from fnkd_plugin.config import dataset_classes, dicts_in, load_config, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.last_affine import only_size
 from fnkd_plugin.tasks import check_single_label, forward_to_logits
@@ -65,8 +65,7 @@ class MMPretrainTeacher(ModelTeacher):
         classes: ClassNames | None = None,
     ) -> None:
         name = f'MMPretrainTeacher({config if isinstance(config, (str, Path)) else "Config"})'
-        cfg, zoo_weights = _find_config(name, config)
-        checkpoint = checkpoint or zoo_weights
+        cfg, checkpoint = _find_config(name, config, checkpoint)
         if checkpoint is None:
             raise SetupError(f'{name}: a teacher needs trained weights; give checkpoint=FILE.')
         with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -90,16 +89,15 @@ def _interpolation(cfg: Config) -> str:
     return stated[-1] if stated else 'bicubic'
 
 
-def _find_config(name: str, config: str | Path | Config) -> tuple[Config, str | None]:
+def _find_config(
+    name: str, config: str | Path | Config, checkpoint: str | Path | None
+) -> tuple[Config, str | Path | None]:
     if isinstance(config, Config):
-        return config, None
+        return config, checkpoint
     if str(config).endswith('.py'):
-        file = config_file(config)
-        if not file.is_file():
-            raise SetupError(f'{name}: there is no such config file.')
-        return Config.fromfile(file), None
+        return load_config(config, f'{name}: '), checkpoint
     try:
         metainfo = ModelHub.get(str(config))
     except ValueError as error:
         raise SetupError(f'{name}: no config file (*.py) and no name of the model zoo. {error}') from error
-    return metainfo.config, metainfo.weights
+    return metainfo.config, checkpoint or metainfo.weights

@@ -38,6 +38,11 @@ class Teacher(ABC):
     def num_classes(self) -> int:
         """K of its predictions."""
 
+    @property
+    def without_norm(self) -> list[str]:
+        """The names of those that have no feature norm, of several teachers; itself or none."""
+        return [] if self.has_feature_norm else [self.name]
+
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """Learn, before training, what the student's classes are.
 

@@ -8,6 +8,7 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.framework import print_log
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
@@ -86,7 +87,15 @@ class TimmTeacher(ModelTeacher):
             size = kwargs.get('img_size', data_cfg['input_size'][-1])
             input_size = size if isinstance(size, int) else None
         pixels = pixels.restated(name, mean, std)
-        found = saved_classes(content or {}) or timm_classes(cfg)
+        found = saved_classes(content or {})
+        if found is None:
+            found = timm_classes(cfg)
+            if found is not None and checkpoint is not None and len(found.names) == built.num_classes:
+                print_log(
+                    f"{name}: {checkpoint} names no classes; its {built.num_classes} are taken for ImageNet's. If they "
+                    'are others, say with classes=... which.',
+                    logger='current',
+                )
         super().__init__(
             built,
             built,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fnkd_plugin.config import merge_options
-from fnkd_plugin.engine.training import add_default_hooks, check_data_roots, load_config, set_loader_defaults
+from fnkd_plugin.config import load_config, merge_options
+from fnkd_plugin.engine.training import add_default_hooks, check_data_roots, set_loader_defaults
 from fnkd_plugin.errors import SetupError
 from tests.helpers import config, resnet
 

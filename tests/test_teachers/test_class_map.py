@@ -52,6 +52,23 @@ def test_forms_of_maps(tmp_path: Path) -> None:
     assert _index(None) == [0, 1, 2, 3, 4]
 
 
+def test_synonyms_find_what_no_whole_name_does() -> None:
+    birds = Classes(['tench, Tinca tinca', 'wren', 'winter wren, wren, jenny', 'owl', 'gull'])
+    assert _index(['Tinca tinca', 'wren', 'jenny'], birds) == [0, 1, 2], 'whole names first'
+    assert _index('by-name', birds, Classes(['owl', 'tench'])) == [3, 0]
+    with pytest.raises(SetupError, match="several classes of the teacher's 5: 'kite'"):
+        _index(['kite'], Classes(['kite, bird', 'kite, toy', 'a', 'b', 'c']))
+
+
+def test_files_are_in_utf_8(tmp_path: Path) -> None:
+    (tmp_path / 'names.txt').write_bytes('e\nmésange\n'.encode())
+    classes = Classes(['a', 'mésange', 'c', 'd', 'e'])
+    assert _index(tmp_path / 'names.txt', classes) == [4, 1]
+    (tmp_path / 'latin.txt').write_bytes('mésange\n'.encode('latin-1'))
+    with pytest.raises(SetupError, match=r'Teacher: .*latin\.txt is not in UTF-8'):
+        _index(tmp_path / 'latin.txt', classes)
+
+
 def test_matching_by_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr('fnkd_plugin.teachers.class_map.print_log', lambda text, **_: said.append(text))
@@ -196,6 +213,38 @@ def test_another_order_is_refused_before_the_first_step(known: bool, tmp_path: P
     with pytest.raises(SetupError, match=r"order .1: 'c1', not 'c2', 2: 'c2', not 'c1'"):
         runner.train()
     assert runner.iter == 0
+
+
+def test_what_the_user_calls_the_students_classes_counts(tmp_path: Path) -> None:
+    """The data may call them otherwise, by the names of folders."""
+    model = distilled(resnet(), _named_teacher(tmp_path, ['wren', 'owl', 'x', 'tit', 'gull'], class_map='by-name'))
+    model['classes'] = ['gull', 'owl', 'tit', 'wren']
+    cfg = config(model, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
+    runner = build_runner(cfg)
+    runner.train()
+    assert runner.iter == 4
+
+
+@pytest.mark.parametrize('form', ['list', 'file'])
+def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path) -> None:
+    """MMPretrain's data sets take 'classes', which goes before their METAINFO."""
+    names = list(CUB.METAINFO['classes'])[::-1]
+    (tmp_path / 'classes.txt').write_text('\n'.join(names))
+    stated = names if form == 'list' else str(tmp_path / 'classes.txt')
+    cfg = config(resnet(num_classes=200), tmp_path)
+    cfg.train_dataloader.dataset = dict(type='CUB', classes=stated)
+    torch.save(build(resnet(num_classes=200)).state_dict(), tmp_path / 'w.pth')
+    assert MMPretrainTeacher(cfg, tmp_path / 'w.pth').own_classes.names == names
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_classes_taken_for_imagenets_are_said(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher.print_log', lambda text, **_: said.append(text))
+    path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)
+    teacher = TimmTeacher('test_resnet', path)
+    assert teacher.own_classes.names[0] == ('c0' if known else 'tench')
+    assert ['taken for ImageNet' in text for text in said] == [True] * (not known)
 
 
 def test_names_come_from_the_teachers_config(tmp_path: Path) -> None:

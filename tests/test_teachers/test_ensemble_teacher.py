@@ -14,7 +14,7 @@ from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.losses import DKDLoss, FNKDLoss, KDLoss, NormKDLoss, SoftLoss
 from fnkd_plugin.prediction import EnsemblePrediction
 from fnkd_plugin.teachers import EnsembleTeacher, PixelFormat, TimmTeacher
-from tests.helpers import CLASSES, MEAN, SIZE, STD, distilled, resnet, timm_checkpoint, timm_teacher, train
+from tests.helpers import CLASSES, MEAN, SIZE, STD, build, distilled, resnet, timm_checkpoint, timm_teacher, train
 
 pytestmark = pytest.mark.upstream
 
@@ -71,6 +71,13 @@ def test_equal_teachers_are_one(loss: SoftLoss) -> None:
     labels = torch.arange(6) % CLASSES
     twice = EnsemblePrediction.of([A, A], [0.3, 0.7])
     torch.testing.assert_close(loss(STUDENT, twice, labels), loss(STUDENT, A, labels))
+
+
+@pytest.mark.parametrize('loss', [KDLoss(temperature=4.0), FNKDLoss(tau=2.0)])
+def test_an_ensemble_of_ensembles_is_one_of_all_members(loss: SoftLoss) -> None:
+    nested = EnsemblePrediction.of([A, EnsemblePrediction.of([B, STUDENT], [0.5, 0.5])], [0.2, 0.8])
+    flat = EnsemblePrediction.of([A, B, STUDENT], [0.2, 0.4, 0.4])
+    torch.testing.assert_close(loss(STUDENT, nested), loss(STUDENT, flat))
 
 
 def test_each_has_its_own_normalisation_size_and_classes(tmp_path: Path) -> None:
@@ -141,6 +148,12 @@ def test_the_member_that_does_not_fit_is_named(tmp_path: Path) -> None:
     teacher = EnsembleTeacher([timm_teacher(tmp_path), seven])
     with pytest.raises(SetupError, match=r'the student has 4 classes, the teacher TimmTeacher\(test_resnet\) has 7'):
         teacher.match_classes(CLASSES, None)
+    two_heads = dict(type='TimmTeacher', model='crossvit_tiny_240', num_classes=CLASSES)
+    two_heads['checkpoint'] = str(timm_checkpoint(tmp_path, 'crossvit_tiny_240'))
+    model = distilled(resnet(), dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path), two_heads]))
+    model['head']['soft_loss'] = dict(type='FNKDLoss')
+    with pytest.raises(SetupError, match=r'needs feature norms, but TimmTeacher\(crossvit_tiny_240\) has no one'):
+        build(model)
 
 
 # wrong_teacher_weight

@@ -16,8 +16,8 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
 
+from fnkd_plugin.config import load_config
 from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
-from fnkd_plugin.engine.training import load_config
 from fnkd_plugin.knowledge.build import Source, fill, share
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import Store

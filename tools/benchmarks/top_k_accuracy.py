@@ -20,7 +20,7 @@ from experiments.results import measure
 from mmengine.registry import init_default_scope
 from rich.progress import track
 
-from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.config import load_config
 from fnkd_plugin.knowledge.build import Source, fill, share
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import rows_of

@@ -85,8 +85,8 @@ def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
     from train import parse_args
 
-    from fnkd_plugin.config import merge_options, plain_config
-    from fnkd_plugin.engine.training import load_config, set_loader_defaults
+    from fnkd_plugin.config import load_config, merge_options, plain_config
+    from fnkd_plugin.engine.training import set_loader_defaults
 
     cfg = load_config(job.config)
     merge_options(cfg, parse_args(job.arguments()).cfg_options)
@@ -102,7 +102,7 @@ def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from fnkd_plugin.engine.training import load_config
+    from fnkd_plugin.config import load_config
     from fnkd_plugin.teachers import MMPretrainTeacher
 
     cfg = load_config(config)

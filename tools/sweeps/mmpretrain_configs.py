@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin import distill
-from fnkd_plugin.config import config_file, named_dicts, plain_model, without_pretrained
-from fnkd_plugin.engine.training import load_config
+from fnkd_plugin.config import config_file, load_config, named_dicts, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
 from sweeps.methods import SAID, fnkd_or_kd
 
@@ -55,14 +54,15 @@ def attempt(name: str) -> dict[str, Any]:
             if not torch.isfinite(loss):
                 raise FloatingPointError(f'the soft loss is {loss}')
         return dict(method=method, **reason, **giant)
-    except SetupError as error:
-        return dict(refused=str(error), **giant)
     except Exception as error:
-        broken = not giant and fails_alone(student, some_batch(cfg, student))
-        return {'broken' if broken else 'failed': _said(error), **giant}
+        if not giant and fails_alone(student, some_batch(cfg, student)):
+            return dict(broken=_said(error))
+        return {'refused' if isinstance(error, SetupError) else 'failed': _said(error), **giant}
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, SetupError):
+        return str(error)
     # Files of MMPretrain by their place in it, not on this machine.
     return f'{type(error).__name__}: {error}'.splitlines()[0].replace(f'{SHIPPED}/', '')
 
