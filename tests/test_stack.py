@@ -24,9 +24,28 @@ MODULES = """
 import importlib
 from fnkd_plugin import losses, timm
 from fnkd_plugin._stack import _WITHOUT_STACK
-from fnkd_plugin.teachers import CallableTeacher
+from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher
 for name in _WITHOUT_STACK:
     importlib.import_module(f'fnkd_plugin.{name}')
+"""
+
+ENSEMBLE = """
+import torch
+from torch import nn
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.timm import FNKDTask
+
+def model():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+both = EnsembleTeacher([CallableTeacher(model()), CallableTeacher(model())], weights=[1, 2])
+assert FNKDTask(model(), both)(torch.randn(2, 3, 32, 32), torch.arange(2))['kd_loss'] > 0
+try:
+    EnsembleTeacher([dict(type='CallableTeacher')])
+except SetupError as error:
+    assert 'give the object itself' in str(error), error
+else:
+    raise AssertionError
 """
 
 REFUSED = """
@@ -53,5 +72,5 @@ def run_bare(code: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.upstream
 def test_what_works_without_and_what_names_the_extra() -> None:
-    done = run_bare(FUNCTIONAL + REFUSED + MODULES)
+    done = run_bare(FUNCTIONAL + REFUSED + MODULES + ENSEMBLE)
     assert done.returncode == 0, done.stderr

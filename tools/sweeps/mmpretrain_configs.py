@@ -55,9 +55,11 @@ def attempt(name: str) -> dict[str, Any]:
                 raise FloatingPointError(f'the soft loss is {loss}')
         return dict(method=method, **reason, **giant)
     except Exception as error:
-        if not giant and fails_alone(student, some_batch(cfg, student)):
+        refused = isinstance(error, SetupError)
+        # What is refused may want other labels than this batch's; but it must be built.
+        if not giant and fails_alone(student, None if refused else some_batch(cfg, student)):
             return dict(broken=_said(error))
-        return {'refused' if isinstance(error, SetupError) else 'failed': _said(error), **giant}
+        return {'refused' if refused else 'failed': _said(error), **giant}
 
 
 def _said(error: Exception) -> str:
@@ -118,10 +120,12 @@ def run_loss(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
     return model(**model.data_preprocessor(batch, training=True), mode='loss')
 
 
-def fails_alone(student: ConfigDict, batch: dict[str, Any]) -> bool:
-    """Whether the plain model fails, too."""
+def fails_alone(student: ConfigDict, batch: dict[str, Any] | None) -> bool:
+    """Whether the plain model cannot be built either, or, if there is a batch, has no loss."""
     try:
-        run_loss(MODELS.build(student), batch)
+        model = MODELS.build(student)
+        if batch is not None:
+            run_loss(model, batch)
     except Exception:
         return True
     return False
