@@ -17,6 +17,7 @@ BLOCK = 1024
 """Rows that are marked as done together."""
 
 DTYPES = ('float16', 'float32')
+_MOST_MAPPED = 32
 _MANIFEST = 'manifest.json'
 _KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'teacher')
 _ORIGIN = 'origin.npy'
@@ -88,7 +89,7 @@ class Store:
         for view in range(self.views):
             self._load(_rows_file(view), self.row_type, self.samples)
             self._load(_done_file(view), np.dtype('u1'), _blocks(self.samples))
-        self._mapped: tuple[int, np.ndarray] | None = None
+        self._mapped: dict[int, np.ndarray] = {}
 
     @classmethod
     def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
@@ -156,10 +157,12 @@ class Store:
             os.close(descriptor)
 
     def _view(self, view: int) -> np.ndarray:
-        if self._mapped is None or self._mapped[0] != view:
-            # A plain array on the mapping: indexing the subclass costs more. One at a time, for each holds a file open.
-            self._mapped = view, np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
-        return self._mapped[1]
+        if view not in self._mapped:
+            if len(self._mapped) == _MOST_MAPPED:
+                self._mapped.pop(next(iter(self._mapped)))  # each holds a file open
+            # A plain array on the mapping: indexing the subclass costs more.
+            self._mapped[view] = np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
+        return self._mapped[view]
 
     def _load(self, name: str, dtype: np.dtype, count: int) -> np.memmap:
         path = self.folder / name

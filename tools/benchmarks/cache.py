@@ -149,5 +149,6 @@ def _ask_all(source: Source, batches: list[range], workers: int) -> None:
 
 def _build(source: Source, size: int, args: argparse.Namespace, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        store = Store.create(fresh, Store(folder / 'cache').manifest, None)
+        whole = Store(folder / 'cache')
+        store = Store.create(fresh, whole.manifest, whole.origin)
         fill(source, store, share(store), size, args.workers)

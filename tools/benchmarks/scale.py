@@ -38,7 +38,7 @@ KINDS = ('plain', 'live', 'cached', 'build')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much."""
-    _caches.add_arguments(parser, rounds=7, images=512)
+    _caches.add_arguments(parser, rounds=5, images=256)
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
 
 
@@ -62,11 +62,13 @@ def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any
     opened = Store(folder)
     opening = time.perf_counter() - opening
     for view in range(views):
-        opened.lookup(np.full(images, view), np.arange(images))  # warm
+        for rows in batches_of(images, LOOKUP):
+            opened.lookup(np.full(len(rows), view), np.asarray(rows))  # warm
     rates = []
     for _ in range(200):
-        rows = random.integers(0, views, LOOKUP), random.integers(0, images, LOOKUP)
-        rates.append(LOOKUP / milliseconds(lambda rows=rows: opened.lookup(*rows)) / 1000)
+        # A batch is of one view.
+        asked = np.full(LOOKUP, random.integers(0, views)), random.integers(0, images, LOOKUP)
+        rates.append(LOOKUP / milliseconds(lambda asked=asked: opened.lookup(*asked)) / 1000)
     return dict(
         images=images,
         classes=classes,
@@ -96,7 +98,8 @@ def _epochs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_process, (world, port, args, folder), nprocs=world)
+    asked = argparse.Namespace(images=args.images, rounds=args.rounds, config=args.config)  # a module is no message
+    multiprocessing.spawn(_process, (world, port, asked, folder), nprocs=world)
     found = torch.load(folder / 'times.pth', weights_only=True)
     return {'processes': world} | {kind: median_interval([t / args.images for t in found[kind]], 3) for kind in KINDS}
 

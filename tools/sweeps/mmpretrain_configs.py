@@ -1,8 +1,7 @@
 """Every classification config that MMPretrain ships, distilled for one batch."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from mmengine.config import Config, ConfigDict
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin import distill
 from fnkd_plugin.config import config_file, load_config, named_dicts, plain_model, without_pretrained
@@ -19,8 +17,6 @@ from sweeps.methods import SAID, fnkd_or_kd
 
 SHIPPED = config_file('mmpretrain::.')
 PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='rgb')
-GIANT = 400_000_000
-"""Models of more parameters are mixed on the meta device, where tensors have no numbers, and their loss is not run."""
 
 
 def names() -> list[str]:
@@ -33,7 +29,7 @@ def attempt(name: str) -> dict[str, Any]:
     """``method``: FNKD, or KD and the ``reason``; or one of these.
 
     ``unreadable``: the file; ``other``: a model for something else; ``broken``: it fails without a teacher, too;
-    ``refused``; ``failed``. An entry of a giant, whose loss was not run, has its ``parameters``.
+    ``refused``; ``failed``.
     """
     try:
         cfg = load_config(f'mmpretrain::{name}')
@@ -44,22 +40,18 @@ def attempt(name: str) -> dict[str, Any]:
     student = without_pretrained(plain_model(cfg))
     if not any(node.get('num_classes') for _, node in named_dicts(student)):
         return dict(other='features')
-    parameters = parameter_count(student)
-    giant = dict(parameters=parameters) if parameters > GIANT else {}
     try:
-        with on_meta() if giant else nullcontext():
-            model, method, reason = fnkd_or_kd(lambda method: distilled(cfg, student, method))
-        if not giant:
-            loss = run_loss(model, some_batch(cfg, student))['loss_soft']
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f'the soft loss is {loss}')
-        return dict(method=method, **reason, **giant)
+        model, method, reason = fnkd_or_kd(lambda method: distilled(cfg, student, method))
+        loss = run_loss(model, some_batch(cfg, student))['loss_soft']
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f'the soft loss is {loss}')
+        return dict(method=method, **reason)
     except Exception as error:
         refused = isinstance(error, SetupError)
         # What is refused may want other labels than this batch's; but it must be built.
-        if not giant and fails_alone(student, None if refused else some_batch(cfg, student)):
+        if fails_alone(student, None if refused else some_batch(cfg, student)):
             return dict(broken=_said(error))
-        return {'refused' if refused else 'failed': _said(error), **giant}
+        return {'refused' if refused else 'failed': _said(error)}
 
 
 def _said(error: Exception) -> str:
@@ -67,28 +59,6 @@ def _said(error: Exception) -> str:
         return str(error)
     # Files of MMPretrain by their place in it, not on this machine.
     return f'{type(error).__name__}: {error}'.splitlines()[0].replace(f'{SHIPPED}/', '')
-
-
-@contextmanager
-def on_meta() -> Iterator[None]:
-    """New tensors are on the meta device, but those of numbers that are read again: pixel means, stochastic depths."""
-    with torch.device('meta'), _NumbersOnCPU():
-        yield
-
-
-class _NumbersOnCPU(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        device = dict(device='cpu') if func in (torch.linspace, torch.tensor) else {}
-        return func(*args, **{**device, **(kwargs or {})})
-
-
-def parameter_count(student: ConfigDict) -> int:
-    """How many parameters the model has, without allocating them; 0 if it cannot be built so."""
-    try:
-        with on_meta():
-            return sum(parameter.numel() for parameter in MODELS.build(student).parameters())
-    except Exception:  # if it is the model's own fault, building it for real shows that
-        return 0
 
 
 def some_batch(cfg: Config, student: ConfigDict) -> dict[str, Any]:
@@ -162,13 +132,4 @@ def table(entries: Mapping[str, dict]) -> str:
     lines += ['', '| | why | configs |', '|---|---|---|']
     for (said, why), found in sorted(reasons.items(), key=lambda item: order.index(item[0][0])):
         lines.append(f'| {said} | {why} | {", ".join(found)} |')
-    giants = [
-        f'{name.removesuffix(".py")} ({entry["parameters"] / 1e9:.1f})'
-        for name, entry in sorted(entries.items())
-        if 'parameters' in entry
-    ]
-    lines += [
-        '',
-        f'Mixed, but their loss not run, for their size (billions of parameters): {", ".join(giants) or "none"}.',
-    ]
     return '\n'.join(lines)
