@@ -108,7 +108,6 @@ def test_plain_config_keeps_our_import_where_it_is_used() -> None:
         ('model.head.loss.loss_weight', 'model.student.head.loss.loss_weight'),
         ('model.train_cfg', 'model.student.train_cfg'),
         ('model.head.type', 'model.student.head.type'),
-        ('model.head._delete_', 'model.student.head._delete_'),
         ('model.student.head.topk', 'model.student.head.topk'),
         ('model.teacher.checkpoint', 'model.teacher.checkpoint'),
         ('model.head.hard_weight', 'model.head.hard_weight'),

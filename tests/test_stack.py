@@ -38,8 +38,9 @@ from fnkd_plugin.timm import FNKDTask
 def model():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
-both = EnsembleTeacher([CallableTeacher(model()), CallableTeacher(model())], weights=[1, 2])
-assert FNKDTask(model(), both)(torch.randn(2, 3, 32, 32), torch.arange(2))['kd_loss'] > 0
+both = EnsembleTeacher([CallableTeacher(model(), [128] * 3, [64] * 3) for _ in range(2)], weights=[1, 2])
+task = FNKDTask(model(), both, mean=[0.5] * 3, std=[0.25] * 3)
+assert task(torch.randn(2, 3, 32, 32), torch.arange(2))['kd_loss'] > 0
 try:
     EnsembleTeacher([dict(type='CallableTeacher')])
 except SetupError as error:

@@ -1,7 +1,7 @@
 """A teacher of other, more or reordered classes."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import normalised, read_text
-from fnkd_plugin.teachers.class_names import Classes, same_class, synonyms
+from fnkd_plugin.teachers.class_names import Classes, same_class
 
 ClassMapping = str | Path | Sequence[int] | Sequence[str]
 BY_NAME = 'by-name'
@@ -107,10 +107,10 @@ class ClassMap:
                 f"{self._owner}: class_map='by-name' needs the names of the student's classes; give "
                 'Distiller(classes=...), or of a task classes=...: names, a text file, or a data set of MMPretrain.'
             )
-        find = self._finder()
-        by_name = [find(name) for name in student.names]
+        places = self._places()
+        by_name = [places[_key(name)] for name in student.names]
         # IDs first: in ImageNet names repeat.
-        found = [find(k) or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
+        found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))
         print_log(
@@ -123,8 +123,8 @@ class ClassMap:
         if all(isinstance(entry, int) for entry in entries):
             found = [[int(entry)] if 0 <= int(entry) < self._all else [] for entry in entries]
         else:
-            find = self._finder()
-            found = [find(str(entry)) for entry in entries]
+            places = self._places()
+            found = [places[_key(str(entry))] for entry in entries]
         return self._one_each(entries, found)
 
     def _one_each(self, entries: Sequence[int] | Sequence[str], found: Sequence[list[int]]) -> list[int]:
@@ -143,26 +143,21 @@ class ClassMap:
                 f'{self._all}: {first_few(named)}; give one of its indices for each, in a list or file.'
             )
 
-    def _finder(self) -> Callable[[str], list[int]]:
-        """Where a name or WordNet ID stands; where no whole name is equal, those that share one of its synonyms."""
+    def _places(self) -> dict[str, list[int]]:
+        """Where each name and each WordNet ID stands.
+
+        Whole names: one synonym is not enough, for to ImageNet-21k a teddy is a bear and a garment.
+        """
         if self._classes is None:
             raise SetupError(
                 f"{self._owner}: class_map needs the names of the teacher's classes, which its weights do not tell; "
                 'give classes=...: names, a text file, or a data set of MMPretrain.'
             )
         places: dict[str, list[int]] = defaultdict(list)
-        shared: dict[str, set[int]] = defaultdict(set)
         for names in (self._classes.names, self._classes.ids or []):
             for k, name in enumerate(names):
                 places[_key(name)].append(k)
-                for part in synonyms(name):
-                    shared[part].add(k)
-
-        def find(name: str) -> list[int]:
-            parts = synonyms(name)
-            return places.get(_key(name)) or sorted({k for part in parts for k in shared.get(part, ())})
-
-        return find
+        return places
 
 
 def _key(name: str) -> str:

@@ -34,11 +34,10 @@ class Classes(NamedTuple):
 
 def same_class(a: str, b: str) -> bool:
     """Whether two names mean one class: they share a synonym, as parted by commas, whatever the case."""
-    return bool(synonyms(a) & synonyms(b))
+    return bool(_synonyms(a) & _synonyms(b))
 
 
-def synonyms(name: str) -> set[str]:
-    """The names that a class goes by, as they are compared."""
+def _synonyms(name: str) -> set[str]:
     return {normalised(part).lower() for part in name.split(',')}
 
 
