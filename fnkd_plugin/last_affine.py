@@ -76,13 +76,17 @@ def _channel_hints(model: nn.Module) -> list[int]:
 
 
 def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> int | None:
-    """The one H = W that a model takes, such as an MLP-Mixer's; None if it says none, or takes twice that, too."""
-    for size in _size_hints(model)[:1]:
+    """The one H = W that a model takes, such as an MLP-Mixer's; None if it says none, or takes half or twice of it."""
+
+    def takes(size: int) -> bool:
         try:
-            probe(model, forward, 2 * size)
+            probe(model, forward, size)
         except SetupError:
-            return size
-    return None
+            return False
+        return True
+
+    own = next((size for size in _size_hints(model) if takes(size)), None)
+    return None if own is None or takes(own // 2) or takes(2 * own) else own
 
 
 def probe(

@@ -54,14 +54,14 @@ class Distillation:
     (EMA) share it.
 
     Attributes:
-        classes_named: Whether the teacher's classes have been compared with the student's by name.
+        classes: What the student's classes are called, if that was said and compared with the teacher's.
     """
 
-    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes_named: bool = False) -> None:
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes: Classes | None = None) -> None:
         self.teacher = teacher
         self.head = head
         self.reader = reader
-        self.classes_named = classes_named
+        self.classes = classes
         self.guard = TeacherGuard(teacher.name)
 
     def __deepcopy__(self, memo: dict) -> 'Distillation':
@@ -137,8 +137,8 @@ class Distiller(_Student):
             with isolated_rng():
                 teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
                 head = MODELS.build(head) if isinstance(head, dict) else head
-                reader = _fit(self, teacher, head, pixels or {}, classes)
-                named = classes is not None
+                named = None if classes is None else Classes.of(classes, 'Distiller: classes')
+                reader = _fit(self, teacher, head, pixels or {}, named)
         except BaseException:
             self.__class__ = _student_class(self)  # a student that was given built stays what it was
             raise
@@ -240,7 +240,7 @@ def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
     return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
 
 
-def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, classes: ClassNames | None) -> Reader:
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, named: Classes | None) -> Reader:
     if not isinstance(teacher, Teacher):
         raise SetupError(
             f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
@@ -263,7 +263,6 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     num_classes = output.numel()  # of one image; LeNet squeezes the batch away
     for _, loss in label_tables(student):
         loss.check_class_count(num_classes, 'the student')
-    named = None if classes is None else Classes.of(classes, 'Distiller: classes')
     if named is not None and len(named.names) != num_classes:
         raise SetupError(f'Distiller: the student has {num_classes} classes, but classes names {len(named.names)}.')
     teacher.match_classes(num_classes, named)

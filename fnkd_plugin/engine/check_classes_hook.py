@@ -1,5 +1,6 @@
 """The classes of a teacher, and of labels softened by names, must be those of the data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -8,7 +9,9 @@ from mmpretrain.registry import HOOKS
 from torch import nn
 
 from fnkd_plugin.distillers import Distiller
+from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.losses.alsr_loss import label_tables
+from fnkd_plugin.taxonomy.names import normalised
 from fnkd_plugin.teachers.class_names import Classes
 
 
@@ -47,8 +50,24 @@ class CheckClassesHook(Hook):
         for _, loss in label_tables(runner.model):
             loss.taxonomy.check_classes(names, f'ALSRLoss: {type(dataset).__name__}')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        # What Distiller(classes=...) calls them has been compared, whatever the data call them.
-        if isinstance(model, Distiller) and not model._distillation.classes_named:
+        if not isinstance(model, Distiller):
+            return
+        if model._distillation.classes is not None:
+            # They have been compared with the teacher's, whatever the data call them.
+            _refuse_another_order(model._distillation.classes.names, names, type(dataset).__name__)
+        else:
             teacher = model._distillation.teacher
             if len(names) == teacher.num_classes:
                 teacher.match_classes(len(names), Classes.of(names, type(dataset).__name__))
+
+
+def _refuse_another_order(stated: Sequence[str], names: Sequence[str], dataset: str) -> None:
+    a, b = ([normalised(name).lower() for name in classes] for classes in (stated, names))
+    if a != b and sorted(a) == sorted(b):
+        different = [
+            f'{k}: {x!r}, not {y!r}' for k, (x, y) in enumerate(zip(stated, names, strict=True)) if a[k] != b[k]
+        ]
+        raise SetupError(
+            f'Distiller: classes are those of {dataset} in another order ({first_few(different)}), but its labels '
+            'are in its own; leave classes out.'
+        )

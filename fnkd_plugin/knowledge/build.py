@@ -1,6 +1,7 @@
 """Making a store: the teacher of a distilled config is asked of every view of every training image, once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,10 @@ class Source:
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
         """See :func:`~fnkd_plugin.knowledge.ask.ask`, of these batches."""
         loader = DataLoader(
-            self.dataset, batch_sampler=_Batches(batches), num_workers=num_workers, collate_fn=self._collate
+            self.dataset,
+            batch_sampler=_Batches(batches),
+            num_workers=num_workers,
+            collate_fn=partial(_of_one_size, self._collate),
         )
         for batch in loader:
             yield ask(self.teacher, self.preprocessor, batch, self.row_type)
@@ -164,14 +168,28 @@ def fill(
         for first in range(start, end, batch_size):
             found, images = next(made)
             if list(images.shape[1:]) != store.manifest['image']:
-                raise SetupError(
-                    f'Knowledge store: image {first} and those after it are {list(images.shape[1:])} in view {view}, '
-                    f'others {store.manifest["image"]}; end the pipeline with images of one size (Resize, a crop).'
-                )
+                raise _several_sizes(f'image {first} of view {view}', images.shape[1:], store.manifest['image'])
             rows.append(found)
             advance(len(found))
         store.write(view, start, np.concatenate(rows))
     barrier()
+
+
+def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
+    """A batch; padded to its largest image, the others would be what they are in no other batch."""
+    first, *others = samples
+    for sample in others:
+        if sample['inputs'].shape != first['inputs'].shape:
+            name = f'image {sample["data_samples"].stamp.sample} of view {sample["data_samples"].stamp.view}'
+            raise _several_sizes(name, sample['inputs'].shape, first['inputs'].shape)
+    return collate(samples)
+
+
+def _several_sizes(name: str, one: Sequence[int], other: Sequence[int]) -> SetupError:
+    return SetupError(
+        f'Knowledge store: {name} is {list(one)}, others are {list(other)}; end the pipeline with images of one size '
+        '(Resize, a crop).'
+    )
 
 
 class _Batches:

@@ -74,7 +74,7 @@ class MMPretrainTeacher(ModelTeacher):
         content = read_checkpoint(checkpoint)
         load_weights(model, find_state_dict(content, checkpoint), f'{name} and {checkpoint}')
         pixels = format_of_preprocessor(model.data_preprocessor).restated(name, mean, std, channel_order)
-        of_data = dataset_classes(cfg)
+        of_data = dataset_classes(cfg) if classes is None else None
         found = saved_classes(content) or (Classes.of(of_data, name) if of_data else None)
         interpolation = interpolation or _interpolation(cfg)
         forward = forward_to_logits(model)

@@ -53,11 +53,13 @@ def test_a_logit_that_does_not_fit_is_named(
         make_cache(tmp_path / 'other', _of('extreme'), dtype='float32')
 
 
-def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize('options', [dict(batch_size=1), dict(batch_size=4), dict(batch_size=4, num_workers=1)])
+@pytest.mark.parametrize('collate', ['default_collate', 'pseudo_collate'])
+def test_images_of_several_sizes_are_refused(options: dict, collate: str, tmp_path: Path) -> None:
     """The teacher would see them otherwise than a batch that is padded to the largest."""
     pipeline = [dict(type='RandomChoiceResize', scales=[(16, 16), (24, 24)]), dict(type='PackInputs')]
-    data = loader(dict(type='RandomImages', pipeline=pipeline), batch_size=1)
-    with pytest.raises(SetupError, match=r'are \[3, (16, 16|24, 24)\] in view 0, others \[3, (16, 16|24, 24)\]; end '):
+    data = loader(dict(type='RandomImages', pipeline=pipeline), collate_fn=dict(type=collate), **options)
+    with pytest.raises(SetupError, match=r'view 0 is \[3, (16, 16|24, 24)\], others are \[3, (16, 16|24, 24)\]; end '):
         make_cache(tmp_path / 'cache', timm_teacher(tmp_path), train_dataloader=data)
 
 

@@ -217,6 +217,15 @@ def test_what_the_user_calls_the_students_classes_counts(tmp_path: Path) -> None
     assert runner.iter == 4
 
 
+def test_the_datas_own_names_in_another_order_are_refused(tmp_path: Path) -> None:
+    """Labels are in the data's order, so that every target would be another class's."""
+    model = distilled(resnet(), _named_teacher(tmp_path, ['c0', 'c1', 'c2', 'c3'], class_map='by-name'))
+    model['classes'] = ['c0', 'c2', 'c1', 'c3']
+    runner = build_runner(config(model, tmp_path))
+    with pytest.raises(SetupError, match=r"classes are those of RandomImages in another order \(1: 'c2', not 'c1'"):
+        runner.train()
+
+
 @pytest.mark.parametrize('form', ['list', 'file'])
 def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path) -> None:
     """MMPretrain's data sets take 'classes', which goes before their METAINFO."""

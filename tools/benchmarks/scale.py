@@ -95,6 +95,7 @@ def _epochs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any
     """Milliseconds an image of all processes together, round by round in turn."""
     folder = folder / f'processes{world}'
     folder.mkdir()
+    _caches.config_of(args, folder)  # writes the weights that all processes read
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -109,7 +110,8 @@ def _process(rank: int, world: int, port: int, args: argparse.Namespace, folder:
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     distributed.init_process_group('gloo', rank=rank, world_size=world)
     cfg = config_of(args, folder)
-    batches = batches_of(args.images, cfg.train_dataloader.batch_size)[rank::world]
+    whole = batches_of(args.images, cfg.train_dataloader.batch_size)
+    batches = whole[: len(whole) // world * world][rank::world]  # as many for each
     source, _ = _caches.make_cache(cfg, folder / 'cache', workers=0)
     todo: dict[str, Callable[[], None]] = {'build': lambda: _ask_all(source, batches)}
     for kind, model in _caches.models_of(cfg, folder / 'cache').items():
