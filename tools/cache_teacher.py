@@ -3,8 +3,9 @@
 
     python tools/cache_teacher.py CONFIG --out DIR --views 10
 
-The same command goes on where one was stopped. On several processes: torchrun --nproc_per_node 2
-tools/cache_teacher.py ... --launcher pytorch
+The same command goes on where one was stopped. Where the config mixes images (Mixup, CutMix), its batches are fixed, and the
+teacher sees their mixed images. On several processes:
+torchrun --nproc_per_node 2 tools/cache_teacher.py ... --launcher pytorch
 """
 
 import argparse
@@ -74,10 +75,16 @@ def main(argv: list[str] | None = None) -> None:
     device = _join_processes(cfg, args.launcher)
     seed = (cfg.get('randomness') or {}).get('seed') if args.seed is None else args.seed
     source = Source(cfg, Replay(seed or 0, args.views), device, args.dtype, args.top_k)
+    fixed = source.replay.batch_size
+    if fixed and args.batch_size not in (None, fixed):
+        raise SetupError(
+            f'--batch-size {args.batch_size}: images are mixed in the training batches of {fixed}; leave it out.'
+        )
     console = Console(quiet=get_dist_info()[0] > 0)
     kept = f'the {args.top_k} largest of ' if args.top_k else ''
+    mixed = f', mixed in fixed batches of {fixed},' if fixed else ','
     console.print(
-        f'{len(source.dataset)} images in {args.views} views, {kept}{source.teacher.num_classes} classes in '
+        f'{len(source.dataset)} images in {args.views} views{mixed} {kept}{source.teacher.num_classes} classes in '
         f'{args.dtype}: {_size(source.bytes_needed)} in {args.out}',
         highlight=False,
         soft_wrap=True,

@@ -17,18 +17,22 @@ from fnkd_plugin.errors import SetupError
 
 
 class SampleIndex(int):
-    """An index into a data set that knows in which view (an epoch's, or a pass's), and time in it, it is drawn."""
+    """An index into a data set that knows in which view (an epoch's, or a pass's), and time in it, it is drawn.
+
+    And in which batch, where batches are fixed (:mod:`fnkd_plugin.datasets.fixed_batches`).
+    """
 
     view: int
     time: int
+    batch: int
 
-    def __new__(cls, index: int, view: int, time: int = 0) -> 'SampleIndex':  # noqa: D102
+    def __new__(cls, index: int, view: int, time: int = 0, batch: int = 0) -> 'SampleIndex':  # noqa: D102
         self = super().__new__(cls, index)
-        self.view, self.time = view, time
+        self.view, self.time, self.batch = view, time, batch
         return self
 
     def __reduce__(self) -> tuple:
-        return SampleIndex, (int(self), self.view, self.time)
+        return SampleIndex, (int(self), self.view, self.time, self.batch)
 
 
 class Stamp(NamedTuple):
@@ -38,11 +42,13 @@ class Stamp(NamedTuple):
         view: The view it was drawn in.
         sample: Its index in the outermost data set; ``sample_idx`` is the inner one inside ConcatDataset.
         pixels: The checksum of its image, see :func:`checksum`.
+        batch: The number of its batch in that view, where batches are fixed.
     """
 
     view: int
     sample: int
     pixels: int
+    batch: int = 0
 
 
 def checksum(image: torch.Tensor) -> int:
@@ -86,18 +92,18 @@ def _seeded_dataset(base: type) -> type:
             seed_all(derive_seed(self._fnkd_seed, view, time, int(index)))
             sample = super().__getitem__(int(index))
             if self._fnkd_stamps:
-                _stamp(sample, view, int(index))
+                _stamp(sample, view, int(index), getattr(index, 'batch', 0))
             return sample
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return _new, (_seeded_dataset, base), self.__dict__
+            return remade, (_seeded_dataset, base), self.__dict__
 
-    return _named_after(base, Seeded)
+    return named_after(base, Seeded)
 
 
-def _stamp(sample: Any, view: int, index: int) -> None:
+def _stamp(sample: Any, view: int, index: int, batch: int) -> None:
     try:
-        stamp = Stamp(view, index, checksum(sample['inputs']))
+        stamp = Stamp(view, index, checksum(sample['inputs']), batch)
         sample['data_samples'].set_field(stamp, 'stamp', field_type='metainfo')
     except (TypeError, KeyError, AttributeError) as error:
         raise SetupError(
@@ -142,19 +148,20 @@ def _view_sampler(base: type) -> type:
                     yield SampleIndex(index, view, time)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return _new, (_view_sampler, base), self.__dict__
+            return remade, (_view_sampler, base), self.__dict__
 
-    return _named_after(base, View)
+    return named_after(base, View)
 
 
-def _named_after(base: type, cls: type) -> type:
+def named_after(base: type, cls: type) -> type:
+    """A class made at run time, with a name that says of which."""
     cls.__name__ = cls.__qualname__ = cls.__name__ + base.__name__
     cls.__module__ = base.__module__
     return cls
 
 
-def _new(make: Callable[[type], type], base: type) -> Any:
-    # Pickle cannot find a class made at run time, so it is told how to make it.
+def remade(make: Callable[[type], type], base: type) -> Any:
+    """An object, still empty, of a class made at run time, which pickle cannot find and so is told how to make."""
     cls: Any = make(base)
     return cls.__new__(cls)
 
@@ -195,9 +202,3 @@ def number_views(sampler: Any, views: int | None = None) -> None:
     sampler._fnkd_views = views
     if isinstance(sampler, InfiniteSampler):
         sampler.indices = sampler._indices_of_rank()
-
-
-def make_seeded(dataset: Any, sampler: Any, seed: int, views: int | None = None) -> None:
-    """:func:`seed_samples` and :func:`number_views`; with ``views`` the samples are stamped."""
-    seed_samples(dataset, seed, stamps=views is not None)
-    number_views(sampler, views)

@@ -17,7 +17,6 @@ from fnkd_plugin.distillers.labels import hard_labels
 from fnkd_plugin.distillers.statistics import batch_statistics
 from fnkd_plugin.distillers.teacher_guard import TeacherGuard
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.knowledge.replay import refuse_batch_augments
 from fnkd_plugin.last_affine import (
     AffineReader,
     LogitReader,
@@ -283,7 +282,7 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
             'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
         )
     if teacher.replay is not None:
-        refuse_batch_augments(student.data_preprocessor)
+        teacher.replay.check_mixing(student.data_preprocessor)
     teacher.prepare(source)
     print_log(
         f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',

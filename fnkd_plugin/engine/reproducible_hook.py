@@ -7,9 +7,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 
-from fnkd_plugin.datasets.seeded_dataset import data_seed, make_seeded, seed_all, step_seed
+from fnkd_plugin.datasets.fixed_batches import fix_batches
+from fnkd_plugin.datasets.seeded_dataset import data_seed, number_views, seed_all, seed_samples, step_seed
 from fnkd_plugin.distillers import Distiller
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.knowledge.mixing import replay_mixing
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.switches import refuse_switches
 
@@ -26,7 +28,8 @@ class ReproducibleHook(Hook):
 
     Args:
         replay: Augment by this ``seed``, and by the same ``views`` of each image again and again:
-            ``dict(seed=0, views=2)``. A ``CachedTeacher`` brings its own; others may be given it to be compared.
+            ``dict(seed=0, views=2)``. With ``batch_size=32``, which is the data loader's, batches and what mixes their
+            images come again, too. A ``CachedTeacher`` brings its own; others may be given it to be compared.
 
     Raises:
         SetupError: Before training, if the images cannot be those that a ``CachedTeacher`` knows.
@@ -48,7 +51,7 @@ class ReproducibleHook(Hook):
             sampler.seed = seed
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
-        make_seeded(loader.dataset, sampler, data_seed(replay.seed if replay else seed), replay and replay.views)
+        _seed_batches(loader, sampler, model, seed, replay)
         if isinstance(model, Distiller) and (teacher := model._distillation.teacher).replay is not None:
             refuse_switches(runner.hooks)
             teacher.check_data(loader.dataset, model.data_preprocessor)
@@ -68,6 +71,18 @@ class ReproducibleHook(Hook):
                 f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
             )
         return known or self._replay
+
+
+def _seed_batches(loader: Any, sampler: Any, model: Any, seed: int, replay: Replay | None) -> None:
+    """Seed the samples, and where they come again in the same batches, also order and mixing."""
+    seed = data_seed(replay.seed if replay else seed)
+    seed_samples(loader.dataset, seed, stamps=replay is not None)
+    if replay and replay.batch_size:
+        fix_batches(loader, seed, replay.views, replay.batch_size)
+        replay_mixing(model.data_preprocessor, seed)
+    else:
+        number_views(sampler, replay and replay.views)
+        replay_mixing(model.data_preprocessor, None)
 
 
 def _common_seed(runner: Any) -> int:

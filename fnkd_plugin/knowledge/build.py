@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.config import is_distilled, plain_model, without_pretrained
+from fnkd_plugin.datasets.fixed_batches import check_sampler, order_of
 from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.knowledge.ask import ask
 from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences, plain
-from fnkd_plugin.knowledge.replay import Replay, refuse_batch_augments
+from fnkd_plugin.knowledge.mixing import describe_mixing, replay_mixing
+from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import Store, row_type
 from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
+
+Block = tuple[int, int, int]
+"""A view, the first row, and the row after the last."""
 
 
 class Source:
@@ -31,27 +38,26 @@ class Source:
 
     Args:
         cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
-        replay: The views to store.
+        replay: The views to store. If the student's data preprocessor mixes the images of a batch, the training
+            batches are fixed and their mixed images are what is stored.
         device: Where the teacher runs.
         dtype: Of the stored logits.
         top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.top_k`).
 
     Raises:
-        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or the images of a batch are
-            mixed after they were loaded.
+        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or images are mixed in a way
+            that cannot come again.
     """
 
     def __init__(
         self, cfg: Config, replay: Replay, device: torch.device, dtype: str = 'float16', top_k: int | None = None
     ) -> None:
-        self.replay = replay
         self._dtype = dtype
         self._top_k = top_k
         config = _teacher_config(cfg)
         self.teacher_config = plain(config)
         student = MODELS.build(without_pretrained(plain_model(cfg)))
         self.preprocessor: nn.Module = student.data_preprocessor.to(device)
-        refuse_batch_augments(self.preprocessor)
         self.teacher = MODELS.build(config)
         if not isinstance(self.teacher, ModelTeacher):
             raise SetupError(
@@ -68,7 +74,14 @@ class Source:
         self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
         loader = Runner.build_dataloader(cfg.train_dataloader)
         self.dataset, self._collate = loader.dataset, loader.collate_fn
-        seed_samples(self.dataset, data_seed(replay.seed), stamps=True)
+        self._seed = data_seed(replay.seed)
+        self._mixing = describe_mixing(self.preprocessor, self._seed, loader.batch_size)
+        if self._mixing is not None:
+            check_sampler(loader.sampler)
+            replay = replay._replace(batch_size=loader.batch_size)
+        self.replay = replay
+        seed_samples(self.dataset, self._seed, stamps=True)
+        replay_mixing(self.preprocessor, self._seed)
 
     @property
     def bytes_needed(self) -> int:
@@ -84,7 +97,8 @@ class Source:
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
         manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
         if get_dist_info()[0] == 0 and not Store.exists(folder):
-            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+            orders = (self._order(view) for view in range(self.replay.views) if self.replay.batch_size)
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy(), orders)
         barrier()
         store = Store(folder)
         different = differences(
@@ -97,6 +111,19 @@ class Source:
                 'made with, or give another folder.'
             )
         return store
+
+    def batches(self, blocks: Iterable[Block], size: int) -> Iterator[list[SampleIndex]]:
+        """The images of these blocks of rows, in batches of ``size``, or of those in which they were mixed."""
+        for view, of_view in groupby(blocks, key=itemgetter(0)):
+            order = self._order(view)
+            for _, start, end in of_view:
+                for first in range(start, end, size):
+                    samples = order[first : min(first + size, end)].tolist()
+                    yield [SampleIndex(i, view, batch=first // size) for i in samples]
+
+    def _order(self, view: int) -> np.ndarray:
+        count = len(self.dataset)
+        return order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
 
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
         """See :func:`~fnkd_plugin.knowledge.ask.ask`, of these batches."""
@@ -119,6 +146,7 @@ class Source:
             top_k=self._top_k,
             image=image,
             data=describe_data(self.dataset),
+            mixing=self._mixing,
             teacher=dict(
                 name=teacher.name,
                 config=self.teacher_config,
@@ -130,10 +158,6 @@ class Source:
             ),
             software=describe_software(),
         )
-
-
-Block = tuple[int, int, int]
-"""A view, the first row, and the row after the last."""
 
 
 def share(store: Store) -> list[Block]:
@@ -158,11 +182,13 @@ def fill(
         source: What is asked.
         store: Of that source.
         blocks: What is to be done.
-        batch_size: Images the teacher sees at once; it changes logits by rounding.
+        batch_size: Images the teacher sees at once; it changes logits by rounding. Mixed images come in the batches in
+            which they were mixed.
         num_workers: Processes that load images.
         advance: Called with the number of rows that each batch has made.
     """
-    made = source.rows(_batches(blocks, batch_size), num_workers)
+    batch_size = source.replay.batch_size or batch_size
+    made = source.rows(source.batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
         rows = []
         for first in range(start, end, batch_size):
@@ -200,12 +226,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         return iter(self._batches)
-
-
-def _batches(blocks: list[Block], size: int) -> Iterator[list[SampleIndex]]:
-    for view, start, end in blocks:
-        for first in range(start, end, size):
-            yield [SampleIndex(i, view) for i in range(first, min(first + size, end))]
 
 
 def _teacher_config(cfg: Config) -> dict[str, Any]:

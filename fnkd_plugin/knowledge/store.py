@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.top_k import compress
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 1024
-"""Rows that are marked as done together."""
+"""Rows that are marked as done together; of mixed images so many more that the last batch is whole."""
 
 DTYPES = ('float16', 'float32')
 _MOST_MAPPED = 32
 _MANIFEST = 'manifest.json'
-_KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'teacher')
+_KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'mixing', 'teacher')
 _ORIGIN = 'origin.npy'
+_PLACE = np.dtype('<u4')
 
 
 def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype:
@@ -72,6 +73,9 @@ class Store:
         manifest: What the knowledge is and belongs to, as in the file.
         origin: The logits of the zero feature [K], or None.
         row_type: Of its rows.
+        batch_size: Of the batches whose images were mixed, or None. The rows of a view are then in the order in which
+            it draws its images, and else in that of the images.
+        block: How many rows are marked as done together.
 
     Raises:
         SetupError: If there is none, or it is of another format.
@@ -83,26 +87,48 @@ class Store:
         self.samples: int = self.manifest['data']['samples']
         self.views: int = self.manifest['views']
         self.row_type = _type_of(self.manifest)
+        self.batch_size: int | None = (self.manifest['mixing'] or {}).get('batch_size')
+        self.block = _block(self.manifest)
         classes = self.manifest['teacher']['num_classes']
         self.origin = self._load(_ORIGIN, np.dtype('<f4'), classes).copy() if self.manifest['origin'] else None
         # All at once: an epoch of a long run is no time to find one missing.
         for view in range(self.views):
             self._load(_rows_file(view), self.row_type, self.samples)
-            self._load(_done_file(view), np.dtype('u1'), _blocks(self.samples))
-        self._mapped: dict[int, np.ndarray] = {}
+            self._load(_done_file(view), np.dtype('u1'), self._blocks)
+            if self.batch_size is not None:
+                self._load(_places_file(view), _PLACE, self.samples)
+        self._mapped: dict[str, np.ndarray] = {}
 
     @classmethod
-    def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
-        """A new store, nothing of it done; the manifest comes last, so that a folder with one is whole."""
+    def create(
+        cls,
+        folder: str | Path,
+        manifest: dict[str, Any],
+        origin: np.ndarray | None,
+        orders: Iterable[np.ndarray] = (),
+    ) -> 'Store':
+        """A new store, nothing of it done; the manifest comes last, so that a folder with one is whole.
+
+        Args:
+            folder: Where.
+            manifest: What the knowledge belongs to.
+            origin: The logits of the zero feature [K], or None.
+            orders: Of mixed images: for each view the samples [N] in the order in which it draws them.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = manifest['data']['samples']
         manifest = {'format': FORMAT, 'origin': origin is not None, **manifest}
         dtype = _type_of(manifest)
         for view in range(manifest['views']):
-            for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', _blocks(samples))):
+            blocks = -(-samples // _block(manifest))
+            for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', blocks)):
                 # Of full size at once, and sparse.
                 np.lib.format.open_memmap(folder / path, mode='w+', dtype=kind, shape=(count,))
+        for view, order in enumerate(orders):
+            places = np.empty(samples, _PLACE)
+            places[order] = np.arange(samples)
+            np.save(folder / _places_file(view), places, allow_pickle=False)
         if origin is not None:
             np.save(folder / _ORIGIN, origin.astype('<f4'), allow_pickle=False)
         partial = folder / f'.{_MANIFEST}'
@@ -118,19 +144,25 @@ class Store:
     def lookup(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Copies of the rows of these views [N] of these images [N]."""
         if (views == views[:1]).all():
-            return self._view(int(views[0])).take(indices)
+            return self._rows(int(views[0]), indices)
         found = np.empty(len(indices), self.row_type)
         for view in np.unique(views):
             of_view = views == view
-            found[of_view] = self._view(int(view)).take(indices[of_view])
+            found[of_view] = self._rows(int(view), indices[of_view])
         return found
+
+    def places(self, view: int, indices: np.ndarray) -> np.ndarray:
+        """Where in a view the rows of these images [N] are."""
+        if self.batch_size is None:
+            return indices
+        return self._map(_places_file(view), _PLACE).take(indices)
 
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
         for view in range(self.views):
-            done = self._load(_done_file(view), np.dtype('u1'), _blocks(self.samples))
+            done = self._load(_done_file(view), np.dtype('u1'), self._blocks)
             for block in np.flatnonzero(done == 0).tolist():
-                yield view, block * BLOCK, min((block + 1) * BLOCK, self.samples)
+                yield view, block * self.block, min((block + 1) * self.block, self.samples)
 
     def write(self, view: int, start: int, rows: np.ndarray) -> None:
         """Write the rows of one whole block, and mark it as done.
@@ -138,11 +170,15 @@ class Store:
         Raises:
             OSError: If the disk is full; the block is then not done.
         """
-        if start % BLOCK or len(rows) != min(BLOCK, self.samples - start) or rows.dtype != self.row_type:
+        if start % self.block or len(rows) != min(self.block, self.samples - start) or rows.dtype != self.row_type:
             raise ValueError(f'no block of this store: {len(rows)} rows of {rows.dtype} from {start}')
         # Not through the mapping, which answers a full disk with a signal.
         self._write(_rows_file(view), start, rows, self.samples)
-        self._write(_done_file(view), start // BLOCK, np.ones(1, 'u1'), _blocks(self.samples))
+        self._write(_done_file(view), start // self.block, np.ones(1, 'u1'), self._blocks)
+
+    @property
+    def _blocks(self) -> int:
+        return -(-self.samples // self.block)
 
     def _write(self, name: str, start: int, rows: np.ndarray, count: int) -> None:
         offset = self._load(name, rows.dtype, count).offset + start * rows.itemsize
@@ -156,13 +192,16 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _view(self, view: int) -> np.ndarray:
-        if view not in self._mapped:
+    def _rows(self, view: int, indices: np.ndarray) -> np.ndarray:
+        return self._map(_rows_file(view), self.row_type).take(self.places(view, indices))
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        if name not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
                 self._mapped.pop(next(iter(self._mapped)))  # each holds a file open
             # A plain array on the mapping: indexing the subclass costs more.
-            self._mapped[view] = np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
-        return self._mapped[view]
+            self._mapped[name] = np.asarray(self._load(name, dtype, self.samples))
+        return self._mapped[name]
 
     def _load(self, name: str, dtype: np.dtype, count: int) -> np.memmap:
         path = self.folder / name
@@ -181,8 +220,9 @@ def _type_of(manifest: dict[str, Any]) -> np.dtype:
     return row_type(manifest['teacher']['num_classes'], manifest['dtype'], manifest['top_k'])
 
 
-def _blocks(samples: int) -> int:
-    return -(-samples // BLOCK)
+def _block(manifest: dict[str, Any]) -> int:
+    size = (manifest['mixing'] or {}).get('batch_size', 1)
+    return -(-BLOCK // size) * size
 
 
 def _rows_file(view: int) -> str:
@@ -191,6 +231,10 @@ def _rows_file(view: int) -> str:
 
 def _done_file(view: int) -> str:
     return f'done-{view:04}.npy'
+
+
+def _places_file(view: int) -> str:
+    return f'places-{view:04}.npy'
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

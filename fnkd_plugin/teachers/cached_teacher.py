@@ -1,6 +1,6 @@
 """A teacher that has said all it will say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from mmengine.logging import print_log
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from fnkd_plugin.datasets.seeded_dataset import SampleIndex
+from fnkd_plugin.datasets.fixed_batches import order_of
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.knowledge.ask import ask
 from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences
+from fnkd_plugin.knowledge.mixing import describe_mixing
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import Store, row_type
 from fnkd_plugin.prediction import Prediction, SparsePrediction
@@ -35,11 +37,13 @@ class CachedTeacher(Teacher):
 
     Training then replays those views: epoch e augments as view ``e % views`` of the cache does, whatever the seed of
     the run. Data and pipeline are compared with the cache's before the first step, and each image's pixels with those
-    that the teacher saw, by checksum. Which soft loss is used is free.
+    that the teacher saw, by checksum. Which soft loss is used is free. Where images are mixed (Mixup, CutMix), the
+    cache's batches and mixtures come again, too, whatever the number of processes.
 
     Args:
         path: The folder.
-        verify: Ask the live teacher again of so many images before training.
+        verify: Ask the live teacher again of so many images before training; of mixed ones of as many batches as
+            hold so many.
         live: The config of that teacher, as the cache was made with. A cache holds it, too, but is data: what it names
             is never built, since a teacher's config can name code.
         class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
@@ -93,7 +97,7 @@ class CachedTeacher(Teacher):
     @property
     def replay(self) -> Replay:
         """See :attr:`Teacher.replay`."""
-        return Replay(self._store.manifest['seed'], self._store.views)
+        return Replay(self._store.manifest['seed'], self._store.views, self._store.batch_size)
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """See :meth:`Teacher.match_classes`."""
@@ -105,7 +109,11 @@ class CachedTeacher(Teacher):
 
     def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
         """See :meth:`Teacher.check_data`."""
-        different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
+        manifest = self._store.manifest
+        different = differences(manifest['data'], describe_data(dataset), 'data')
+        if self._store.batch_size is not None:
+            mixing = describe_mixing(preprocessor, data_seed(manifest['seed']), self._store.batch_size)
+            different += differences(manifest['mixing'], mixing, 'mixing')
         if different:
             raise SetupError(
                 f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; make '
@@ -132,7 +140,9 @@ class CachedTeacher(Teacher):
                 "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
                 'evaluated.'
             )
-        views, indices, pixels = np.array(stamps, dtype=np.int64).T
+        views, indices, pixels, batches = np.array(stamps, dtype=np.int64).T
+        if self._store.batch_size is not None:
+            self._check_batch(views, indices, batches)
         rows = self._store.lookup(views, indices)
         self._check_images(images, rows['pixels'] != pixels, data_samples)
         device = images.device
@@ -146,7 +156,7 @@ class CachedTeacher(Teacher):
         return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
-        teacher, size = self._store.manifest['teacher'], self._store.samples
+        teacher = self._store.manifest['teacher']
         asked = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
         live = MODELS.build(asked)
         if not isinstance(live, ModelTeacher):
@@ -154,11 +164,28 @@ class CachedTeacher(Teacher):
         if describe_weights(live.model) != teacher['weights']:
             raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
         live.prepare(self._source)
-        views, indices = np.divmod(np.linspace(0, self._store.views * size - 1, self._verify).astype(int), size)
-        batch = default_collate([dataset[SampleIndex(int(i), int(v))] for v, i in zip(views, indices, strict=True)])
-        now, images = ask(live, preprocessor, batch, row_type(teacher['num_classes'], 'float32', self.top_k))
-        then = self._store.lookup(views, indices)
-        self._check_images(images, now['pixels'] != then['pixels'], batch['data_samples'])
+        kind = row_type(teacher['num_classes'], 'float32', self.top_k)
+        for samples in self._to_verify():
+            batch = default_collate([dataset[sample] for sample in samples])
+            now, images = ask(live, preprocessor, batch, kind)
+            then = self._store.lookup(*np.array([(sample.view, sample) for sample in samples]).T)
+            self._check_images(images, now['pixels'] != then['pixels'], batch['data_samples'])
+            self._check_answers(now, then)
+
+    def _to_verify(self) -> Iterator[list[SampleIndex]]:
+        """So many samples from all over the cache, or the batches in which as many were mixed."""
+        store, size = self._store, self._store.batch_size or 1
+        a_view = -(-store.samples // size)
+        chosen = np.linspace(0, store.views * a_view - 1, -(-self._verify // size)).astype(int)
+        places = [divmod(place, a_view) for place in chosen.tolist()]
+        if store.batch_size is None:
+            yield [SampleIndex(i, view) for view, i in places]
+            return
+        for view, batch in places:
+            order = order_of(data_seed(store.manifest['seed']), view, store.samples)
+            yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
+
+    def _check_answers(self, now: np.ndarray, then: np.ndarray) -> None:
         for name in ('logits', 'norm'):
             a, b = now[name].astype('f4'), then[name].astype('f4')
             largest = np.nanmax(np.abs(a), initial=1)
@@ -168,6 +195,20 @@ class CachedTeacher(Teacher):
                     f'{self.name}: verify: {name} differ by up to {error:g} from those of the live teacher (of '
                     f'magnitude {largest:g}); make the cache again.'
                 )
+
+    def _check_batch(self, views: np.ndarray, indices: np.ndarray, batches: np.ndarray) -> None:
+        """That these images are one whole batch of those that were mixed, in its order."""
+        store, size = self._store, self._store.batch_size or 1
+        start = int(batches[0]) * size
+        expected = np.arange(start, min(start + size, store.samples))
+        if (views == views[0]).all() and np.array_equal(store.places(int(views[0]), indices), expected):
+            return
+        raise RuntimeError(
+            f'{self.name}: the {len(indices)} images of this batch are not those of batch {batches[0]} of view '
+            f'{views[0]}, which the teacher saw mixed with each other. Something between the sampler and the model '
+            'changes batches, or another version of NumPy orders them otherwise '
+            f'({self._other_software() or "the same versions of all software"}).'
+        )
 
     def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:
         shape = list(images.shape[1:])

@@ -51,7 +51,7 @@ class EnsembleTeacher(Teacher):
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(
-                f'EnsembleTeacher: its cached teachers know other views: {", ".join(map(str, sorted(replays)))}; make '
+                f'EnsembleTeacher: its cached teachers know other views: {", ".join(sorted(map(str, replays)))}; make '
                 'all caches with one --seed and one number of --views.'
             )
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'

@@ -6,7 +6,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmpretrain.datasets.samplers import RepeatAugSampler
 
 from fnkd_plugin.datasets import seeded_dataset
-from fnkd_plugin.datasets.seeded_dataset import SampleIndex, derive_seed, make_seeded
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, derive_seed, number_views, seed_samples
 from tests.helpers import RandomImages
 
 
@@ -19,7 +19,7 @@ def views(sampler_type: type, world: int, count: int, monkeypatch: pytest.Monkey
         module = inspect.getmodule(sampler_type)
         monkeypatch.setattr(module, 'get_dist_info', lambda rank=rank: (rank, world))
         sampler = sampler_type(RandomImages(count=count), seed=0, **options)
-        make_seeded(sampler.dataset, sampler, 0)
+        number_views(sampler)
         stream = iter(sampler)
         found.append([(int(i), i.view, i.time) for i, _ in zip(stream, range(2 * count // world), strict=False)])
     return found
@@ -47,7 +47,7 @@ def test_a_skipping_sampler_goes_on_in_its_pass() -> None:
     sampler = InfiniteSampler(RandomImages(count=4), shuffle=False, seed=0)
     if not hasattr(sampler, 'skip'):
         pytest.skip("upstream's sampler cannot")
-    make_seeded(sampler.dataset, sampler, 0)
+    number_views(sampler)
     sampler.skip(5)
     first = next(iter(sampler))
     assert (int(first), first.view) == (1, 1)
@@ -55,7 +55,7 @@ def test_a_skipping_sampler_goes_on_in_its_pass() -> None:
 
 def test_seeded_objects_survive_pickling() -> None:
     dataset = RandomImages(pipeline=[dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')])
-    make_seeded(dataset, DefaultSampler(dataset), 3)
+    seed_samples(dataset, 3)
     copy, index = pickle.loads(pickle.dumps((dataset, SampleIndex(2, 5, 1))))
     assert (index, index.view, index.time) == (2, 5, 1)
     assert isinstance(copy, RandomImages)

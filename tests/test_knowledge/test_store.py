@@ -16,7 +16,7 @@ SAMPLES, VIEWS, CLASSES = BLOCK + 300, 3, 5
 pytestmark = pytest.mark.upstream
 
 
-def _store(folder: Path, dtype: str = 'float16', views: int = VIEWS) -> Store:
+def _store(folder: Path, dtype: str = 'float16', views: int = VIEWS, batch_size: int | None = None) -> Store:
     manifest = dict(
         seed=0,
         views=views,
@@ -24,9 +24,15 @@ def _store(folder: Path, dtype: str = 'float16', views: int = VIEWS) -> Store:
         top_k=None,
         image=[3, 8, 8],
         data=dict(samples=SAMPLES),
+        mixing=batch_size and dict(batch_size=batch_size),
         teacher=dict(num_classes=CLASSES),
     )
-    return Store.create(folder, manifest, np.arange(CLASSES, dtype='f4'))
+    orders = (_order(view) for view in range(views) if batch_size)
+    return Store.create(folder, manifest, np.arange(CLASSES, dtype='f4'), orders)
+
+
+def _order(view: int) -> np.ndarray:
+    return np.random.RandomState(view).permutation(SAMPLES)
 
 
 def _rows(view: int, start: int, end: int, dtype: str = 'float16') -> np.ndarray:
@@ -49,6 +55,18 @@ def test_rows_come_back(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.lookup(views, indices), expected)
     of_one = views == 1
     np.testing.assert_array_equal(store.lookup(views[of_one], indices[of_one]), expected[of_one])
+
+
+def test_rows_of_batches_come_back_by_image(tmp_path: Path) -> None:
+    store = _store(tmp_path, batch_size=96)
+    assert store.block == 1056  # whole batches
+    for view, start, end in list(store.pending()):
+        store.write(view, start, np.concatenate([_rows(view, i, i + 1) for i in _order(view)[start:end]]))
+    random = np.random.RandomState(0)
+    views, indices = random.randint(0, VIEWS, 200), random.randint(0, SAMPLES, 200)
+    expected = np.concatenate([_rows(v, i, i + 1) for v, i in zip(views, indices, strict=True)])
+    np.testing.assert_array_equal(Store(tmp_path).lookup(views, indices), expected)
+    np.testing.assert_array_equal(store.places(1, _order(1)[96:192]), np.arange(96, 192))
 
 
 def test_a_full_disk_loses_nothing_that_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,20 +133,20 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     _store(tmp_path)
     manifest = json.loads((tmp_path / 'manifest.json').read_text())
     (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, format=99)))
-    with pytest.raises(SetupError, match='is of format 99, this version reads 1'):
+    with pytest.raises(SetupError, match='is of format 99, this version reads 2'):
         Store(tmp_path)
     del manifest['origin']
-    for content in ('{"format": 1', '[1, 2]', json.dumps(manifest)):
+    for content in ('{"format": 2', '[1, 2]', json.dumps(manifest)):
         (tmp_path / 'manifest.json').write_text(content)
         with pytest.raises(SetupError, match=r'manifest\.json is damaged .*make the cache again'):
             Store(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['view-0001.npy', 'done-0002.npy', 'origin.npy'])
+@pytest.mark.parametrize('name', ['view-0001.npy', 'done-0002.npy', 'origin.npy', 'places-0001.npy'])
 @pytest.mark.parametrize('how', ['lost', 'cut', 'short', 'pickled'])
 def test_a_damaged_file_is_found_when_the_store_is_opened(name: str, how: str, tmp_path: Path) -> None:
     """Never in the epoch that reads it; and without its origin no store passes for one of a teacher that has none."""
-    _store(tmp_path)
+    _store(tmp_path, batch_size=100)
     path = tmp_path / name
     if how == 'lost':
         path.unlink()

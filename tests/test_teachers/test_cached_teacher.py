@@ -146,7 +146,7 @@ def test_off_is_plain(folder: Path, tmp_path: Path) -> None:
 
 def test_another_replay_than_the_caches_is_refused(folder: Path, tmp_path: Path) -> None:
     hook = dict(type='ReproducibleHook', replay=dict(seed=1, views=2))
-    with pytest.raises(SetupError, match=r'replay is Replay\(seed=1, views=2\), but .* Replay\(seed=0, views=2\)'):
+    with pytest.raises(SetupError, match=r'replay is Replay\(seed=1, views=2, .* but .* Replay\(seed=0, views=2, '):
         run(distilled(resnet(), cached(str(folder / 'cache'))), tmp_path, default_hooks=dict(reproducible=hook))
 
 
@@ -167,15 +167,6 @@ def test_repeated_augmentations_are_refused(folder: Path, tmp_path: Path) -> Non
     data = loader(sampler=dict(type='RepeatAugSampler', num_repeats=3))
     with pytest.raises(SetupError, match='RepeatAugSampler draws an image several times'):
         run(distilled(resnet(), cached(str(folder / 'cache'))), tmp_path, train_dataloader=data)
-
-
-@pytest.mark.parametrize('augment', ['Mixup', 'CutMix', 'ResizeMix'])
-def test_mixed_images_are_refused_when_the_model_is_built(augment: str, folder: Path) -> None:
-    student = resnet(train_cfg=dict(augments=[dict(type=augment, alpha=0.8)]))
-    with pytest.raises(SetupError, match=f'{augment} mixes images of a batch'):
-        build(distilled(student, cached(str(folder / 'cache'))))
-    with pytest.raises(SetupError, match=f'{augment} mixes images of a batch'):
-        make_cache(folder / augment, timm_teacher(folder), student=student)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from tests.test_tools.processes import ROOT, Nursery
 VIEWS = ['--views', 3, '--seed', 5]
 
 
-def _config(folder: Path) -> Path:
+def _config(folder: Path, mixed: bool = False) -> Path:
     plain, distilled = write_configs(folder, timm_checkpoint(folder))
     text = plain.read_text()
-    plain.write_text(text.replace(",\n    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))", ')'))
+    if not mixed:
+        plain.write_text(text.replace(",\n    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))", ')'))
     return distilled
 
 
@@ -63,8 +64,9 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Pa
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_two_processes_make_what_one_makes(tools: Nursery, tmp_path: Path) -> None:
-    config = _config(tmp_path)
+@pytest.mark.parametrize('mixed', [False, True])
+def test_two_processes_make_what_one_makes(mixed: bool, tools: Nursery, tmp_path: Path) -> None:
+    config = _config(tmp_path, mixed)
     one = tools.run('cache_teacher.py', config, '--out', tmp_path / 'one', *VIEWS)
     assert one.code == 0, one.output
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29563']
@@ -74,6 +76,9 @@ def test_two_processes_make_what_one_makes(tools: Nursery, tmp_path: Path) -> No
     two = subprocess.run([*map(str, command)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert two.returncode == 0, two.stdout
     assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
+    if mixed:  # by Mixup, which the plain config has
+        trained = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{tmp_path / "two"}')
+        assert trained.code == 0, trained.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
@@ -100,6 +105,8 @@ def test_what_cannot_be_cached_is_said(tools: Nursery, tmp_path: Path) -> None:
     config = _config(tmp_path)
     plain = tools.run('cache_teacher.py', tmp_path / 'plain.py', '--out', tmp_path / 'out')
     assert plain.output.splitlines()[-1].startswith('error: Knowledge store: the config has no teacher')
+    mixed = tools.run('cache_teacher.py', _config(tmp_path, mixed=True), '--out', tmp_path / 'out', '--batch-size', 5)
+    assert mixed.output.splitlines()[-1].endswith('images are mixed in the training batches of 4; leave it out.')
     views = str(10**15)
     large = tools.run('cache_teacher.py', config, '--out', tmp_path / 'out', '--views', views)
     assert large.code == 1 and 'the cache needs 2.56e+05 TB, but' in large.output.splitlines()[-1]

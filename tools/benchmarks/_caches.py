@@ -100,8 +100,8 @@ def batches_of(count: int, size: int) -> list[range]:
 def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
     """A store of a teacher that there is not."""
     teacher, data = dict(num_classes=classes), dict(samples=samples)
-    manifest = dict(seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8], data=data, teacher=teacher)
-    return Store.create(folder, manifest, None)
+    of = dict(data=data, teacher=teacher, mixing=None)
+    return Store.create(folder, dict(of, seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8]), None)
 
 
 def anonymous() -> int:
