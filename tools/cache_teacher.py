@@ -3,9 +3,9 @@
 
     python tools/cache_teacher.py CONFIG --out DIR --views 10
 
-The same command goes on where one was stopped. Where the config mixes images (Mixup, CutMix), its batches are fixed, and the
-teacher sees their mixed images. On several processes:
-torchrun --nproc_per_node 2 tools/cache_teacher.py ... --launcher pytorch
+The same command goes on where one was stopped. Where the config mixes images (Mixup, CutMix), its batches are fixed,
+and the teacher sees their mixed images. On several processes: torchrun --nproc_per_node 2 tools/cache_teacher.py ...
+--launcher pytorch
 """
 
 import argparse

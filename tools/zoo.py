@@ -28,7 +28,7 @@ import fnkd_plugin  # noqa: F401
 from fnkd_plugin.config import dicts_in, plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {'cub2010': 'cub2010.json', 'demo': 'digits.json'}
+SOURCES = {'cub2010': ['cub2010.json', 'cub2010_small.json'], 'demo': ['digits.json']}
 """Which results in benchmarks/ the models of a folder of configs have."""
 TESTED = re.compile(r'teacher|.*_seed\d+')
 PAPER = {
@@ -96,14 +96,21 @@ def model_entry(root: Path, config: Path, runs: list[dict[str, Any]], collection
 
 def write_metafiles(root: Path) -> None:
     """``metafile.yml`` in each folder of configs whose results are there."""
-    for name, file in SOURCES.items():
-        folder, source = root / 'configs' / name, root / 'benchmarks' / file
-        if not source.exists():
+    for name, files in SOURCES.items():
+        folder = root / 'configs' / name
+        sources = [path for file in files if (path := root / 'benchmarks' / file).exists()]
+        if not sources:
             continue
         collection = (folder / 'README.md').read_text().splitlines()[0].lstrip('# ')
+        # The first file that has a config: tables share teachers.
+        found = {
+            config: (runs, source)
+            for source in reversed(sources)
+            for config, runs in tested_runs(json.loads(source.read_text())).items()
+        }
         entries = [
             model_entry(root, folder / config, runs, collection, source.relative_to(root).as_posix())
-            for config, runs in sorted(tested_runs(json.loads(source.read_text())).items())
+            for config, (runs, source) in sorted(found.items())
         ]
         write_metafile(folder / 'metafile.yml', collection, entries)
 

@@ -60,7 +60,7 @@ def table(results: dict[str, Any]) -> str:
         ('making a view / loading and asking the teacher', shown(epochs['build_over_teacher'], 3)),
         *(
             (
-                f'{count} students: making a view and an epoch of each / an epoch of each with a live teacher',
+                f'{count} student{"s" * (count != "1")}: making a view and an epoch of each / an epoch of each live',
                 shown(r, 3),
             )
             for count, r in epochs['students'].items()

@@ -14,6 +14,24 @@ Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Cache:
+    """What a teacher says of the training images of a config, as tools/cache_teacher.py keeps it."""
+
+    folder: Path
+    config: Path
+    """A distilled one: its teacher is asked, as its student would."""
+    views: int
+    """As many as epochs: each epoch has augmentations of its own."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is there."""
+        from fnkd_plugin.knowledge.store import Store
+
+        return Store.exists(self.folder) and not any(Store(self.folder).pending())
+
+
+@dataclass(frozen=True)
 class Job:
     """One training: a config and what it overrides; the validation set is evaluated once, at the end."""
 
@@ -26,6 +44,8 @@ class Job:
     """The teacher's checkpoint."""
     data_root: Path | None = None
     """The folder of the images, where it is not the config's."""
+    cache: Cache | None = None
+    """In the teacher's place; the teacher's own training makes it at its end."""
 
     @property
     def predictions(self) -> Path:
@@ -41,10 +61,26 @@ class Job:
             'default_hooks.save_predictions.type': 'SavePredictionsHook',
             **self.options,
         }
-        paths = {'teacher_checkpoint': self.teacher, 'data_root': self.data_root}
-        options.update({name: path for name, path in paths.items() if path is not None})
-        pairs = [f'{key}={value}' for key, value in options.items()]
+        if self.teacher is not None and self.cache is not None:
+            options.update({'model.teacher._delete_': True, 'model.teacher.type': 'CachedTeacher'})
+            options['model.teacher.path'] = self.cache.folder
+        pairs = _pairs({**options, **self._paths(self.teacher)})
         return [str(self.config), '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
+
+    def cache_arguments(self, checkpoint: Path) -> list[str]:
+        """The command line of tools/cache_teacher.py; a cache that was cut off goes on."""
+        cache = self.cache
+        assert cache is not None
+        flags = ['--out', str(cache.folder), '--views', str(cache.views)]
+        return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
+
+    def _paths(self, teacher: Path | None) -> dict[str, Path]:
+        paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}
+        return {name: path for name, path in paths.items() if path is not None}
+
+
+def _pairs(options: Mapping[str, Any]) -> list[str]:
+    return [f'{key}={value}' for key, value in options.items()]
 
 
 def available_cores() -> int:
@@ -70,6 +106,8 @@ def run(job: Job) -> dict[str, Any]:
         if not job.predictions.is_file() or job.predictions.stat().st_mtime < checkpoint.stat().st_mtime:
             # Cut off between its last checkpoint and its evaluation: resuming found nothing left to train.
             _validate(job, checkpoint)
+        if job.cache is not None and job.teacher is None:
+            _make_cache(job, checkpoint)
     except BaseException:
         # The parent shows one line; the log has the rest.
         traceback.print_exc()
@@ -79,6 +117,12 @@ def run(job: Job) -> dict[str, Any]:
         seconds=round(time.perf_counter() - began, 1),
         cpu_seconds=round(time.process_time() - cpu, 1),
     )
+
+
+def _make_cache(job: Job, checkpoint: Path) -> None:
+    from cache_teacher import main
+
+    main(job.cache_arguments(checkpoint))
 
 
 def _validate(job: Job, checkpoint: Path) -> None:

@@ -8,13 +8,14 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.job import Job, Options, run, start
+from experiments.job import Cache, Job, Options, run, start
 from experiments.results import Results, measure
 from experiments.tables import CONFIGS, Method, Table
 
@@ -54,7 +55,8 @@ class Study:
     @property
     def teacher(self) -> Job:
         """The teacher's training."""
-        return self._job('teacher', self.table.teacher, 0, self.table.teacher_options)
+        job = self._job('teacher', self.table.teacher, 0, self.table.teacher_options)
+        return replace(job, cache=self._cache(job))
 
     def trials(self, method: Method) -> list[Job]:
         """A method's trainings on a part of the training set; none where there is nothing to choose."""
@@ -75,7 +77,9 @@ class Study:
     def finals(self, method: Method) -> list[Job]:
         """A method's trainings that are tested, one a seed."""
         values = method.trials[self.best_trial(method)]
-        return [self._student(method, f'seed{s}', s, {**self.table.final_options, **values}) for s in self.seeds]
+        cache = self.teacher.cache if method.needs_teacher else None
+        jobs = [self._student(method, f'seed{s}', s, {**self.table.final_options, **values}) for s in self.seeds]
+        return [replace(job, cache=cache) for job in jobs]
 
     def final_results(self, method: Method) -> list[dict[str, Any]]:
         """Those that have run."""
@@ -88,6 +92,8 @@ class Study:
         trained = self.results.find(self.teacher) is not None
         # Its weights do not travel with the results file: elsewhere it is trained again.
         at_hand = trained and self.checkpoint(self.teacher).is_file()
+        cache = self.teacher.cache
+        at_hand = at_hand and (cache is None or cache.complete)
         now: list[Job] = []
         later: list[Job] = []
         for method in methods:
@@ -160,6 +166,13 @@ class Study:
     def checkpoint(self, job: Job) -> Path:
         """The file of a training's weights."""
         return self.folder / self.results.runs[job.name]['checkpoint']
+
+    def _cache(self, teacher: Job) -> Cache | None:
+        taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
+        if not self.table.cached_views:
+            return None
+        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}')
+        return Cache(folder, taught[0], self.table.cached_views)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'

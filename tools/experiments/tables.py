@@ -62,6 +62,8 @@ class Table:
         trial_options: What makes a training a trial: its parts of the training set, its length.
         final_options: What is set in the trainings that are tested.
         teacher_options: What is set in the teacher's training.
+        cached_views: If not 0, the tested trainings read what the teacher says of so many views from a cache, which is
+            the quicker the smaller the student. Trials have other images and a live teacher.
         note: What a reader must know.
     """
 
@@ -71,6 +73,7 @@ class Table:
     trial_options: Options
     final_options: Options = field(default_factory=dict)
     teacher_options: Options = field(default_factory=dict)
+    cached_views: int = 0
     note: str = ''
 
 
@@ -204,6 +207,55 @@ def cub2010() -> Table:
     )
 
 
+def cub2010_small() -> Table:
+    """As :func:`cub2010`, but with a student that is not nearly as good as its teacher."""
+    lr, eps = {LR: 'lr'}, 'model.loss.eps'
+    uniform, near = 'model.loss.eps_uniform', 'model.loss.eps_near'
+    kd = {LR: 0.004, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1}
+    return Table(
+        title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → MobileNetV3-Small × 0.5 from random weights, 20 epochs',
+        teacher='cub2010/plain_lite2_cub2010.py',
+        methods=(
+            Method('plain', 'cub2010/plain_mbv3_cub2010.py', ({LR: 0.002}, {LR: 0.004}), lr),
+            Method(
+                'LSR', 'cub2010/lsr_mbv3_cub2010.py', ({LR: 0.002, eps: 0.1}, {LR: 0.004, eps: 0.1}), {**lr, eps: 'ε'}
+            ),
+            Method(
+                'ALSR',
+                'cub2010/alsr_mbv3_cub2010.py',
+                ({LR: 0.002, uniform: 0.1, near: 0.1}, {LR: 0.004, uniform: 0.1, near: 0.1}),
+                {**lr, uniform: 'ε₁', near: 'ε₂'},
+            ),
+            Method(
+                'KD',
+                'cub2010/kd_mbv3_cub2010.py',
+                ({**kd, LR: 0.002}, kd),
+                {**lr, TEMPERATURE: 'T', WEIGHT: 'α'},
+                needs_teacher=True,
+            ),
+            Method(
+                'FNKD',
+                'cub2010/fnkd_mbv3_cub2010.py',
+                ({LR: 0.002, WEIGHT: 9}, {LR: 0.004, WEIGHT: 9}),
+                {**lr, WEIGHT: 'λ²'},
+                needs_teacher=True,
+            ),
+        ),
+        trial_options={
+            **CUB2010_TRIALS,
+            'train_cfg.max_epochs': 8,
+            'train_cfg.val_interval': 8,
+            'param_scheduler.1.T_max': 7,
+            'param_scheduler.1.end': 8,
+        },
+        cached_views=20,
+        note=(
+            'KD and FNKD learn from a cache of what the teacher says, each epoch from another view. The teacher has '
+            'learnt from all training images, those on which trials are scored, too.'
+        ),
+    )
+
+
 def sweeps_cub2010() -> Table:
     """How FNKD depends on its norm and KD on its temperature, scored on the held-out part; nothing is chosen."""
     lr, tau = {LR: 'lr'}, 'model.head.soft_loss.tau'
@@ -291,6 +343,7 @@ def _presets(title: str, folder: str, teacher: str, student: str, note: str = ''
 TABLES: dict[str, Callable[[], Table]] = {
     'digits': digits,
     'cub2010': cub2010,
+    'cub2010_small': cub2010_small,
     'sweeps_cub2010': sweeps_cub2010,
     'cifar100_short': cifar100_short,
     'cifar100': lambda: _presets('CIFAR-100, 240 epochs, ResNet-56 → ResNet-20', 'cifar100', 'r56', 'r20'),

@@ -1,6 +1,7 @@
 """Running a table of real, tiny trainings: order, resuming, seeds."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,31 @@ def test_taught_methods_wait_for_the_teacher_and_finals_for_trials(tmp_path: Pat
         study.results.add(job, dict(accuracy=50.0))
     # Seed by seed, so that a table that is cut off compares all methods.
     assert [job.name for job in study.ready([plain, kd])] == ['plain_seed0', 'kd_seed0', 'plain_seed1', 'kd_seed1']
+
+
+def test_finals_read_a_cache_that_the_teachers_training_makes(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from experiments.results import Results
+    from experiments.study import Study
+    from experiments.tables import digits
+
+    table = replace(digits(1), cached_views=2, final_options={'val_dataloader.dataset.split': 'test'})
+    study = Study(table, Results(tmp_path / 'r.json'), tmp_path / 'runs', range(1), TINY)
+    plain, _, kd, fnkd = table.methods
+    assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_seed0']
+    study.run([plain, kd, fnkd], 1, Console(quiet=True))
+    cache = study.teacher.cache
+    assert cache is not None and cache.complete and cache.folder.parent == tmp_path / 'runs'
+    [job] = study.finals(kd)
+    assert "type='CachedTeacher'" in (job.folder / 'kd_digits.py').read_text()
+    assert str(tmp_path) not in study.results.path.read_text()
+    # Lost, it is made again before anything is taught.
+    shutil.rmtree(cache.folder)
+    more = Study(table, study.results, tmp_path / 'runs', range(2), TINY)
+    assert [job.name for job in more.ready([kd])] == ['teacher']
+    more.run([kd], 1, Console(quiet=True))
+    assert cache.complete and 'kd_seed1' in more.results.runs
 
 
 def test_a_single_trial_is_no_choice_and_is_not_run(tmp_path: Path) -> None:

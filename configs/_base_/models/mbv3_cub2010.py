@@ -1,0 +1,2 @@
+# A hundredth of the teacher's capacity, and without ImageNet's weights: a student that is not nearly as good as it.
+model = dict(type='TimmStudent', model='mobilenetv3_small_050', num_classes=200, channels_last=True)

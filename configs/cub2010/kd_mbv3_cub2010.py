@@ -1,0 +1,14 @@
+_base_ = 'plain_mbv3_cub2010.py'
+teacher_checkpoint = 'work_dirs/plain_lite2_cub2010/epoch_10.pth'  # made by plain_lite2_cub2010.py
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        type='TimmTeacher',
+        model='tf_efficientnet_lite2',
+        checkpoint=teacher_checkpoint,
+        execution=dict(channels_last=True),
+    ),
+    head=dict(type='DistillHead', soft_loss=dict(type='KDLoss', temperature=4.0, loss_weight=0.5), hard_weight=0.5),
+)
