@@ -1,12 +1,13 @@
 """Batches that come again in every run: where images of a batch are mixed, the same ones must meet."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import DefaultSampler
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from fnkd_plugin.datasets.seeded_dataset import SampleIndex, derive_seed, named_after, remade
 from fnkd_plugin.errors import SetupError
@@ -26,17 +27,14 @@ def order_of(seed: int, view: int, count: int) -> np.ndarray:
 @functools.cache
 def _fixed_sampler(base: type) -> type:
     class Fixed(base):
-        def _rounds(self) -> int:
-            # As many as the loader has without us.
-            share = -(-len(self.dataset) // self.world_size)
-            return share // self._fnkd_size if self._fnkd_drop_last else -(-share // self._fnkd_size)
-
         def _batches(self) -> Iterator[int]:
-            whole, rest = divmod(len(self.dataset), self._fnkd_size)
-            count = whole + (rest > 0 and not self._fnkd_drop_last)
-            for i in range(self._rounds()):
-                # The last round of several processes begins anew where batches are lacking.
-                yield (i * self.world_size + self.rank) % count
+            count, world, size = len(self.dataset), self.world_size, self._fnkd_size
+            rounds, last = rounds_of(count, world, size, self._fnkd_drop_last)
+            # What drop_last leaves out, the next pass through the views begins with. A batch that is not whole stays
+            # the last of its process, where the loader expects it.
+            first = self.epoch // self._fnkd_views * rounds * world if self._fnkd_drop_last else 0
+            for i in range(rounds):
+                yield (first + i * world + self.rank) % last
 
         def _bounds(self, batch: int) -> tuple[int, int]:
             return batch * self._fnkd_size, min((batch + 1) * self._fnkd_size, len(self.dataset))
@@ -58,17 +56,34 @@ def _fixed_sampler(base: type) -> type:
     return named_after(base, Fixed)
 
 
-def check_sampler(sampler: Any) -> None:
-    """Refuse samplers whose batches cannot be fixed.
+def rounds_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
+    """How many batches of ``size`` each of ``world`` processes gets, and out of how many; at the end some come again.
+
+    As many as the loader has without us: MMEngine has planned its schedules by them.
+    """
+    share = math.ceil(count / world)
+    return (share // size, count // size) if drop_last else (math.ceil(share / size), math.ceil(count / size))
+
+
+def check_loader(loader: DataLoader) -> None:
+    """Refuse loaders whose batches cannot be fixed.
 
     Raises:
-        SetupError: If it is no ``DefaultSampler``.
+        SetupError: If they are not drawn by a shuffling ``DefaultSampler``.
     """
-    if type(sampler) is not DefaultSampler:
+    batch_sampler: Any = loader.batch_sampler
+    composed = type(batch_sampler) is not BatchSampler
+    sampler = batch_sampler if composed else batch_sampler.sampler
+    if composed or type(sampler) is not DefaultSampler:
         raise SetupError(
             f'{type(sampler).__name__} makes batches of its own, but a cache of mixed images knows those images '
             'together that its teacher saw together: train with DefaultSampler, without Mixup and CutMix, or with a '
             'live teacher.'
+        )
+    if not sampler.shuffle:
+        raise SetupError(
+            'DefaultSampler(shuffle=False): where mixed images are replayed each view has an order of its own; set '
+            'train_dataloader.sampler.shuffle=True.'
         )
 
 
@@ -89,15 +104,19 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
     """
     sampler: Any = getattr(loader.batch_sampler, 'sampler', loader.sampler)
     if not hasattr(sampler, '_fnkd_size'):
-        check_sampler(sampler)
+        check_loader(loader)
     if loader.batch_size != batch_size:
         raise SetupError(
             f'The mixed images of the cache were mixed in batches of {batch_size}, but the batches of this run have '
             f'{loader.batch_size}: give --cfg-options train_dataloader.batch_size={batch_size}, or make a cache for '
             'these.'
         )
-    if loader.drop_last and len(sampler.dataset) < batch_size:
-        raise SetupError(f'drop_last leaves none of the {len(sampler.dataset)} images, which are less than a batch.')
+    count, world = len(sampler.dataset), sampler.world_size
+    if not rounds_of(count, world, batch_size, loader.drop_last)[0]:
+        raise SetupError(
+            f'drop_last leaves no batch of {batch_size} of the {count} images for each of {world} processes; set '
+            'train_dataloader.drop_last=False, or take fewer processes.'
+        )
     if not hasattr(sampler, '_fnkd_size'):
         sampler.__class__ = _fixed_sampler(DefaultSampler)
     sampler._fnkd_seed, sampler._fnkd_views = seed, views

@@ -52,8 +52,11 @@ class ReproducibleHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
         _seed_batches(loader, sampler, model, seed, replay)
-        if isinstance(model, Distiller) and (teacher := model._distillation.teacher).replay is not None:
-            refuse_switches(runner.hooks)
+        teacher = model._distillation.teacher if isinstance(model, Distiller) else None
+        mixed = replay is not None and replay.batch_size is not None
+        if mixed or (teacher and teacher.replay):
+            refuse_switches(runner.hooks, mixed)
+        if teacher and teacher.replay:
             teacher.check_data(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             # Upstream's loop by iterations has started its workers already, with the data set as it was.

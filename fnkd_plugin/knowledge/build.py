@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.config import is_distilled, plain_model, without_pretrained
-from fnkd_plugin.datasets.fixed_batches import check_sampler, order_of
+from fnkd_plugin.datasets.fixed_batches import check_loader, order_of
 from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.knowledge.ask import ask
@@ -75,9 +75,9 @@ class Source:
         loader = Runner.build_dataloader(cfg.train_dataloader)
         self.dataset, self._collate = loader.dataset, loader.collate_fn
         self._seed = data_seed(replay.seed)
-        self._mixing = describe_mixing(self.preprocessor, self._seed, loader.batch_size)
+        self._mixing = describe_mixing(self.preprocessor, self._seed, cfg.train_dataloader.get('batch_size'))
         if self._mixing is not None:
-            check_sampler(loader.sampler)
+            check_loader(loader)
             replay = replay._replace(batch_size=loader.batch_size)
         self.replay = replay
         seed_samples(self.dataset, self._seed, stamps=True)
@@ -97,8 +97,7 @@ class Source:
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
         manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
         if get_dist_info()[0] == 0 and not Store.exists(folder):
-            orders = (self._order(view) for view in range(self.replay.views) if self.replay.batch_size)
-            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy(), orders)
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
         barrier()
         store = Store(folder)
         different = differences(

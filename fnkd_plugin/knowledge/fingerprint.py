@@ -27,7 +27,7 @@ def describe_data(dataset: Any) -> dict[str, Any]:
         samples=len(dataset),
         annotations=_annotations(dataset, [str(leaf.data_root) for leaf in leaves if getattr(leaf, 'data_root', None)]),
         classes=list((getattr(dataset, 'metainfo', None) or {}).get('classes') or []),
-        pipeline=[_words(step) for leaf in leaves for step in leaf.pipeline.transforms],
+        pipeline=[words(step) for leaf in leaves for step in leaf.pipeline.transforms],
     )
 
 
@@ -65,7 +65,7 @@ def plain(node: Any) -> Any:
         return [plain(value) for value in node]
     if isinstance(node, type):
         return f'{node.__module__}.{node.__qualname__}'
-    return node if node is None or isinstance(node, (bool, int, float, str)) else _words(node)
+    return node if node is None or isinstance(node, (bool, int, float, str)) else words(node)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -101,7 +101,8 @@ def _annotations(dataset: Any, roots: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _words(step: Any) -> str:
+def words(step: Any) -> str:
+    """What something says of itself, without addresses in memory."""
     text = str(step) if isinstance(step, Path) else repr(step)
     return ' '.join(_ADDRESS.sub('', text).split())
 

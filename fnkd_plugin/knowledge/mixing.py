@@ -1,6 +1,6 @@
 """Mixup, CutMix and the like, which mix the images of a batch after they were loaded, in the same way again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -10,12 +10,14 @@ from torch.utils.hooks import RemovableHandle
 
 from fnkd_plugin.datasets.seeded_dataset import derive_seed, seed_all
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.knowledge.fingerprint import words
+from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.rng import isolated_rng
 
 _TRIALS = 16
 """Batches that are mixed to learn how: enough that each augmentation of a usual choice has its turn."""
 
-_TRIAL_SHAPE = (4, 3, 32, 32)
+_TRIAL_SHAPE = (4, 3, 224, 224)
 
 Augments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -44,7 +46,7 @@ class ReplayedAugments:
     def __init__(self, augments: Augments, seed: int) -> None:
         self.augments = augments
         self._seed = seed
-        self._key: tuple[int, int] | None = None
+        self._samples: Sequence[Any] = ()
         self._hook: RemovableHandle | None = None
 
     def attach(self, preprocessor: nn.Module) -> None:
@@ -58,21 +60,27 @@ class ReplayedAugments:
             self._hook.remove()
         preprocessor.batch_augments = self.augments  # type: ignore[assignment]
 
+    @torch.compiler.disable
     def _look(self, preprocessor: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        # Which batch comes, by the stamps of its samples.
         data = args[0] if args else kwargs['data']
-        stamps = [getattr(sample, 'stamp', None) for sample in data.get('data_samples') or ()]
-        keys = {None if stamp is None else (stamp.view, stamp.batch) for stamp in stamps}
-        self._key = keys.pop() if len(keys) == 1 else None
+        self._samples = data.get('data_samples') or ()
 
+    # Compiled, it would draw from the generators of the graph.
+    @torch.compiler.disable
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the batch that was looked at."""
-        if self._key is None:
+        """Mix the batch that was looked at, and mark its first sample as ``mixed``."""
+        stamps = [getattr(sample, 'stamp', None) for sample in self._samples]
+        keys = {(stamp.view, stamp.batch) for stamp in stamps if stamp is not None}
+        if len(keys) != 1 or None in stamps:
             raise RuntimeError(
                 f'{names_of(self.augments)}: these images are no batch of the replayed ones, and so cannot be mixed as '
                 'their teacher saw them.'
             )
-        return self.mix(inputs, scores, *self._key)
+        [(view, batch)] = keys
+        mixed = self.mix(inputs, scores, view, batch)
+        self._samples[0].set_field(True, 'mixed', field_type='metainfo')
+        self._samples = ()
+        return mixed
 
     def mix(self, inputs: Tensor, scores: Tensor, view: int, batch: int) -> tuple[Tensor, Tensor]:
         """Mix any images as those of a batch of a view."""
@@ -91,6 +99,25 @@ def replay_mixing(preprocessor: nn.Module, seed: int | None) -> None:
         ReplayedAugments(augments, seed).attach(preprocessor)
 
 
+def check_mixing(replay: Replay, preprocessor: nn.Module) -> None:
+    """Compare views that come again with whether a data preprocessor mixes the images of a batch.
+
+    Raises:
+        SetupError: If only one of the two knows mixed images.
+    """
+    augments = batch_augments_of(preprocessor)
+    if augments is not None and replay.batch_size is None:
+        raise SetupError(
+            f"CachedTeacher: {names_of(augments)} mixes images of a batch, but the cache's teacher saw them unmixed; "
+            'make a cache with this config, take the batch augmentations out of it, or teach with the live teacher.'
+        )
+    if augments is None and replay.batch_size is not None:
+        raise SetupError(
+            "CachedTeacher: the cache's teacher saw mixed images, but the student's train_cfg or data preprocessor has "
+            'no batch augmentations; put in those of the cache, or make a cache with this config.'
+        )
+
+
 def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict[str, Any] | None:
     """How a data preprocessor mixes batches, in words and by what becomes of trial batches; None if it does not.
 
@@ -105,18 +132,21 @@ def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict
     augments = batch_augments_of(preprocessor)
     if augments is None:
         return None
-    draws = _draws(augments, seed)
-    if draws != _draws(augments, seed):
+    # Before anything is mixed, for an augmentation may count what it does.
+    described = [_words(one) for one in _members(augments)]
+    draws = _draws(augments, seed, range(_TRIALS))
+    if draws != _draws(augments, seed, reversed(range(_TRIALS)))[::-1]:
         raise SetupError(
-            f"{names_of(augments)} mixes otherwise each time, by a generator that is neither NumPy's, torch's nor "
-            "Python's common one, and so cannot be replayed; train with a live teacher."
+            f'{names_of(augments)} mixes a batch otherwise the next time: by what it mixed before, or by a generator '
+            "that is neither NumPy's, torch's nor Python's common one. That cannot be replayed; train with a live "
+            'teacher.'
         )
     probabilities = getattr(augments, 'probs', None)
     return dict(
         batch_size=batch_size,
-        augments=[_words(one) for one in _members(augments)],
+        augments=described,
         probabilities=None if probabilities is None else [round(float(p), 6) for p in probabilities],
-        draws=draws,
+        draws=sha256(''.join(draws).encode()).hexdigest(),
     )
 
 
@@ -127,17 +157,23 @@ def _members(augments: Any) -> list[Any]:
 def _words(augment: Any) -> str:
     if augment is None:
         return 'none'
-    options = ', '.join(f'{name}={value!r}' for name, value in sorted(vars(augment).items()))
+    options = ', '.join(f'{name}={words(value)}' for name, value in sorted(getattr(augment, '__dict__', {}).items()))
     return f'{type(augment).__name__}({options})'
 
 
-def _draws(augments: Augments, seed: int) -> str:
-    """A checksum of trial batches, in which each image is one number, and so shows who was mixed, where and how."""
-    replayed, digest = ReplayedAugments(augments, seed), sha256()
-    count = _TRIAL_SHAPE[0]
-    for batch in range(_TRIALS):
+def _draws(augments: Augments, seed: int, batches: Iterable[int]) -> list[str]:
+    """Checksums of trial batches, in which each image is one number, and so shows who was mixed, where and how."""
+    replayed, count = ReplayedAugments(augments, seed), _TRIAL_SHAPE[0]
+    found = []
+    for batch in batches:
         images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(_TRIAL_SHAPE).clone()
-        for mixed in replayed.mix(images, torch.eye(count), 0, batch):
-            # Rounded: interpolation may differ in the last bit from machine to machine.
-            digest.update((mixed.double() * 1000).round().long().numpy().tobytes())
-    return digest.hexdigest()
+        try:
+            mixed = replayed.mix(images, torch.eye(count), 0, batch)
+        except Exception as error:
+            raise SetupError(
+                f'{names_of(augments)} cannot mix {count} images of {list(_TRIAL_SHAPE[1:])}: {error}'
+            ) from error
+        # Rounded: interpolation may differ in the last bit from machine to machine.
+        whole = [(part.double() * 1000).round().long().numpy().tobytes() for part in mixed]
+        found.append(sha256(b''.join(whole)).hexdigest())
+    return found

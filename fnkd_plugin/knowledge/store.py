@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ _MOST_MAPPED = 32
 _MANIFEST = 'manifest.json'
 _KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'mixing', 'teacher')
 _ORIGIN = 'origin.npy'
-_PLACE = np.dtype('<u4')
 
 
 def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype:
@@ -73,8 +72,8 @@ class Store:
         manifest: What the knowledge is and belongs to, as in the file.
         origin: The logits of the zero feature [K], or None.
         row_type: Of its rows.
-        batch_size: Of the batches whose images were mixed, or None. The rows of a view are then in the order in which
-            it draws its images, and else in that of the images.
+        batch_size: Of the batches whose images were mixed, or None. The places of a view's rows are those in which it
+            draws its images, batch after batch; unmixed, those of the images in the data set.
         block: How many rows are marked as done together.
 
     Raises:
@@ -95,26 +94,11 @@ class Store:
         for view in range(self.views):
             self._load(_rows_file(view), self.row_type, self.samples)
             self._load(_done_file(view), np.dtype('u1'), self._blocks)
-            if self.batch_size is not None:
-                self._load(_places_file(view), _PLACE, self.samples)
-        self._mapped: dict[str, np.ndarray] = {}
+        self._mapped: dict[int, np.ndarray] = {}
 
     @classmethod
-    def create(
-        cls,
-        folder: str | Path,
-        manifest: dict[str, Any],
-        origin: np.ndarray | None,
-        orders: Iterable[np.ndarray] = (),
-    ) -> 'Store':
-        """A new store, nothing of it done; the manifest comes last, so that a folder with one is whole.
-
-        Args:
-            folder: Where.
-            manifest: What the knowledge belongs to.
-            origin: The logits of the zero feature [K], or None.
-            orders: Of mixed images: for each view the samples [N] in the order in which it draws them.
-        """
+    def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
+        """A new store, nothing of it done; the manifest comes last, so that a folder with one is whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         samples = manifest['data']['samples']
@@ -125,10 +109,6 @@ class Store:
             for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', blocks)):
                 # Of full size at once, and sparse.
                 np.lib.format.open_memmap(folder / path, mode='w+', dtype=kind, shape=(count,))
-        for view, order in enumerate(orders):
-            places = np.empty(samples, _PLACE)
-            places[order] = np.arange(samples)
-            np.save(folder / _places_file(view), places, allow_pickle=False)
         if origin is not None:
             np.save(folder / _ORIGIN, origin.astype('<f4'), allow_pickle=False)
         partial = folder / f'.{_MANIFEST}'
@@ -141,21 +121,15 @@ class Store:
         """Whether there is one."""
         return (Path(folder) / _MANIFEST).is_file()
 
-    def lookup(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Copies of the rows of these views [N] of these images [N]."""
+    def lookup(self, views: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Copies of the rows at these places [N] of these views [N]."""
         if (views == views[:1]).all():
-            return self._rows(int(views[0]), indices)
-        found = np.empty(len(indices), self.row_type)
+            return self._view(int(views[0])).take(places)
+        found = np.empty(len(places), self.row_type)
         for view in np.unique(views):
             of_view = views == view
-            found[of_view] = self._rows(int(view), indices[of_view])
+            found[of_view] = self._view(int(view)).take(places[of_view])
         return found
-
-    def places(self, view: int, indices: np.ndarray) -> np.ndarray:
-        """Where in a view the rows of these images [N] are."""
-        if self.batch_size is None:
-            return indices
-        return self._map(_places_file(view), _PLACE).take(indices)
 
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
@@ -192,16 +166,13 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def _rows(self, view: int, indices: np.ndarray) -> np.ndarray:
-        return self._map(_rows_file(view), self.row_type).take(self.places(view, indices))
-
-    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
-        if name not in self._mapped:
+    def _view(self, view: int) -> np.ndarray:
+        if view not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
                 self._mapped.pop(next(iter(self._mapped)))  # each holds a file open
             # A plain array on the mapping: indexing the subclass costs more.
-            self._mapped[name] = np.asarray(self._load(name, dtype, self.samples))
-        return self._mapped[name]
+            self._mapped[view] = np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
+        return self._mapped[view]
 
     def _load(self, name: str, dtype: np.dtype, count: int) -> np.memmap:
         path = self.folder / name
@@ -233,10 +204,6 @@ def _done_file(view: int) -> str:
     return f'done-{view:04}.npy'
 
 
-def _places_file(view: int) -> str:
-    return f'places-{view:04}.npy'
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
@@ -247,6 +214,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise SetupError(f'Knowledge store: {path} is damaged ({error}); make the cache again.') from error
+    if manifest.get('format') == 1:  # which knew no mixed images
+        manifest = {**manifest, 'format': FORMAT, 'mixing': None}
     missing = [key for key in _KEYS if key not in manifest] if manifest.get('format') == FORMAT else []
     if missing:
         raise SetupError(f'Knowledge store: {path} is damaged (no {", ".join(missing)}); make the cache again.')

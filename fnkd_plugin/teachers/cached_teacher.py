@@ -16,7 +16,7 @@ from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.knowledge.ask import ask
 from fnkd_plugin.knowledge.fingerprint import describe_data, describe_software, describe_weights, differences
-from fnkd_plugin.knowledge.mixing import describe_mixing
+from fnkd_plugin.knowledge.mixing import check_mixing, describe_mixing
 from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.knowledge.store import Store, row_type
 from fnkd_plugin.prediction import Prediction, SparsePrediction
@@ -107,13 +107,24 @@ class CachedTeacher(Teacher):
         """See :meth:`Teacher.prepare`; kept for :meth:`check_data`, since the teacher has seen the images already."""
         self._source = source
 
+    def check_mixing(self, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_mixing`."""
+        check_mixing(self.replay, preprocessor)
+        if self._store.batch_size is None:
+            return
+        stored = self._store.manifest['mixing']
+        mixing = describe_mixing(preprocessor, data_seed(self.replay.seed), self._store.batch_size)
+        different = differences(stored, mixing, 'mixing')
+        if different:
+            raise SetupError(
+                f'{self.name}: the images of a batch are not mixed as those of {self._store.folder}: '
+                f'{first_few(different)}; mix as the config did that the cache was made with, or make a cache with '
+                'this one.'
+            )
+
     def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
         """See :meth:`Teacher.check_data`."""
-        manifest = self._store.manifest
-        different = differences(manifest['data'], describe_data(dataset), 'data')
-        if self._store.batch_size is not None:
-            mixing = describe_mixing(preprocessor, data_seed(manifest['seed']), self._store.batch_size)
-            different += differences(manifest['mixing'], mixing, 'mixing')
+        different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
         if different:
             raise SetupError(
                 f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; make '
@@ -133,18 +144,7 @@ class CachedTeacher(Teacher):
     @torch.compiler.disable
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`; the samples' stamps tell which views of which images they are."""
-        stamps = [getattr(sample, 'stamp', None) for sample in data_samples or ()]
-        if len(stamps) != len(images) or None in stamps:
-            raise SetupError(
-                f'{self.name}: it knows the training images as ReproducibleHook replays them, and no others; add '
-                "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
-                'evaluated.'
-            )
-        views, indices, pixels, batches = np.array(stamps, dtype=np.int64).T
-        if self._store.batch_size is not None:
-            self._check_batch(views, indices, batches)
-        rows = self._store.lookup(views, indices)
-        self._check_images(images, rows['pixels'] != pixels, data_samples)
+        rows = self._known(images, data_samples or ())
         device = images.device
         logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
         if self._origin is not None and self._origin.device != device:
@@ -168,9 +168,7 @@ class CachedTeacher(Teacher):
         for samples in self._to_verify():
             batch = default_collate([dataset[sample] for sample in samples])
             now, images = ask(live, preprocessor, batch, kind)
-            then = self._store.lookup(*np.array([(sample.view, sample) for sample in samples]).T)
-            self._check_images(images, now['pixels'] != then['pixels'], batch['data_samples'])
-            self._check_answers(now, then)
+            self._check_answers(now, self._known(images, batch['data_samples']))
 
     def _to_verify(self) -> Iterator[list[SampleIndex]]:
         """So many samples from all over the cache, or the batches in which as many were mixed."""
@@ -196,18 +194,37 @@ class CachedTeacher(Teacher):
                     f'magnitude {largest:g}); make the cache again.'
                 )
 
-    def _check_batch(self, views: np.ndarray, indices: np.ndarray, batches: np.ndarray) -> None:
-        """That these images are one whole batch of those that were mixed, in its order."""
-        store, size = self._store, self._store.batch_size or 1
+    def _known(self, images: Tensor, data_samples: Sequence[Any]) -> np.ndarray:
+        """The rows of these images, by the stamps of their samples."""
+        stamps = [getattr(sample, 'stamp', None) for sample in data_samples]
+        if len(stamps) != len(images) or None in stamps:
+            raise SetupError(
+                f'{self.name}: it knows the training images as ReproducibleHook replays them, and no others; add '
+                "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
+                'evaluated.'
+            )
+        views, indices, pixels, batches = np.array(stamps, dtype=np.int64).T
+        if self._store.batch_size is not None:
+            indices = self._places_in_batch(views, batches)
+            if not getattr(data_samples[0], 'mixed', False):
+                raise RuntimeError(
+                    f'{self.name}: the images of this batch have not been mixed as the teacher saw them; a hook has '
+                    "changed the data preprocessor's batch_augments."
+                )
+        rows = self._store.lookup(views, indices)
+        self._check_images(images, rows['pixels'] != pixels, data_samples)
+        return rows
+
+    def _places_in_batch(self, views: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        size = self._store.batch_size or 1
         start = int(batches[0]) * size
-        expected = np.arange(start, min(start + size, store.samples))
-        if (views == views[0]).all() and np.array_equal(store.places(int(views[0]), indices), expected):
-            return
+        places = np.arange(start, min(start + size, self._store.samples))
+        if len(places) == len(views) and (views == views[0]).all() and (batches == batches[0]).all():
+            return places
         raise RuntimeError(
-            f'{self.name}: the {len(indices)} images of this batch are not those of batch {batches[0]} of view '
-            f'{views[0]}, which the teacher saw mixed with each other. Something between the sampler and the model '
-            'changes batches, or another version of NumPy orders them otherwise '
-            f'({self._other_software() or "the same versions of all software"}).'
+            f'{self.name}: the {len(views)} images of this batch are not the {len(places)} of batch {batches[0]} of '
+            f'view {views[0]}, which the teacher saw mixed with each other; something between the sampler and the '
+            'model changes batches.'
         )
 
     def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:

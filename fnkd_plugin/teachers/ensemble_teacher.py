@@ -77,6 +77,11 @@ class EnsembleTeacher(Teacher):
         """See :attr:`Teacher.replay`; the cached ones among the teachers agree."""
         return next((teacher.replay for teacher in self.teachers if teacher.replay), None)
 
+    def check_mixing(self, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_mixing`."""
+        for teacher in self.teachers:
+            teacher.check_mixing(preprocessor)
+
     def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
         """See :meth:`Teacher.check_data`."""
         for teacher in self.teachers:

@@ -60,6 +60,16 @@ class Teacher(ABC):
         """Which views of the training images it knows; None if it can be asked of any image."""
         return None
 
+    def check_mixing(self, preprocessor: nn.Module) -> None:  # noqa: B027
+        """Compare what mixes the images of a batch with what it has seen.
+
+        Args:
+            preprocessor: The student's data preprocessor.
+
+        Raises:
+            SetupError: If it knows images that were mixed otherwise.
+        """
+
     def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
         """Compare, before training, what it knows with what it will be asked.
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine.dataset import DefaultSampler, InfiniteSampler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from fnkd_plugin.datasets.fixed_batches import fix_batches, order_of
 from fnkd_plugin.errors import SetupError
@@ -25,7 +25,7 @@ def _batches(loader: Any, epoch: int) -> list[list[tuple[int, int, int]]]:
 
 
 @pytest.mark.parametrize(
-    ('count', 'drop_last'), [(3, False), (8, False), (8, True), (10, False), (10, True), (59, False), (59, True)]
+    ('count', 'drop_last'), [(3, False), (8, False), (12, True), (10, False), (14, True), (59, False), (59, True)]
 )
 @pytest.mark.parametrize('world', [1, 2, 3])
 def test_processes_share_the_batches_of_one(world: int, count: int, drop_last: bool) -> None:
@@ -41,8 +41,19 @@ def test_processes_share_the_batches_of_one(world: int, count: int, drop_last: b
         assert len(batches) == len(loader) == steps
         found.append(batches)
     together = [batch for step in zip(*found, strict=True) for batch in step]
-    assert together[: len(expected)] == expected[: len(together)]
-    assert all(batch in expected for batch in together)
+    # Epoch 3 is the second pass through two views, which begins with what drop_last left out of the first.
+    first = len(together) if drop_last else 0
+    assert together == [expected[(first + i) % len(expected)] for i in range(len(together))]
+
+
+@pytest.mark.parametrize(('count', 'world'), [(120, 4), (50, 8)])
+def test_no_batch_is_dropped_for_ever(count: int, world: int) -> None:
+    seen: set[int] = set()
+    for rank in range(world):
+        loader = _loader(rank, world, count, drop_last=True)
+        fix_batches(loader, 5, 1, 4)
+        seen.update(batch for epoch in range(5) for [(*_, batch), *_] in _batches(loader, epoch))
+    assert seen == set(range(count // 4))
 
 
 def test_views_have_orders_of_their_own_that_come_again() -> None:
@@ -75,9 +86,25 @@ def test_fixing_twice_sets_anew_and_pickling_keeps() -> None:
 def test_what_cannot_be_fixed_is_refused() -> None:
     with pytest.raises(SetupError, match=r'in batches of 8, .* have 4: give .*train_dataloader\.batch_size=8'):
         fix_batches(_loader(), 0, 1, 8)
-    with pytest.raises(SetupError, match='drop_last leaves none of the 3 images'):
-        fix_batches(_loader(count=3, drop_last=True), 0, 1, 4)
+    with pytest.raises(SetupError, match='drop_last leaves no batch of 4 of the 6 images for each of 2 processes'):
+        fix_batches(_loader(count=6, world=2, drop_last=True), 0, 1, 4)
     dataset = RandomImages(count=8)
     infinite = DataLoader(dataset, batch_size=4, sampler=InfiniteSampler(dataset))
     with pytest.raises(SetupError, match='InfiniteSampler makes batches of its own'):
         fix_batches(infinite, 0, 1, 4)
+    composed = DataLoader(dataset, batch_sampler=Pairs(dataset))
+    with pytest.raises(SetupError, match='Pairs makes batches of its own'):
+        fix_batches(composed, 0, 1, 2)
+    sorted_ones = DataLoader(dataset, batch_size=4, sampler=DefaultSampler(dataset, shuffle=False))
+    with pytest.raises(SetupError, match=r'sampler\.shuffle=True'):
+        fix_batches(sorted_ones, 0, 1, 4)
+
+
+class Pairs(Sampler):
+    """A batch sampler of its own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.count = len(dataset)
+
+    def __iter__(self) -> Any:
+        return iter([[i, i + 1] for i in range(0, self.count, 2)])

@@ -32,6 +32,30 @@ class OwnGenerator:
         return share * inputs + (1 - share) * inputs.flip(0), share * scores + (1 - share) * scores.flip(0)
 
 
+@BATCH_AUGMENTS.register_module(force=True)
+class EveryOther:
+    """Mixes every second batch that it is given; ``options`` are kept."""
+
+    def __init__(self, **options: Any) -> None:
+        self.calls, self.options = 0, options
+
+    def __call__(self, inputs: torch.Tensor, scores: torch.Tensor) -> tuple:
+        self.calls += 1
+        return (inputs.flip(0), scores.flip(0)) if self.calls % 2 else (inputs, scores)
+
+
+@BATCH_AUGMENTS.register_module(force=True)
+class Blend:
+    """By a function that it is given."""
+
+    def __init__(self, share: Any) -> None:
+        self.share = share
+
+    def __call__(self, inputs: torch.Tensor, scores: torch.Tensor) -> tuple:
+        share = self.share()
+        return share * inputs + (1 - share) * inputs.flip(0), share * scores + (1 - share) * scores.flip(0)
+
+
 def _preprocessor(**augments: Any) -> ClsDataPreprocessor:
     return ClsDataPreprocessor(num_classes=4, batch_augments=copy.deepcopy(augments) or None)
 
@@ -88,7 +112,9 @@ def test_validation_is_not_mixed_and_state_is_not_saved() -> None:
 def test_what_is_no_replayed_batch_is_not_mixed_in_silence() -> None:
     preprocessor = _preprocessor(augments=MIXUP)
     replay_mixing(preprocessor, 7)
-    _mixed(preprocessor, _batch())
+    batch = _batch()
+    _mixed(preprocessor, batch)
+    assert batch['data_samples'][0].mixed
     with pytest.raises(RuntimeError, match='Mixup: these images are no batch of the replayed ones'):
         preprocessor(_batch(stamped=False), True)
     two = _batch()
@@ -153,5 +179,21 @@ def test_describing_is_exact_and_leaves_the_generators() -> None:
 
 
 def test_what_draws_from_a_generator_of_its_own_is_refused() -> None:
-    with pytest.raises(SetupError, match='OwnGenerator mixes otherwise each time'):
+    with pytest.raises(SetupError, match='OwnGenerator mixes a batch otherwise the next time'):
         _description(augments=dict(type='OwnGenerator'))
+    with pytest.raises(SetupError, match='EveryOther mixes a batch otherwise the next time: by what it mixed before'):
+        _description(augments=dict(type='EveryOther'))
+
+
+def test_an_augmentation_is_described_without_addresses() -> None:
+    [words] = _description(augments=dict(type='Blend', share=lambda: 0.25))['augments']
+    assert words.startswith('Blend(share=<function ') and ' at 0x' not in words
+
+
+def test_what_cannot_mix_is_named() -> None:
+    with pytest.raises(SetupError, match=r'Blend cannot mix 4 images of \[3, 224, 224\]: no share'):
+        _description(augments=dict(type='Blend', share=_fail))
+
+
+def _fail() -> float:
+    raise ValueError('no share')

@@ -27,12 +27,7 @@ def _store(folder: Path, dtype: str = 'float16', views: int = VIEWS, batch_size:
         mixing=batch_size and dict(batch_size=batch_size),
         teacher=dict(num_classes=CLASSES),
     )
-    orders = (_order(view) for view in range(views) if batch_size)
-    return Store.create(folder, manifest, np.arange(CLASSES, dtype='f4'), orders)
-
-
-def _order(view: int) -> np.ndarray:
-    return np.random.RandomState(view).permutation(SAMPLES)
+    return Store.create(folder, manifest, np.arange(CLASSES, dtype='f4'))
 
 
 def _rows(view: int, start: int, end: int, dtype: str = 'float16') -> np.ndarray:
@@ -57,16 +52,21 @@ def test_rows_come_back(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.lookup(views[of_one], indices[of_one]), expected[of_one])
 
 
-def test_rows_of_batches_come_back_by_image(tmp_path: Path) -> None:
-    store = _store(tmp_path, batch_size=96)
-    assert store.block == 1056  # whole batches
-    for view, start, end in list(store.pending()):
-        store.write(view, start, np.concatenate([_rows(view, i, i + 1) for i in _order(view)[start:end]]))
-    random = np.random.RandomState(0)
-    views, indices = random.randint(0, VIEWS, 200), random.randint(0, SAMPLES, 200)
-    expected = np.concatenate([_rows(v, i, i + 1) for v, i in zip(views, indices, strict=True)])
-    np.testing.assert_array_equal(Store(tmp_path).lookup(views, indices), expected)
-    np.testing.assert_array_equal(store.places(1, _order(1)[96:192]), np.arange(96, 192))
+def test_blocks_hold_whole_batches(tmp_path: Path) -> None:
+    store = _store(tmp_path, batch_size=100)
+    assert store.block == 1100
+    for block in list(store.pending()):
+        store.write(block[0], block[1], _rows(*block))
+    assert not list(Store(tmp_path).pending())
+    np.testing.assert_array_equal(store.lookup(np.ones(9, int), np.arange(1095, 1104)), _rows(1, 1095, 1104))
+
+
+def test_the_first_format_is_one_of_unmixed_images(tmp_path: Path) -> None:
+    _store(tmp_path)
+    manifest = json.loads((tmp_path / 'manifest.json').read_text())
+    del manifest['mixing']
+    (tmp_path / 'manifest.json').write_text(json.dumps(dict(manifest, format=1)))
+    assert Store(tmp_path).batch_size is None
 
 
 def test_a_full_disk_loses_nothing_that_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,11 +142,11 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
             Store(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['view-0001.npy', 'done-0002.npy', 'origin.npy', 'places-0001.npy'])
+@pytest.mark.parametrize('name', ['view-0001.npy', 'done-0002.npy', 'origin.npy'])
 @pytest.mark.parametrize('how', ['lost', 'cut', 'short', 'pickled'])
 def test_a_damaged_file_is_found_when_the_store_is_opened(name: str, how: str, tmp_path: Path) -> None:
     """Never in the epoch that reads it; and without its origin no store passes for one of a teacher that has none."""
-    _store(tmp_path, batch_size=100)
+    _store(tmp_path)
     path = tmp_path / name
     if how == 'lost':
         path.unlink()

@@ -10,8 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import HOOKS
 
+from fnkd_plugin.datasets import fixed_batches
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.knowledge.store import Store
 from fnkd_plugin.teachers import cached_teacher
 from tests.helpers import assert_same_weights, build, distilled, resnet, timm_teacher
 from tests.test_engine.runs import RANDOM_PIPELINE, assert_resumes_exactly, loader, run
@@ -55,6 +55,25 @@ class Pixels(Hook):
 
     def _look(self, module: Any, inputs: tuple) -> None:
         self.images.append([image.detach().numpy().tobytes() for image in inputs[0]])
+
+
+@HOOKS.register_module(force=True)
+class Halves(Hook):
+    """Cuts every batch in half."""
+
+    priority = 'HIGH'
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        data_batch['inputs'], data_batch['data_samples'] = data_batch['inputs'][:2], data_batch['data_samples'][:2]
+
+
+@HOOKS.register_module(force=True)
+class Unmix(Hook):
+    """Takes the batch augmentations out of the second epoch."""
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if runner.epoch == 1:
+            runner.model.data_preprocessor.batch_augments = None
 
 
 def _seen(model: dict, folder: Path, **options: Any) -> Pixels:
@@ -127,9 +146,9 @@ def test_incomplete_batches_may_be_dropped(folder: Path, tmp_path: Path) -> None
         (dict(augments=[MIXUP, CUTMIX], probs=[0.9, 0.1]), r'mixing\.probabilities: None then'),
     ],
 )
-def test_other_mixtures_are_refused(train_cfg: dict, said: str, folder: Path, tmp_path: Path) -> None:
+def test_other_mixtures_are_refused_when_the_model_is_built(train_cfg: dict, said: str, folder: Path) -> None:
     with pytest.raises(SetupError, match=said):
-        run(distilled(_student(**train_cfg), cached(str(folder / 'cache'))), tmp_path, **_options())
+        build(distilled(_student(**train_cfg), cached(str(folder / 'cache'))))
 
 
 def test_mixed_and_unmixed_do_not_meet(folder: Path, tmp_path: Path) -> None:
@@ -155,14 +174,68 @@ def test_other_batches_are_refused(folder: Path, tmp_path: Path) -> None:
         make_cache(tmp_path / 'cache', timm_teacher(folder), student=_student(), train_dataloader=data)
 
 
-def test_a_batch_of_other_images_stops_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another version of NumPy might order them."""
-    from fnkd_plugin.datasets import fixed_batches
-
+def test_another_order_stops_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of NumPy might have."""
     order = fixed_batches.order_of
     monkeypatch.setattr(fixed_batches, 'order_of', lambda *key: order(*key)[::-1])
-    with pytest.raises(RuntimeError, match='the 4 images of this batch are not those of batch 0 of view 0'):
+    with pytest.raises(RuntimeError, match='of 4 images are not those that the teacher saw'):
         run(distilled(_student(), cached(str(folder / 'cache'))), tmp_path, **_options())
+
+
+def test_a_part_of_a_batch_stops_training(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match='the 2 images of this batch are not the 4 of batch 0 of view 0'):
+        run(
+            distilled(_student(), cached(str(folder / 'cache'))),
+            tmp_path,
+            custom_hooks=[dict(type='Halves')],
+            **_options(),
+        )
+
+
+@pytest.mark.parametrize('augments', [None, dict(augments=dict(type='CutMix', alpha=1.0))])
+def test_what_is_mixed_must_not_be_switched(augments: Any, folder: Path, tmp_path: Path) -> None:
+    """Off neither: it may, where the images of a cache are not mixed."""
+    hooks = [dict(type='SwitchRecipeHook', schedule=[dict(action_epoch=2, batch_augments=augments)])]
+    model = distilled(_student(), cached(str(folder / 'cache')))
+    with pytest.raises(SetupError, match='SwitchRecipeHook sets other batch_augments at epoch 2'):
+        run(model, tmp_path / 'cached', custom_hooks=hooks, **_options())
+    replayed = dict(reproducible=dict(type='ReproducibleHook', replay=dict(seed=0, views=2, batch_size=BATCH)))
+    with pytest.raises(SetupError, match='SwitchRecipeHook sets other batch_augments at epoch 2'):
+        run(_student(), tmp_path / 'plain', custom_hooks=hooks, default_hooks=replayed, **_options())
+
+
+def test_a_hook_that_unmixes_is_found(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r'have not been mixed .* a hook has changed .* batch_augments'):
+        run(
+            distilled(_student(), cached(str(folder / 'cache'))),
+            tmp_path,
+            custom_hooks=[dict(type='Unmix')],
+            **_options(),
+        )
+
+
+def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
+    """Mixing itself is not compiled."""
+    model = distilled(_student(), cached(str(folder / 'cache')), FNKD)
+    compiled = _seen(model, tmp_path / 'compiled', compile=dict(backend='aot_eager'))
+    eager = _seen(model, tmp_path / 'eager')
+    assert compiled.images == eager.images
+    np.testing.assert_allclose(compiled.losses[:6], eager.losses[:6], rtol=1e-4)
+
+
+def test_a_loop_by_iterations_draws_the_same(folder: Path, tmp_path: Path) -> None:
+    model = distilled(_student(), cached(str(folder / 'cache')))
+    loop = dict(train_cfg=dict(by_epoch=False, max_iters=12, val_interval=100))
+    assert _seen(model, tmp_path / 'iterations', **loop).images == _seen(model, tmp_path / 'epochs').images
+
+
+def test_the_largest_logits_do(folder: Path, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / 'top', timm_teacher(folder), student=_student(), train_dataloader=_data(), top_k=3)
+    top = _seen(distilled(_student(), cached(cache), FNKD), tmp_path / 'top_3')
+    whole = _seen(distilled(_student(), cached(str(folder / 'cache')), FNKD), tmp_path / 'all')
+    assert top.images == whole.images
+    # Three of four, and the moments of the one that is left.
+    np.testing.assert_allclose(top.losses[:3], whole.losses[:3], rtol=2e-3)
 
 
 def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,12 +254,3 @@ def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path, monkeypatch:
     np.save(tmp_path / 'cache' / 'view-0001.npy', rows)
     with pytest.raises(SetupError, match='verify: logits differ by up to'):
         run(model, tmp_path / 'spoilt', **_options())
-
-
-def test_blocks_hold_whole_batches(tmp_path: Path) -> None:
-    data = loader(dict(type='RandomImages', count=1030, size=8, pipeline=[dict(type='PackInputs')]), batch_size=100)
-    cache = make_cache(tmp_path / 'cache', timm_teacher(tmp_path), student=_student(), train_dataloader=data, views=1)
-    assert Store(cache).block == 1100
-    assert not list(Store(cache).pending())
-    places = np.load(tmp_path / 'cache' / 'places-0000.npy')
-    np.testing.assert_array_equal(np.sort(places), np.arange(1030))
