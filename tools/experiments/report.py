@@ -79,8 +79,11 @@ def as_rich(study: Study) -> RichTable:
 
 
 def as_markdown(study: Study) -> str:
-    """For the README."""
-    cells = [list(COLUMNS), ['---', *['--:'] * (len(COLUMNS) - 2), '---'], *rows(study)]
+    """For README.md and docs/, without columns in which nothing stands."""
+    body = rows(study)
+    kept = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in body)]
+    rule = ['---', *['--:'] * (len(COLUMNS) - 2), '---']
+    cells = [[row[i] for i in kept] for row in (list(COLUMNS), rule, *body)]
     counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
     seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) or 'no'
     seeds += ' seed' if counts == [1] else ' seeds' if counts else ' seed tested yet'
