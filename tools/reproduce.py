@@ -57,12 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(args.out or ROOT / 'benchmarks' / f'{args.table}.json')
     study = Study(table, results, args.work_dir.resolve(), range(args.seeds), data_root=args.data_root)
     console = Console()
+    document = document_of(ROOT, args.table) if args.docs else None
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]
         study.run(chosen, args.workers, console)
     console.print(as_rich(study))
-    if args.docs:
-        replace_between(document_of(ROOT, args.table), args.table, as_markdown(study))
+    if document:
+        replace_between(document, args.table, as_markdown(study))
 
 
 if __name__ == '__main__':

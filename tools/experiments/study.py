@@ -78,8 +78,8 @@ class Study:
         """A method's trainings that are tested, one a seed."""
         values = method.trials[self.best_trial(method)]
         cache = self.teacher.cache if method.needs_teacher else None
-        jobs = [self._student(method, f'seed{s}', s, {**self.table.final_options, **values}) for s in self.seeds]
-        return [replace(job, cache=cache) for job in jobs]
+        options = {**self.table.final_options, **self.table.replay_options, **values}
+        return [replace(self._student(method, f'seed{s}', s, options), cache=cache) for s in self.seeds]
 
     def final_results(self, method: Method) -> list[dict[str, Any]]:
         """Those that have run."""
@@ -171,8 +171,9 @@ class Study:
         taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
         if not self.table.cached_views:
             return None
-        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}')
-        return Cache(folder, taught[0], self.table.cached_views)
+        views = self.table.cached_views
+        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}_{views}')
+        return Cache(folder, taught[0], views)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'

@@ -27,6 +27,16 @@ def test_every_method_has_as_many_trials_and_its_own_config(name: str) -> None:
         assert len({str(trial) for trial in method.trials}) == len(method.trials)
 
 
+@pytest.mark.parametrize('name', ['cub2010_small', 'controls_cub2010', 'cifar100_short'])
+def test_a_cache_has_a_view_for_each_epoch_of_the_images_that_are_learned_from(name: str) -> None:
+    from experiments import tables
+
+    table = tables.TABLES[name]()
+    for method in table.methods:
+        assert Config.fromfile(tables.CONFIGS / method.config).train_cfg.max_epochs == table.cached_views
+    assert not table.final_options
+
+
 @pytest.mark.parametrize('name', [*TUNED, 'sweeps_cub2010'])
 def test_what_is_tuned_is_not_scored_on_the_test_set(name: str) -> None:
     from experiments import tables
