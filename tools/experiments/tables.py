@@ -314,7 +314,7 @@ def controls_cub2010() -> Table:
         trial_options={},
         cached_views=5,
         note=(
-            'FNKD has 1 hard + 9 soft and τ = a third of the mean norm of the teacher, whose mean temperature is 3 then. '
+            "FNKD has 1 hard + 9 soft and τ = a third of the teacher's mean norm, whose mean temperature is then 3. "
             'Where no lr is named it is 0.005. All see the same views and learn from one cache.'
         ),
     )
@@ -367,8 +367,8 @@ def cifar100_short() -> Table:
         cached_views=3,
         note=(
             'Too short a training to compare with published numbers. Each epoch sees another view of the images, the '
-            'same with every seed; KD and FNKD learn from a cache of what the teacher says of it. Of two learning rates '
-            'the chosen one lies at an edge.'
+            'same with every seed; KD and FNKD learn from a cache of what the teacher says of it. Of two learning '
+            'rates the chosen one lies at an edge.'
         ),
     )
 
