@@ -40,6 +40,7 @@ def root(tmp_path: Path) -> Path:
         'fnkd_trial0': _run('fnkd_digits.py', 100, 100.0),
         'fnkd_seed0': _run('fnkd_digits.py', 0, 80.0, lr=0.02),
         'fnkd_seed1': _run('fnkd_digits.py', 1, 90.0, lr=0.02),
+        'fnkd_normalize_seed0': _run('fnkd_digits.py', 0, 10.0, lr=0.02, mode=1.0),  # another row of the same config
         'plain_seed0': _run('plain_digits.py', 0, 70.25),
     }
     (tmp_path / 'benchmarks').mkdir()
