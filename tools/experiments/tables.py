@@ -270,8 +270,8 @@ def cub2010_small() -> Table:
         note=(
             'Each epoch sees another view of the images, the same with every seed; KD and FNKD learn from a cache of '
             'what the teacher says of it. Of two learning rates the chosen one lies at an edge. The teacher has learnt '
-            'from all training images, those on which trials are scored, too. The last method was added when the others '
-            'had been seen, to learn why FNKD does not win (docs/results.md).'
+            'from all training images, those on which trials are scored, too. The last method was added when the '
+            'others had been seen, to learn why FNKD does not win (docs/results.md).'
         ),
     )
 
