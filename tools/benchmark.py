@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.readme import replace_between
+from experiments.readme import document_of, replace_between
 
 import benchmarks
 from benchmarks import _timing
@@ -57,16 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     text = args.module.table(json.loads(args.out.read_text()))
     print(text)
     if args.docs:
-        replace_between(document(args.name), f'benchmark-{args.name}', text)
-
-
-def document(name: str) -> Path:
-    """The file that shows a benchmark's table."""
-    comment = f'<!-- benchmark-{name} -->'
-    files = [path for path in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')) if comment in path.read_text()]
-    if len(files) != 1:
-        raise ValueError(f'{comment} stands in {len(files)} files of README.md and docs/; it belongs into one.')
-    return files[0]
+        name = f'benchmark-{args.name}'
+        replace_between(document_of(ROOT, name), name, text)
 
 
 if __name__ == '__main__':

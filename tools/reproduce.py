@@ -3,7 +3,8 @@
 
 Every method gets the same number of trials on a part of the training set; the best trial's values are trained anew with
 each seed and tested. The results file grows training by training: a second call goes on where the first one stopped,
-with more seeds or methods if asked. ``--show`` runs nothing; ``--readme`` writes the table into README.md.
+with more seeds or methods if asked. ``--show`` runs nothing; ``--docs`` puts the table where README.md or docs/ shows
+it.
 """
 
 import argparse
@@ -17,7 +18,7 @@ os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.job import available_cores
-from experiments.readme import replace_between
+from experiments.readme import document_of, replace_between
 from experiments.report import as_markdown, as_rich
 from experiments.results import Results
 from experiments.study import Study, StudyError
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data-root', type=Path, metavar='FOLDER', help="the data set's, where it is not the config's")
     parser.add_argument('--out', type=Path, help='the results file (benchmarks/TABLE.json)')
     parser.add_argument('--show', action='store_true', help='only show what the results file says')
-    parser.add_argument('--readme', action='store_true', help='write the table into README.md')
+    parser.add_argument('--docs', action='store_true', help='put the table where README.md or docs/ shows it')
     args = parser.parse_args(argv)
     if args.seeds < 1 or args.workers < 1:
         parser.error('--seeds and --workers are whole numbers > 0')
@@ -56,12 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(args.out or ROOT / 'benchmarks' / f'{args.table}.json')
     study = Study(table, results, args.work_dir.resolve(), range(args.seeds), data_root=args.data_root)
     console = Console()
+    document = document_of(ROOT, args.table) if args.docs else None
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]
         study.run(chosen, args.workers, console)
     console.print(as_rich(study))
-    if args.readme:
-        replace_between(ROOT / 'README.md', args.table, as_markdown(study))
+    if document:
+        replace_between(document, args.table, as_markdown(study))
 
 
 if __name__ == '__main__':

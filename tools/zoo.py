@@ -39,11 +39,16 @@ TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
 
 
 def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of a results file that were scored on the test set, by the name of their config file."""
+    """The runs of a results file that were scored on the test set, by the name of their config file.
+
+    Of the rows of a table that share a config, with other options, it is the first.
+    """
     runs = defaultdict(list)
     for name, run in results['runs'].items():
         if TESTED.fullmatch(name):
-            runs[run['config']].append(run)
+            of_config = runs[run['config']]
+            if not of_config or of_config[0]['options'] == run['options']:
+                of_config.append(run)
     return dict(runs)
 
 

@@ -1,5 +1,5 @@
 _base_ = ['plain_r20_cifar100_short.py', '../_base_/methods.py']
-teacher_checkpoint = 'work_dirs/plain_r56_cifar100_short/epoch_20.pth'  # made by plain_r56_cifar100_short.py
+teacher_checkpoint = 'work_dirs/plain_r56_cifar100_short/epoch_8.pth'  # made by plain_r56_cifar100_short.py
 model = dict(
     _delete_=True,
     type='Distiller',

@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import BatchSampler, DataLoader
 
-from fnkd_plugin.datasets.seeded_dataset import SampleIndex, derive_seed, named_after, remade
+from fnkd_plugin.datasets.seeded_dataset import SampleIndex, base_of, derive_seed, named_after, rebase, remade
 from fnkd_plugin.errors import SetupError
 
 
@@ -29,12 +29,12 @@ def _fixed_sampler(base: type) -> type:
     class Fixed(base):
         def _batches(self) -> Iterator[int]:
             count, world, size = len(self.dataset), self.world_size, self._fnkd_size
-            rounds, last = rounds_of(count, world, size, self._fnkd_drop_last)
+            steps, batches = steps_of(count, world, size, self._fnkd_drop_last)
             # What drop_last leaves out, the next pass through the views begins with. A batch that is not whole stays
             # the last of its process, where the loader expects it.
-            first = self.epoch // self._fnkd_views * rounds * world if self._fnkd_drop_last else 0
-            for i in range(rounds):
-                yield (first + i * world + self.rank) % last
+            first = self.epoch // self._fnkd_views * steps * world if self._fnkd_drop_last else 0
+            for i in range(steps):
+                yield (first + i * world + self.rank) % batches
 
         def _bounds(self, batch: int) -> tuple[int, int]:
             return batch * self._fnkd_size, min((batch + 1) * self._fnkd_size, len(self.dataset))
@@ -56,8 +56,10 @@ def _fixed_sampler(base: type) -> type:
     return named_after(base, Fixed)
 
 
-def rounds_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
-    """How many batches of ``size`` each of ``world`` processes gets, and out of how many; at the end some come again.
+def steps_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
+    """How many batches of ``size`` each of ``world`` processes draws an epoch, and how many there are.
+
+    At the end some come again.
 
     As many as the loader has without us: MMEngine has planned its schedules by them.
     """
@@ -74,9 +76,9 @@ def check_loader(loader: DataLoader) -> None:
     batch_sampler: Any = loader.batch_sampler
     composed = type(batch_sampler) is not BatchSampler
     sampler = batch_sampler if composed else batch_sampler.sampler
-    if composed or type(sampler) is not DefaultSampler:
+    if composed or base_of(sampler) is not DefaultSampler:
         raise SetupError(
-            f'{type(sampler).__name__} makes batches of its own, but a cache of mixed images knows those images '
+            f'{base_of(sampler).__name__} makes batches of its own, but a cache of mixed images knows those images '
             'together that its teacher saw together: train with DefaultSampler, without Mixup and CutMix, or with a '
             'live teacher.'
         )
@@ -103,8 +105,7 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
         SetupError: If the loader has another sampler or batch size, or fewer images than a batch.
     """
     sampler: Any = getattr(loader.batch_sampler, 'sampler', loader.sampler)
-    if not hasattr(sampler, '_fnkd_size'):
-        check_loader(loader)
+    check_loader(loader)
     if loader.batch_size != batch_size:
         raise SetupError(
             f'The mixed images of the cache were mixed in batches of {batch_size}, but the batches of this run have '
@@ -112,12 +113,11 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
             'these.'
         )
     count, world = len(sampler.dataset), sampler.world_size
-    if not rounds_of(count, world, batch_size, loader.drop_last)[0]:
+    if not steps_of(count, world, batch_size, loader.drop_last)[0]:
         raise SetupError(
             f'drop_last leaves no batch of {batch_size} of the {count} images for each of {world} processes; set '
             'train_dataloader.drop_last=False, or take fewer processes.'
         )
-    if not hasattr(sampler, '_fnkd_size'):
-        sampler.__class__ = _fixed_sampler(DefaultSampler)
+    rebase(sampler, _fixed_sampler)
     sampler._fnkd_seed, sampler._fnkd_views = seed, views
     sampler._fnkd_size, sampler._fnkd_drop_last = batch_size, loader.drop_last

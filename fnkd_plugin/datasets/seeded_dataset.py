@@ -160,6 +160,17 @@ def named_after(base: type, cls: type) -> type:
     return cls
 
 
+def rebase(thing: Any, make: Callable[[type], type]) -> None:
+    """Change an object's class to one made of its own; a second time, of that which it had first."""
+    thing._fnkd_base = base_of(thing)
+    thing.__class__ = make(thing._fnkd_base)
+
+
+def base_of(thing: Any) -> type:
+    """The class that an object had before :func:`rebase`."""
+    return getattr(thing, '_fnkd_base', type(thing))
+
+
 def remade(make: Callable[[type], type], base: type) -> Any:
     """An object, still empty, of a class made at run time, which pickle cannot find and so is told how to make."""
     cls: Any = make(base)
@@ -178,8 +189,7 @@ def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
         seed: 64 bits.
         stamps: Whether each sample is to say what it is, see :class:`Stamp`.
     """
-    if not hasattr(dataset, '_fnkd_seed'):
-        dataset.__class__ = _seeded_dataset(type(dataset))  # type: ignore[arg-type]
+    rebase(dataset, _seeded_dataset)
     dataset._fnkd_seed = seed
     dataset._fnkd_stamps = stamps
 
@@ -197,8 +207,7 @@ def number_views(sampler: Any, views: int | None = None) -> None:
     Raises:
         SetupError: While it draws, if there are ``views`` and it draws a sample again within an epoch.
     """
-    if not hasattr(sampler, '_fnkd_views'):
-        sampler.__class__ = _view_sampler(type(sampler))  # type: ignore[arg-type]
+    rebase(sampler, _view_sampler)
     sampler._fnkd_views = views
     if isinstance(sampler, InfiniteSampler):
         sampler.indices = sampler._indices_of_rank()

@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.knowledge.mixing import batch_augments_of
 from fnkd_plugin.knowledge.store import rows_of
 
 if TYPE_CHECKING:
@@ -26,9 +27,14 @@ def ask(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype)
         Rows [N], and the preprocessed images [N, C, H, W].
 
     Raises:
-        SetupError: If a logit does not fit, or is none.
+        SetupError: If a logit does not fit, or is none, or images were to be mixed and were not.
     """
     data = preprocessor(batch, True)
+    if batch_augments_of(preprocessor) is not None and not data['data_samples'][0].get('mixed'):
+        raise SetupError(
+            'Knowledge store: the batch augmentations have not mixed the images; do these have labels (gt_label), and '
+            'has the data preprocessor num_classes?'
+        )
     prediction = teacher.predict(data['inputs'], data['data_samples'])
     pixels = np.array([sample.stamp.pixels for sample in data['data_samples']], dtype='u4')
     norms, logits = prediction.feature_norm, prediction.logits.float()

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fnkd_plugin.datasets.seeded_dataset import base_of
+
 _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain')
 _ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
@@ -78,8 +80,7 @@ def _leaves(dataset: Any) -> Iterator[Any]:
 
 
 def _kinds(dataset: Any) -> str:
-    kind = type(dataset)
-    name = (kind.__mro__[1] if hasattr(dataset, '_fnkd_seed') else kind).__name__
+    name = base_of(dataset).__name__
     if hasattr(dataset, 'pipeline'):
         return name
     return f'{name}({", ".join(map(_kinds, getattr(dataset, "datasets", None) or [dataset.dataset]))})'

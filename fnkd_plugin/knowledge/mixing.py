@@ -1,5 +1,6 @@
 """Mixup, CutMix and the like, which mix the images of a batch after they were loaded, in the same way again."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -132,10 +133,8 @@ def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict
     augments = batch_augments_of(preprocessor)
     if augments is None:
         return None
-    # Before anything is mixed, for an augmentation may count what it does.
-    described = [_words(one) for one in _members(augments)]
-    draws = _draws(augments, seed, range(_TRIALS))
-    if draws != _draws(augments, seed, reversed(range(_TRIALS)))[::-1]:
+    draws = _draws(copy.deepcopy(augments), seed, range(_TRIALS))
+    if draws != _draws(copy.deepcopy(augments), seed, reversed(range(_TRIALS)))[::-1]:
         raise SetupError(
             f'{names_of(augments)} mixes a batch otherwise the next time: by what it mixed before, or by a generator '
             "that is neither NumPy's, torch's nor Python's common one. That cannot be replayed; train with a live "
@@ -144,7 +143,7 @@ def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict
     probabilities = getattr(augments, 'probs', None)
     return dict(
         batch_size=batch_size,
-        augments=described,
+        augments=[_words(one) for one in _members(augments)],
         probabilities=None if probabilities is None else [round(float(p), 6) for p in probabilities],
         draws=sha256(''.join(draws).encode()).hexdigest(),
     )

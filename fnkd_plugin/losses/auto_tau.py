@@ -135,7 +135,8 @@ class AutoTau:
             self._settled = True
             print_log(
                 f"FNKDLoss: tau='auto' settled at {norm_sum / count / LAMBDA:.4g}, a third of the teacher's mean "
-                f'feature norm over {count:.0f} images.',
+                f"feature norm over {count:.0f} images. mode='clip' leaves smaller norms alone: should student_norm be "
+                "below it in this log, mode='normalize' fits.",
                 logger='current',
             )
 

@@ -29,7 +29,9 @@ class FNKDLoss(SoftTargetLoss):
             (our choice: it solves the paper's rule :math:`\lambda^2\tau^2/\text{mean}\lVert f\rVert^2 \approx 1` at
             :math:`\lambda = 3`), see :class:`AutoTau`.
         loss_weight: :math:`\lambda^2 \ge 0`.
-        mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10).
+        mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). Where the student's norms (``student_norm`` in
+            the log) are below tau, ``'clip'`` asks it for the teacher's softened distribution at its own T = 1, which
+            its hard loss contradicts; ``'normalize'`` fits there (docs/results.md).
         detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
 
     Raises:

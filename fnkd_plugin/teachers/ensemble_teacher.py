@@ -52,7 +52,7 @@ class EnsembleTeacher(Teacher):
         if len(replays) > 1:
             raise SetupError(
                 f'EnsembleTeacher: its cached teachers know other views: {", ".join(sorted(map(str, replays)))}; make '
-                'all caches with one --seed and one number of --views.'
+                'all caches with one --seed, one number of --views and, where images are mixed, in batches of one size.'
             )
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
         self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)

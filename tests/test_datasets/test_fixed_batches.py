@@ -8,6 +8,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Sampler
 
 from fnkd_plugin.datasets.fixed_batches import fix_batches, order_of
+from fnkd_plugin.datasets.seeded_dataset import number_views
 from fnkd_plugin.errors import SetupError
 from tests.helpers import RandomImages
 
@@ -81,6 +82,17 @@ def test_fixing_twice_sets_anew_and_pickling_keeps() -> None:
     copy = pickle.loads(pickle.dumps(loader.sampler))
     copy.set_epoch(1)
     assert list(copy) == [i for batch in _batches(again, 1) for i, *_ in batch]
+
+
+def test_a_sampler_may_be_used_by_another_run() -> None:
+    loader, fresh = _loader(), _loader()
+    plain = list(loader.sampler)
+    fix_batches(loader, 5, 2, 4)
+    number_views(loader.sampler, 3)
+    assert [(int(i), i.view, i.batch) for i in loader.sampler] == [(int(i), 0, 0) for i in plain]
+    fix_batches(loader, 5, 2, 4)
+    fix_batches(fresh, 5, 2, 4)
+    assert _batches(loader, 1) == _batches(fresh, 1)
 
 
 def test_what_cannot_be_fixed_is_refused() -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.registry import init_default_scope
+from mmpretrain.registry import TRANSFORMS
 
 from fnkd_plugin.errors import SetupError
-from tests.helpers import timm_teacher
+from tests.helpers import resnet, timm_teacher
 from tests.test_engine.runs import loader
 from tests.test_knowledge.caches import cached, make_cache
 
@@ -61,6 +63,23 @@ def test_images_of_several_sizes_are_refused(options: dict, collate: str, tmp_pa
     data = loader(dict(type='RandomImages', pipeline=pipeline), collate_fn=dict(type=collate), **options)
     with pytest.raises(SetupError, match=r'view 0 is \[3, (16, 16|24, 24)\], others are \[3, (16, 16|24, 24)\]; end '):
         make_cache(tmp_path / 'cache', timm_teacher(tmp_path), train_dataloader=data)
+
+
+def test_images_that_the_batch_augmentations_leave_alone_are_refused(tmp_path: Path) -> None:
+    """As they do where there is no label."""
+    student = resnet(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))
+    data = loader(dict(type='RandomImages', pipeline=[dict(type='RemoveLabel'), dict(type='PackInputs')]))
+    with pytest.raises(SetupError, match=r'have not mixed the images; do these have labels'):
+        make_cache(tmp_path / 'cache', timm_teacher(tmp_path), student=student, train_dataloader=data)
+
+
+@TRANSFORMS.register_module(force=True)
+class RemoveLabel(BaseTransform):
+    """What an unlabelled data set gives."""
+
+    def transform(self, results: dict) -> dict:
+        del results['gt_label']
+        return results
 
 
 def test_what_may_choose_otherwise_when_it_goes_on_is_refused(tmp_path: Path) -> None:

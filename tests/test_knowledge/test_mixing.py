@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor, Mixup
 from mmpretrain.registry import BATCH_AUGMENTS
 from mmpretrain.structures import DataSample
 
@@ -188,6 +188,25 @@ def test_what_draws_from_a_generator_of_its_own_is_refused() -> None:
 def test_an_augmentation_is_described_without_addresses() -> None:
     [words] = _description(augments=dict(type='Blend', share=lambda: 0.25))['augments']
     assert words.startswith('Blend(share=<function ') and ' at 0x' not in words
+
+
+def test_describing_leaves_the_augmentation_as_it_was() -> None:
+    preprocessor = _preprocessor(augments=dict(type='Counting', alpha=0.8))
+    found = [describe_mixing(preprocessor, 7, 4) for _ in range(2)]
+    assert found[0] == found[1] and found[0]['augments'] == ['Counting(alpha=0.8, calls=0)']
+
+
+@BATCH_AUGMENTS.register_module(force=True)
+class Counting(Mixup):
+    """Mixup that counts its batches, to no effect."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__(alpha)
+        self.calls = 0
+
+    def __call__(self, inputs: torch.Tensor, scores: torch.Tensor) -> tuple:
+        self.calls += 1
+        return super().__call__(inputs, scores)
 
 
 def test_what_cannot_mix_is_named() -> None:

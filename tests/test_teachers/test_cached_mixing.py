@@ -127,6 +127,7 @@ def test_seeds_of_the_run_change_neither_batches_nor_mixtures_but_the_rest(folde
     assert one.losses != other.losses
 
 
+@pytest.mark.upstream
 def test_resumes_exactly(folder: Path, tmp_path: Path) -> None:
     model = distilled(_student(), cached(str(folder / 'cache')), dict(type='FNKDLoss'))
     assert_resumes_exactly(model, tmp_path, cut_off=7, **_options(3, num_workers=1))
@@ -223,6 +224,7 @@ def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(compiled.losses[:6], eager.losses[:6], rtol=1e-4)
 
 
+@pytest.mark.upstream
 def test_a_loop_by_iterations_draws_the_same(folder: Path, tmp_path: Path) -> None:
     model = distilled(_student(), cached(str(folder / 'cache')))
     loop = dict(train_cfg=dict(by_epoch=False, max_iters=12, val_interval=100))

@@ -278,7 +278,7 @@ def test_caches_make_an_ensemble(folder: Path, tmp_path: Path) -> None:
     mixed = _losses(ensemble([cached(caches[0]), teachers[1]]), tmp_path / 'mixed')
     np.testing.assert_allclose(mixed, live, rtol=1e-5)
     other = make_cache(tmp_path / 'other', teachers[1], views=1)
-    with pytest.raises(SetupError, match=r'other views: Replay\(seed=0, views=1\), Replay\(seed=0, views=2\)'):
+    with pytest.raises(SetupError, match=r'other views: Replay\(seed=0, views=1, .*Replay\(seed=0, views=2, '):
         build(ensemble([cached(caches[0]), cached(other)]))
 
 

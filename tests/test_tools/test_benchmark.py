@@ -21,7 +21,8 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     names = ('_memory', '_pairs', '_timing', 'peers', 'step')
     found = SimpleNamespace(**{name: importlib.import_module(f'benchmarks.{name}') for name in names})
-    found.main, found.document = (getattr(importlib.import_module('benchmark'), name) for name in ('main', 'document'))
+    main = importlib.import_module('benchmark')
+    found.main, found.document_of = main.main, main.document_of
     found.pair = found._pairs.Pair('test_resnet', 'test_resnet', 32, 8)
     monkeypatch.setattr(found._pairs, 'PAIRS', (found.pair,))
     return found
@@ -47,7 +48,7 @@ def test_results_become_a_table(
 
 @pytest.mark.parametrize('name', BENCHMARKS)
 def test_the_docs_show_the_results_file(name: str, tool: SimpleNamespace) -> None:
-    _, _, after = tool.document(name).read_text().partition(f'<!-- benchmark-{name} -->\n')
+    _, _, after = tool.document_of(ROOT, f'benchmark-{name}').read_text().partition(f'<!-- benchmark-{name} -->\n')
     shown, closed, _ = after.partition(f'\n<!-- /benchmark-{name} -->')
     results = json.loads((ROOT / 'benchmarks' / f'{name}.json').read_text())
     assert closed and shown == importlib.import_module(f'benchmarks.{name}').table(results)

@@ -40,6 +40,7 @@ def root(tmp_path: Path) -> Path:
         'fnkd_trial0': _run('fnkd_digits.py', 100, 100.0),
         'fnkd_seed0': _run('fnkd_digits.py', 0, 80.0, lr=0.02),
         'fnkd_seed1': _run('fnkd_digits.py', 1, 90.0, lr=0.02),
+        'fnkd_normalize_seed0': _run('fnkd_digits.py', 0, 10.0, lr=0.02, mode=1.0),  # another row of the same config
         'plain_seed0': _run('plain_digits.py', 0, 70.25),
     }
     (tmp_path / 'benchmarks').mkdir()
@@ -145,8 +146,11 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
     for metafile in METAFILES:
         for model in yaml.safe_load(metafile.read_text())['Models']:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
-            tested = {k: r for k, r in runs.items() if r['config'] == Path(model['Config']).name and '_trial' not in k}
-            assert sorted(r['seed'] for r in tested.values()) == model['Metadata']['Seeds']
-            mean = statistics.fmean(r['accuracy'] for r in tested.values())
+            config, options = Path(model['Config']).name, model['Metadata']['Options']
+            of_config = [r for k, r in runs.items() if r['config'] == config and '_trial' not in k]
+            tested = [r for r in of_config if r['options'] == options]
+            # Rows that share a config differ in options; the first is the model's.
+            assert of_config[0]['options'] == options
+            assert sorted(r['seed'] for r in tested) == model['Metadata']['Seeds']
+            mean = statistics.fmean(r['accuracy'] for r in tested)
             assert model['Results'][0]['Metrics']['Top 1 Accuracy'] == pytest.approx(mean, abs=0.00501)
-            assert all(r['options'] == model['Metadata']['Options'] for r in tested.values())

@@ -1,6 +1,19 @@
-"""Generated parts of a text file, each between two comments of its name."""
+"""Generated parts of README.md and docs/, each between two comments of its name."""
 
 from pathlib import Path
+
+
+def document_of(root: Path, name: str) -> Path:
+    """The file of README.md and docs/ that shows what is generated under this name.
+
+    Raises:
+        ValueError: If none or several do.
+    """
+    comment = f'<!-- {name} -->'
+    files = [path for path in (root / 'README.md', *(root / 'docs').glob('*.md')) if comment in path.read_text()]
+    if len(files) != 1:
+        raise ValueError(f'{comment} stands in {len(files)} files of README.md and docs/; it belongs into one.')
+    return files[0]
 
 
 def replace_between(path: Path, name: str, text: str) -> None:

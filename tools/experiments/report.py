@@ -12,7 +12,12 @@ from scipy.stats import t as student_t
 from experiments.study import Study
 from experiments.tables import Method
 
-COLUMNS = ('method', 'top-1, %', 'over plain', 'over KD', 'NLL', 'ECE, %', 'agreement', 'chosen of its trials')
+
+def columns(study: Study) -> list[str]:
+    """The heads of :func:`rows`."""
+    first = study.table.methods[0].title
+    measures = ('NLL', 'ECE, %', 'agreement')
+    return ['method', 'top-1, %', f'over {first}', 'over KD', *measures, 'chosen of its trials']
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -33,7 +38,7 @@ def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple
 
 
 def rows(study: Study) -> list[list[str]]:
-    """One a method that has run, and the teacher's, as texts under :data:`COLUMNS`."""
+    """One a method that has run, and the teacher's, as texts under :func:`columns`."""
     accuracies = {m.title: _accuracies(study, m) for m in study.table.methods}
     found = []
     for method in study.table.methods:
@@ -69,8 +74,8 @@ def as_rich(study: Study) -> RichTable:
         padding=0,
         pad_edge=False,
     )
-    for name in COLUMNS[:-1]:
-        table.add_column(name, justify='left' if name == COLUMNS[0] else 'right', no_wrap=True)
+    for name in columns(study)[:-1]:
+        table.add_column(name, justify='left' if name == 'method' else 'right', no_wrap=True)
     for row in found:
         if row[0] == 'teacher':
             table.add_section()
@@ -79,8 +84,12 @@ def as_rich(study: Study) -> RichTable:
 
 
 def as_markdown(study: Study) -> str:
-    """For the README."""
-    cells = [list(COLUMNS), ['---', *['--:'] * (len(COLUMNS) - 2), '---'], *rows(study)]
+    """For README.md and docs/, without columns in which nothing stands."""
+    body = rows(study)
+    heads = columns(study)
+    kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in body)]
+    rule = ['---', *['--:'] * (len(heads) - 2), '---']
+    cells = [[row[i] for i in kept] for row in (heads, rule, *body)]
     counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
     seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) or 'no'
     seeds += ' seed' if counts == [1] else ' seeds' if counts else ' seed tested yet'

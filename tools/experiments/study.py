@@ -78,8 +78,8 @@ class Study:
         """A method's trainings that are tested, one a seed."""
         values = method.trials[self.best_trial(method)]
         cache = self.teacher.cache if method.needs_teacher else None
-        jobs = [self._student(method, f'seed{s}', s, {**self.table.final_options, **values}) for s in self.seeds]
-        return [replace(job, cache=cache) for job in jobs]
+        options = {**self.table.final_options, **self.table.replay_options, **values}
+        return [replace(self._student(method, f'seed{s}', s, options), cache=cache) for s in self.seeds]
 
     def final_results(self, method: Method) -> list[dict[str, Any]]:
         """Those that have run."""
@@ -90,10 +90,7 @@ class Study:
     def ready(self, methods: Sequence[Method]) -> list[Job]:
         """What can be run now: trials first, then seed by seed, so that a run cut off compares all methods."""
         trained = self.results.find(self.teacher) is not None
-        # Its weights do not travel with the results file: elsewhere it is trained again.
-        at_hand = trained and self.checkpoint(self.teacher).is_file()
-        cache = self.teacher.cache
-        at_hand = at_hand and (cache is None or cache.complete)
+        at_hand = trained and self._teacher_at_hand()
         now: list[Job] = []
         later: list[Job] = []
         for method in methods:
@@ -102,6 +99,11 @@ class Study:
             missing = [job for job in jobs if self.results.find(job) is None]
             (later if method.needs_teacher and not at_hand else now).extend(missing)
         return [*([self.teacher] if later or not trained else []), *sorted(now, key=_urgency)]
+
+    def _teacher_at_hand(self) -> bool:
+        # Its weights do not travel with the results file: elsewhere it is trained again.
+        cache = self.teacher.cache
+        return self.checkpoint(self.teacher).is_file() and (cache is None or cache.complete)
 
     def count(self, methods: Sequence[Method]) -> int:
         """How many trainings the methods take, the teacher's among them."""
@@ -132,7 +134,8 @@ class Study:
             with Progress(*columns, console=console) as progress:
                 total = self.count(methods)
                 done = sum(job.name in self.results.runs for m in methods for job in self.trials(m))
-                done += sum(len(self.final_results(m)) for m in methods) + (self.teacher.name in self.results.runs)
+                done += sum(len(self.final_results(m)) for m in methods)
+                done += self.teacher not in self.ready(methods)
                 task = progress.add_task('starting', total=total, completed=done)
                 while True:
                     waiting = [job for job in self.ready(methods) if job.name not in begun]
@@ -171,8 +174,9 @@ class Study:
         taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
         if not self.table.cached_views:
             return None
-        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}')
-        return Cache(folder, taught[0], self.table.cached_views)
+        views = self.table.cached_views
+        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}_{views}')
+        return Cache(folder, taught[0], views)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'

@@ -15,3 +15,15 @@ def test_only_what_is_between_the_comments_changes(tmp_path: Path) -> None:
     assert path.read_text() == 'before <!-- t -->\nnew | é\n<!-- /t --> after <!-- u -->\n<!-- /u -->'
     with pytest.raises(ValueError, match='lacks the comments <!-- v --> and <!-- /v -->'):
         replace_between(path, 'v', '')
+
+
+def test_the_document_is_the_one_with_the_comment(tmp_path: Path) -> None:
+    from experiments.readme import document_of
+
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'README.md').write_text('<!-- t -->')
+    (tmp_path / 'docs' / 'more.md').write_text('<!-- u --><!-- t -->')
+    assert document_of(tmp_path, 'u').name == 'more.md'
+    for name, count in (('t', 2), ('v', 0)):
+        with pytest.raises(ValueError, match=f'stands in {count} files'):
+            document_of(tmp_path, name)

@@ -44,15 +44,18 @@ def _study(tmp_path: Path, seeds: int):
 
 
 def test_rows_hold_what_has_run(tmp_path: Path) -> None:
-    from experiments.report import COLUMNS, as_markdown, rows
+    from experiments.report import as_markdown, columns, rows
 
-    found = rows(_study(tmp_path, 3))
+    study = _study(tmp_path, 3)
+    found = rows(study)
     assert [row[0] for row in found] == ['plain', 'LSR', 'teacher']
     assert found[0][:4] == ['plain', '81.0 ± 1.0', '', ''] and found[1][1:3] == ['82.0 ± 1.0', '+1.0 ± 0.0']
     assert found[1][-1].startswith('lr 0.04, ε ')  # the better of two trials
-    assert all(len(row) == len(COLUMNS) for row in found)
+    assert columns(study)[2] == 'over plain' and all(len(row) == len(columns(study)) for row in found)
     lines = as_markdown(_study(tmp_path / 'again', 3)).splitlines()
-    assert '3 seeds, 2 trials a method' in lines[0] and {line.count('|') for line in lines[2:]} == {len(COLUMNS) + 1}
+    assert '3 seeds, 2 trials a method' in lines[0]
+    # Nothing has been compared with KD, so there is no such column.
+    assert 'over KD' not in lines[2] and {line.count('|') for line in lines[2:]} == {len(columns(study))}
 
 
 def test_numbers_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
@@ -84,3 +87,14 @@ def test_one_seed_claims_no_spread(tmp_path: Path) -> None:
     assert '; 1 seed, ' in as_markdown(_study(tmp_path / 'other', 1))
 
     assert rows(_study(tmp_path, 1))[1][1:3] == ['81.0', '+1.0']
+
+
+def test_the_first_method_is_what_the_others_are_compared_with(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from experiments.report import as_markdown
+
+    study = _study(tmp_path, 3)
+    study.table = replace(study.table, methods=study.table.methods[1::-1])
+    lines = as_markdown(study).splitlines()
+    assert 'over LSR' in lines[2] and '-1.0 ± 0.0' in next(line for line in lines if line.startswith('| plain'))

@@ -1,12 +1,13 @@
 """The named tables: fair, and on configs that exist."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-TUNED = ['digits', 'cub2010', 'cub2010_small', 'cifar100_short']
-TABLES = [*TUNED, 'sweeps_cub2010', 'cifar100', 'cub_r18', 'cub_r50', 'cars']
+TUNED = ['digits', 'cub2010', 'cub2010_small']
+TABLES = [*TUNED, 'sweeps_cub2010', 'controls_cub2010', 'cifar100_short', 'cifar100', 'cub_r18', 'cub_r50', 'cars']
 
 
 @pytest.mark.parametrize('name', TABLES)
@@ -24,6 +25,16 @@ def test_every_method_has_as_many_trials_and_its_own_config(name: str) -> None:
     for method in table.methods:
         assert set().union(*method.trials) >= set(method.symbols)
         assert len({str(trial) for trial in method.trials}) == len(method.trials)
+
+
+@pytest.mark.parametrize('name', ['cub2010_small', 'controls_cub2010', 'cifar100_short'])
+def test_a_cache_has_a_view_for_each_epoch_of_the_images_that_are_learned_from(name: str) -> None:
+    from experiments import tables
+
+    table = tables.TABLES[name]()
+    for method in table.methods:
+        assert Config.fromfile(tables.CONFIGS / method.config).train_cfg.max_epochs == table.cached_views
+    assert not table.final_options
 
 
 @pytest.mark.parametrize('name', [*TUNED, 'sweeps_cub2010'])
@@ -55,6 +66,23 @@ def test_every_option_reaches_its_place(name: str) -> None:
             before = cfg.to_dict()
             merge_options(cfg, {k: v for k, v in trial.items() if k != tables.LR})
             assert set(_dicts(cfg.to_dict())) == set(_dicts(before))
+
+
+@pytest.mark.parametrize(
+    'name', ['digits', 'cub2010', 'cub2010_small', 'sweeps_cub2010', 'controls_cub2010', 'cifar100_short']
+)
+def test_the_docs_show_the_results_file(name: str) -> None:
+    from experiments import tables
+    from experiments.readme import document_of
+    from experiments.report import as_markdown
+    from experiments.results import Results
+    from experiments.study import Study
+
+    results = Results(tables.CONFIGS.parent / 'benchmarks' / f'{name}.json')
+    seeds = sorted({run['seed'] for title, run in results.runs.items() if '_seed' in title})
+    text = as_markdown(Study(tables.TABLES[name](), results, Path(), seeds))
+    document = document_of(tables.CONFIGS.parent, name).read_text()
+    assert f'<!-- {name} -->\n{text}\n<!-- /{name} -->' in document
 
 
 def _dicts(node: object, prefix: str = '') -> Iterator[str]:
