@@ -57,11 +57,9 @@ def _fixed_sampler(base: type) -> type:
 
 
 def steps_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
-    """How many batches of ``size`` each of ``world`` processes draws an epoch, and how many there are.
+    """How many batches of ``size`` each of ``world`` processes draws an epoch, and how many there are to draw from.
 
-    At the end some come again.
-
-    As many as the loader has without us: MMEngine has planned its schedules by them.
+    The first is what the loader has without us, since MMEngine has planned its schedules by it.
     """
     share = math.ceil(count / world)
     return (share // size, count // size) if drop_last else (math.ceil(share / size), math.ceil(count / size))
