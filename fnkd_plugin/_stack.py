@@ -14,8 +14,8 @@ _WITHOUT_STACK = (
     'framework',
     'functional',
     'host_copy',
-    'knowledge.replay',
-    'last_affine',
+    'teachers.replay',
+    'readers',
     'losses',
     'prediction',
     'rng',
@@ -30,8 +30,8 @@ _WITHOUT_STACK = (
     'teachers.resize',
     'teachers.teacher',
     'timm',
-    'timm_models',
-    'top_k',
+    'teachers.timm_models',
+    'losses.top_k',
 )
 
 

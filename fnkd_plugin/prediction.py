@@ -57,7 +57,7 @@ class EnsemblePrediction(Prediction):
 
 
 class SparsePrediction(Prediction):
-    """The largest logits of a batch, and moments of the others; see :mod:`fnkd_plugin.top_k`.
+    """The largest logits of a batch, and moments of the others; see :mod:`fnkd_plugin.losses.top_k`.
 
     ``logits`` are the k largest of each image in falling order, [N, k]; ``origin`` is of all classes.
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.last_affine import AffineReader, find_last_affine, probe
 from fnkd_plugin.losses import FNKDLoss, SoftLoss
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.readers import AffineReader, find_last_affine, probe
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
-from fnkd_plugin.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.teachers.timm_models import check_timm_model, timm_errors
 
 __all__ = ['DistillationTask', 'FNKDTask']
 

@@ -19,8 +19,8 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 
 from fnkd_plugin import Distiller
-from fnkd_plugin.config import named_dicts, plain_config, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.config import named_dicts, plain_config, plain_model, without_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)

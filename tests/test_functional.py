@@ -453,7 +453,7 @@ def test_imports_no_openmmlab_package() -> None:
         'import importlib.util as u; real = u.find_spec\n'
         "u.find_spec = lambda name, *a: None if name in ('mmengine', 'mmcv', 'mmpretrain') else real(name, *a)\n"
         'import fnkd_plugin.functional, fnkd_plugin\n'
-        'try:\n    import fnkd_plugin.distillers\n'
+        'try:\n    import fnkd_plugin.mm\n'
         "except ImportError as e:\n    assert 'fnkd_plugin[onedl]' in str(e), e\n"
         "else:\n    raise SystemExit('distillers imported')\n"
         'try:\n    fnkd_plugin.Distiller\n'

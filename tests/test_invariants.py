@@ -326,7 +326,7 @@ def test_native_students(name: str, students: dict) -> None:
 @pytest.mark.upstream
 def test_native_students_without_this_plugin(students: dict, tmp_path: Path) -> None:
     """In a process where it is not installed, stock MMPretrain reads config and checkpoint, and agrees."""
-    from fnkd_plugin.engine.training import dump_plain_config
+    from fnkd_plugin.mm.training import dump_plain_config
 
     images = torch.randn(2, 3, SIZE, SIZE)
     torch.save(images, tmp_path / 'images.pt')

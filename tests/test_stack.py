@@ -51,8 +51,8 @@ else:
 
 REFUSED = """
 for statement in (
-    'import fnkd_plugin.distillers',
-    'import fnkd_plugin.checkpoints',
+    'import fnkd_plugin.mm',
+    'import fnkd_plugin.mm.checkpoints',
     'import fnkd_plugin.teachers.timm_teacher',
     'from fnkd_plugin import Distiller',
     'from fnkd_plugin.teachers import TimmTeacher',

@@ -28,8 +28,8 @@ from fnkd_plugin.analysis.compensations import STRENGTHS
 from fnkd_plugin.analysis.report import headlines, write_report
 from fnkd_plugin.analysis.study import Question, study
 from fnkd_plugin.analysis.subject import SPLITS, build_subject
-from fnkd_plugin.config import dicts_in, is_distilled, load_config, merge_options
 from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config, merge_options
 from fnkd_plugin.taxonomy import taxonomy_of
 
 

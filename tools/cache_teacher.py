@@ -26,12 +26,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import load_config, merge_options
-from fnkd_plugin.engine import training
+from fnkd_plugin.cache.build import Source, fill, share
+from fnkd_plugin.cache.store import DTYPES, Store
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.knowledge.build import Source, fill, share
-from fnkd_plugin.knowledge.replay import Replay
-from fnkd_plugin.knowledge.store import DTYPES, Store
+from fnkd_plugin.mm import training
+from fnkd_plugin.mm.config import load_config, merge_options
+from fnkd_plugin.teachers.replay import Replay
 
 _PATIENCE = timedelta(days=7)
 """Of the process that has done its share first, until the others have."""

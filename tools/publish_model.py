@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.publish import publish
+from fnkd_plugin.mm.publish import publish
 
 
 def parse_args() -> argparse.Namespace:

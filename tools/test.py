@@ -16,9 +16,9 @@ import mmpretrain
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import load_config, merge_options, plain_config
-from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm import training
+from fnkd_plugin.mm.config import load_config, merge_options, plain_config
 
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 

@@ -13,10 +13,10 @@ from mmengine.config import DictAction
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import load_config
-from fnkd_plugin.engine import training
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mixing import METHODS, SMOOTHINGS
+from fnkd_plugin.mm import training
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from mmpretrain import get_model
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
-from fnkd_plugin.config import dicts_in, plain_config
+from fnkd_plugin.mm.config import dicts_in, plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {'cub2010': ['cub2010.json', 'cub2010_small.json'], 'demo': ['digits.json']}

@@ -12,8 +12,8 @@ from fnkd_plugin.analysis.compensations import compensations, side_by_side
 from fnkd_plugin.analysis.indicators import INDICATORS, audit, check_auditable, suspicion, verdict
 from fnkd_plugin.analysis.subject import Subject
 from fnkd_plugin.analysis.thumbnails import Shown, fetch
-from fnkd_plugin.datasets.flipped_labels import flip_labels
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.datasets.flipped_labels import flip_labels
 
 GIVEN = 'given'
 IN_DATA = 'flipped in the data set'

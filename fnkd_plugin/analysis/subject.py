@@ -15,11 +15,12 @@ from mmpretrain.registry import DATASETS, MODELS
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from fnkd_plugin.config import is_distilled, named_dicts
-from fnkd_plugin.engine.training import check_data_roots
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.config import is_distilled, named_dicts
+from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
+from fnkd_plugin.mm.training import check_data_roots
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.teachers import MMPretrainTeacher, PixelFormat, Teacher
+from fnkd_plugin.teachers import PixelFormat, Teacher
 from fnkd_plugin.teachers.class_names import Classes
 
 SPLITS = ('train', 'val', 'test')
@@ -45,7 +46,7 @@ class Subject:
         dataset: The split, under the evaluation's pipeline.
         classes: The names of the K classes.
         labels: The labels that the data set gives, [N].
-        clean: The labels before :class:`~fnkd_plugin.datasets.FlippedLabels` flipped some; else ``labels``.
+        clean: The labels before :class:`~fnkd_plugin.mm.datasets.FlippedLabels` flipped some; else ``labels``.
         pixels: How the images are normalised, with a channel order that is known.
         batch_size: Images in a batch.
         num_workers: Processes that load images.

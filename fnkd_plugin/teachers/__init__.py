@@ -13,11 +13,9 @@ from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 __all__ = ['CallableTeacher', 'ClassMap', 'Classes', 'EnsembleTeacher', 'ModelTeacher', 'PixelFormat', 'Teacher']
 
 if TYPE_CHECKING or OPENMMLAB_INSTALLED:
-    from fnkd_plugin.teachers.cached_teacher import CachedTeacher
     from fnkd_plugin.teachers.huggingface_teacher import HuggingFaceTeacher
-    from fnkd_plugin.teachers.mmpretrain_teacher import MMPretrainTeacher
     from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
-    __all__ += ['CachedTeacher', 'HuggingFaceTeacher', 'MMPretrainTeacher', 'TimmTeacher']
+    __all__ += ['HuggingFaceTeacher', 'TimmTeacher']
 else:
     __getattr__ = refuse_names(__name__)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.framework import build_model, register_model
-from fnkd_plugin.knowledge.replay import Replay
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import Teacher
 
 

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.framework import print_log
-from fnkd_plugin.knowledge.replay import Replay
-from fnkd_plugin.last_affine import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.readers import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.execution import Execution, ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
+from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.resize import Resize
 
 

@@ -11,10 +11,11 @@ from timm.data import ImageNetInfo
 from timm.models import PretrainedCfg
 
 from fnkd_plugin import Prediction
-from fnkd_plugin.engine.training import build_runner
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
-from fnkd_plugin.teachers import Classes, ClassMap, MMPretrainTeacher, TimmTeacher
+from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
+from fnkd_plugin.mm.training import build_runner
+from fnkd_plugin.teachers import Classes, ClassMap, TimmTeacher
 from fnkd_plugin.teachers.class_names import timm_classes
 from tests.helpers import (
     CLASSES,

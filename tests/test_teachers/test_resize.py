@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, MMPretrainTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
+from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, PixelFormat, TimmTeacher
 from fnkd_plugin.teachers.resize import Resize
 from tests.helpers import CLASSES, MEAN, SIZE, STD, build, config, resnet, timm_checkpoint, timm_teacher
 

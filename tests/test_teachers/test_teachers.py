@@ -11,7 +11,8 @@ from torch import nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
-from fnkd_plugin.teachers import MMPretrainTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
+from fnkd_plugin.teachers import PixelFormat, TimmTeacher
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import (
     CLASSES,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import timm_checkpoint
-from tests.test_knowledge.caches import contents
+from tests.test_cache.caches import contents
 from tests.test_tools import test_distributed
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, Nursery

@@ -16,11 +16,11 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
 
-from fnkd_plugin.config import load_config
-from fnkd_plugin.datasets.seeded_dataset import SampleIndex, data_seed, seed_samples
-from fnkd_plugin.knowledge.build import Source, fill, share
-from fnkd_plugin.knowledge.replay import Replay
-from fnkd_plugin.knowledge.store import Store
+from fnkd_plugin.cache.build import Source, fill, share
+from fnkd_plugin.cache.store import Store
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.teachers.replay import Replay
 
 LOOKUP = 256
 """Rows of a batch."""

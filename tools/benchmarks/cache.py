@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fnkd_plugin.datasets.seeded_dataset import checksum, derive_seed, seed_all
-from fnkd_plugin.knowledge.build import Source, fill, share
-from fnkd_plugin.knowledge.store import Store
+from fnkd_plugin.cache.build import Source, fill, share
+from fnkd_plugin.cache.store import Store
+from fnkd_plugin.mm.replay.seeded_dataset import checksum, derive_seed, seed_all
 
 from . import _caches
 from ._caches import LOOKUP, anonymous, batches_of, build, config_of, empty_store, epoch_of, images_of, loader

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fnkd_plugin.config import load_config
-from fnkd_plugin.mixing import distill, teacher_config
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.mix import distill, teacher_config
 
 from ._timing import interleaved, median_interval, shown
 

@@ -18,9 +18,9 @@ from mmengine.model import MMDistributedDataParallel
 from mmpretrain.registry import DATASETS
 from torch import distributed, multiprocessing
 
-from fnkd_plugin.knowledge.build import Source
-from fnkd_plugin.knowledge.fingerprint import describe_data
-from fnkd_plugin.knowledge.store import BLOCK, Store, rows_of
+from fnkd_plugin.cache.build import Source
+from fnkd_plugin.cache.fingerprint import describe_data
+from fnkd_plugin.cache.store import BLOCK, Store, rows_of
 
 from . import _caches
 from ._caches import LOOKUP, anonymous, batches_of, build, config_of, empty_store, epoch_of, images_of, loader

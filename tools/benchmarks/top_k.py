@@ -10,12 +10,12 @@ from mmengine.config import ConfigDict
 from mmpretrain.registry import DATASETS
 from torch import Tensor
 
-from fnkd_plugin.datasets.seeded_dataset import seed_samples
 from fnkd_plugin.losses import FNKDLoss, KDLoss
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
+from fnkd_plugin.losses.top_k import compress
+from fnkd_plugin.mm.replay.seeded_dataset import seed_samples
 from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.teachers import PixelFormat, TimmTeacher
-from fnkd_plugin.top_k import compress
 
 _STUDENT, _TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
 _TOP, _ALONE = (10, 20, 50, 100), 50

@@ -20,10 +20,10 @@ from experiments.results import measure
 from mmengine.registry import init_default_scope
 from rich.progress import track
 
-from fnkd_plugin.config import load_config
-from fnkd_plugin.knowledge.build import Source, fill, share
-from fnkd_plugin.knowledge.replay import Replay
-from fnkd_plugin.knowledge.store import rows_of
+from fnkd_plugin.cache.build import Source, fill, share
+from fnkd_plugin.cache.store import rows_of
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.teachers.replay import Replay
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'cub2010'
 _METHODS = {

@@ -26,7 +26,7 @@ class Cache:
     @property
     def complete(self) -> bool:
         """Whether all of it is there."""
-        from fnkd_plugin.knowledge.store import Store
+        from fnkd_plugin.cache.store import Store
 
         return Store.exists(self.folder) and not any(Store(self.folder).pending())
 
@@ -129,8 +129,8 @@ def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
     from train import parse_args
 
-    from fnkd_plugin.config import load_config, merge_options, plain_config
-    from fnkd_plugin.engine.training import set_loader_defaults
+    from fnkd_plugin.mm.config import load_config, merge_options, plain_config
+    from fnkd_plugin.mm.training import set_loader_defaults
 
     cfg = load_config(job.config)
     merge_options(cfg, parse_args(job.arguments()).cfg_options)
@@ -146,8 +146,8 @@ def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 
-    from fnkd_plugin.config import load_config
-    from fnkd_plugin.teachers import MMPretrainTeacher
+    from fnkd_plugin.mm.config import load_config
+    from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 
     cfg = load_config(config)
     init_default_scope(cfg.default_scope)

@@ -11,8 +11,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from fnkd_plugin import distill
-from fnkd_plugin.config import config_file, load_config, named_dicts, plain_model, without_pretrained
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.config import config_file, load_config, named_dicts, plain_model, without_pretrained
 from sweeps.methods import SAID, fnkd_or_kd
 
 SHIPPED = config_file('mmpretrain::.')

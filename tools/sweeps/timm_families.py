@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
-from fnkd_plugin.last_affine import AffineReader, find_last_affine, probe
-from fnkd_plugin.mixing import METHODS
+from fnkd_plugin.mm.mix import METHODS
+from fnkd_plugin.readers import AffineReader, find_last_affine, probe
 from sweeps.methods import SAID, fnkd_or_kd
 
 CLASSES = 5

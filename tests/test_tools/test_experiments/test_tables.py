@@ -57,7 +57,7 @@ def test_every_option_reaches_its_place(name: str) -> None:
     """An option below a key that the config lacks would be merged in silence, and change nothing."""
     from experiments import tables
 
-    from fnkd_plugin.config import merge_options
+    from fnkd_plugin.mm.config import merge_options
 
     table = tables.TABLES[name]()
     for method in table.methods:

@@ -1,0 +1,247 @@
+"""Making a store: the teacher of a distilled config is asked of every view of every training image, once."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, get_dist_info
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences, plain
+from fnkd_plugin.cache.rows import ask
+from fnkd_plugin.cache.store import Store, row_type
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.mm.config import is_distilled, plain_model, without_pretrained
+from fnkd_plugin.mm.replay.batch_augments import describe_mixing, replay_mixing
+from fnkd_plugin.mm.replay.fixed_batches import check_loader, order_of
+from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.teachers.execution import AUTO
+from fnkd_plugin.teachers.pixels import format_of_preprocessor
+from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.teachers.teacher import ModelTeacher
+
+Block = tuple[int, int, int]
+"""A view, the first row, and the row after the last."""
+
+
+class Source:
+    """What a distilled config's live teacher and training images are.
+
+    Args:
+        cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
+        replay: The views to store. If the student's data preprocessor mixes the images of a batch, the training
+            batches are fixed and their mixed images are what is stored.
+        device: Where the teacher runs.
+        dtype: Of the stored logits.
+        top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.losses.top_k`).
+
+    Raises:
+        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or images are mixed in a way
+            that cannot come again.
+    """
+
+    def __init__(
+        self, cfg: Config, replay: Replay, device: torch.device, dtype: str = 'float16', top_k: int | None = None
+    ) -> None:
+        self._dtype = dtype
+        self._top_k = top_k
+        config = _teacher_config(cfg)
+        self.teacher_config = plain(config)
+        student = MODELS.build(without_pretrained(plain_model(cfg)))
+        self.preprocessor: nn.Module = student.data_preprocessor.to(device)
+        self.teacher = MODELS.build(config)
+        if not isinstance(self.teacher, ModelTeacher):
+            raise SetupError(
+                f'Knowledge store: {type(self.teacher).__name__} cannot be cached; give one live teacher. Of several '
+                'make a cache each, and train with an EnsembleTeacher of CachedTeachers.'
+            )
+        if top_k is not None and not 0 < top_k < self.teacher.num_classes:
+            raise SetupError(
+                f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
+                f'{self.teacher.name} has {self.teacher.num_classes} classes.'
+            )
+        self.row_type = row_type(self.teacher.num_classes, dtype, top_k)
+        stated = cfg.model.get('pixels') or {}
+        self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        self.dataset, self._collate = loader.dataset, loader.collate_fn
+        self._seed = data_seed(replay.seed)
+        self._mixing = describe_mixing(self.preprocessor, self._seed, cfg.train_dataloader.get('batch_size'))
+        if self._mixing is not None:
+            check_loader(loader)
+            replay = replay._replace(batch_size=loader.batch_size)
+        self.replay = replay
+        seed_samples(self.dataset, self._seed, stamps=True)
+        replay_mixing(self.preprocessor, self._seed)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the whole store takes on disk."""
+        return len(self.dataset) * self.replay.views * self.row_type.itemsize
+
+    def open_store(self, folder: Path) -> Store:
+        """The store in ``folder``, made by the first of several processes if there is none.
+
+        Raises:
+            SetupError: If there is one of other knowledge.
+        """
+        _, images = next(self.rows([[SampleIndex(0, 0)]]))
+        manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
+        if get_dist_info()[0] == 0 and not Store.exists(folder):
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+        barrier()
+        store = Store(folder)
+        different = differences(
+            _comparable(store.manifest),
+            _comparable({**manifest, 'format': store.manifest['format'], 'origin': origin is not None}),
+        )
+        if different:
+            raise SetupError(
+                f'{folder} is a cache of other knowledge: {first_few(different)}; go on with the arguments that it was '
+                'made with, or give another folder.'
+            )
+        return store
+
+    def batches(self, blocks: Iterable[Block], size: int) -> Iterator[list[SampleIndex]]:
+        """The images of these blocks of rows, in batches of ``size``, or of those in which they were mixed."""
+        for view, of_view in groupby(blocks, key=itemgetter(0)):
+            order = self._order(view)
+            for _, start, end in of_view:
+                for first in range(start, end, size):
+                    samples = order[first : min(first + size, end)].tolist()
+                    yield [SampleIndex(i, view, batch=first // size) for i in samples]
+
+    def _order(self, view: int) -> np.ndarray:
+        count = len(self.dataset)
+        return order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
+
+    def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
+        """See :func:`~fnkd_plugin.cache.rows.ask`, of these batches."""
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Batches(batches),
+            num_workers=num_workers,
+            collate_fn=partial(_of_one_size, self._collate),
+        )
+        for batch in loader:
+            yield ask(self.teacher, self.preprocessor, batch, self.row_type)
+
+    def _describe(self, image: list[int]) -> dict[str, Any]:
+        teacher = self.teacher
+        classes = teacher.own_classes
+        return dict(
+            seed=self.replay.seed,
+            views=self.replay.views,
+            dtype=self._dtype,
+            top_k=self._top_k,
+            image=image,
+            data=describe_data(self.dataset),
+            mixing=self._mixing,
+            teacher=dict(
+                name=teacher.name,
+                config=self.teacher_config,
+                weights=describe_weights(teacher.model),
+                num_classes=teacher.num_classes,
+                feature_norm=teacher.has_feature_norm,
+                classes=None if classes is None else list(classes.names),
+                class_ids=None if classes is None or classes.ids is None else list(classes.ids),
+            ),
+            software=describe_software(),
+        )
+
+
+def share(store: Store) -> list[Block]:
+    """The blocks to be done by this one of several processes."""
+    todo = list(store.pending())
+    barrier()  # all have read what is to be done, before anything of it is
+    rank, world = get_dist_info()
+    return todo[rank::world]
+
+
+def fill(
+    source: Source,
+    store: Store,
+    blocks: list[Block],
+    batch_size: int,
+    num_workers: int = 0,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Ask of these blocks, and store what is said.
+
+    Args:
+        source: What is asked.
+        store: Of that source.
+        blocks: What is to be done.
+        batch_size: Images the teacher sees at once; it changes logits by rounding. Mixed images come in the batches in
+            which they were mixed.
+        num_workers: Processes that load images.
+        advance: Called with the number of rows that each batch has made.
+    """
+    batch_size = source.replay.batch_size or batch_size
+    made = source.rows(source.batches(blocks, batch_size), num_workers)
+    for view, start, end in blocks:
+        rows = []
+        for first in range(start, end, batch_size):
+            found, images = next(made)
+            if list(images.shape[1:]) != store.manifest['image']:
+                raise _several_sizes(f'image {first} of view {view}', images.shape[1:], store.manifest['image'])
+            rows.append(found)
+            advance(len(found))
+        store.write(view, start, np.concatenate(rows))
+    barrier()
+
+
+def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
+    """A batch; padded to its largest image, the others would be what they are in no other batch."""
+    first, *others = samples
+    for sample in others:
+        if sample['inputs'].shape != first['inputs'].shape:
+            name = f'image {sample["data_samples"].stamp.sample} of view {sample["data_samples"].stamp.view}'
+            raise _several_sizes(name, sample['inputs'].shape, first['inputs'].shape)
+    return collate(samples)
+
+
+def _several_sizes(name: str, one: Sequence[int], other: Sequence[int]) -> SetupError:
+    return SetupError(
+        f'Knowledge store: {name} is {list(one)}, others are {list(other)}; end the pipeline with images of one size '
+        '(Resize, a crop).'
+    )
+
+
+class _Batches:
+    """What a ``DataLoader`` takes for a batch sampler."""
+
+    def __init__(self, batches: Iterable[list[SampleIndex]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return iter(self._batches)
+
+
+def _teacher_config(cfg: Config) -> dict[str, Any]:
+    if not is_distilled(cfg):
+        raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
+    # items() imports the classes that pure-Python configs name.
+    teacher = dict(cfg.model.teacher.items())
+    if teacher.get('execution') == AUTO:
+        raise SetupError(
+            "Knowledge store: the teacher has execution='auto', which may choose otherwise when the tool goes on; name "
+            'its way, such as execution=dict(channels_last=True), or leave it out.'
+        )
+    teacher.pop('class_map', None)
+    return teacher
+
+
+def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Without the place of the weights, which have a hash."""
+    config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
+    return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

@@ -1,0 +1,260 @@
+"""A teacher that has said all it will say."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.logging import print_log
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences
+from fnkd_plugin.cache.rows import ask
+from fnkd_plugin.cache.store import Store, row_type
+from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.mm.replay.batch_augments import check_mixing, describe_mixing
+from fnkd_plugin.mm.replay.fixed_batches import order_of
+from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed
+from fnkd_plugin.prediction import Prediction, SparsePrediction
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
+from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
+
+VERIFY_TOLERANCE = 2e-3
+"""How far stored numbers may be from the live teacher's, as a share of the largest; fp16 rounds by 5e-4."""
+
+
+@MODELS.register_module()
+class CachedTeacher(Teacher):
+    """What a teacher said of each view of each training image, as ``tools/cache_teacher.py`` stored it.
+
+    Training then replays those views: epoch e augments as view ``e % views`` of the cache does, whatever the seed of
+    the run. Data and pipeline are compared with the cache's before the first step, and each image's pixels with those
+    that the teacher saw, by checksum. Which soft loss is used is free. Where images are mixed (Mixup, CutMix), the
+    cache's batches and mixtures come again, too, whatever the number of processes.
+
+    Args:
+        path: The folder.
+        verify: Ask the live teacher again of so many images before training; of mixed ones of as many batches as
+            hold so many.
+        live: The config of that teacher, as the cache was made with. A cache holds it, too, but is data: what it names
+            is never built, since a teacher's config can name code.
+        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
+            file of such, one a line; or ``'by-name'``.
+        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the cache has none.
+
+    Raises:
+        SetupError: If there is no cache, it is not complete, its classes do not fit, or ``verify`` lacks ``live``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        verify: int = 0,
+        live: dict[str, Any] | None = None,
+        class_map: ClassMapping | None = None,
+        classes: ClassNames | None = None,
+    ) -> None:
+        self._store = store = Store(path)
+        left = sum(end - start for _, start, end in store.pending())
+        if left:
+            raise SetupError(
+                f'CachedTeacher: {path} lacks {left} of {store.views * store.samples} views of images; go on with '
+                'tools/cache_teacher.py, with the same arguments.'
+            )
+        teacher = store.manifest['teacher']
+        self.name = f'CachedTeacher({teacher["name"]})'
+        self.has_feature_norm = teacher['feature_norm']
+        self.top_k = store.manifest['top_k']
+        if self.top_k and class_map is not None:
+            raise SetupError(
+                f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
+                'which others would be left; make the cache without --top-k.'
+            )
+        if verify and live is None:
+            raise SetupError(
+                f'{self.name}: verify={verify} asks the live teacher; give its config, live=dict(type=...), as '
+                'the cache was made with.'
+            )
+        self._verify, self._live = verify, live
+        self._origin = None if store.origin is None else torch.from_numpy(store.origin)
+        stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
+        known = stored if classes is None else Classes.of(classes, self.name)
+        self._classes = ClassMap(self.name, teacher['num_classes'], known, class_map)
+
+    @property
+    def num_classes(self) -> int:
+        """See :attr:`Teacher.num_classes`."""
+        return self._classes.count
+
+    @property
+    def replay(self) -> Replay:
+        """See :attr:`Teacher.replay`."""
+        return Replay(self._store.manifest['seed'], self._store.views, self._store.batch_size)
+
+    def match_classes(self, count: int, classes: Classes | None) -> None:
+        """See :meth:`Teacher.match_classes`."""
+        self._classes.match(count, classes)
+
+    def prepare(self, source: PixelFormat) -> None:
+        """See :meth:`Teacher.prepare`; kept for :meth:`check_data`, since the teacher has seen the images already."""
+        self._source = source
+
+    def check_mixing(self, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_mixing`."""
+        check_mixing(self.replay, preprocessor)
+        if self._store.batch_size is None:
+            return
+        stored = self._store.manifest['mixing']
+        mixing = describe_mixing(preprocessor, data_seed(self.replay.seed), self._store.batch_size)
+        different = differences(stored, mixing, 'mixing')
+        if different:
+            raise SetupError(
+                f'{self.name}: the images of a batch are not mixed as those of {self._store.folder}: '
+                f'{first_few(different)}; mix as the config did that the cache was made with, or make a cache with '
+                'this one.'
+            )
+
+    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check_data`."""
+        different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
+        if different:
+            raise SetupError(
+                f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; make '
+                'a cache of these.'
+            )
+        software = self._other_software()
+        if software:
+            print_log(
+                f'{self.name}: the cache was made with other software ({software}); should that change an image, '
+                'training stops there.',
+                logger='current',
+            )
+        if self._verify:
+            with isolated_rng():
+                self._ask_again(dataset, preprocessor)
+
+    @torch.compiler.disable
+    def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
+        """See :meth:`Teacher.predict`; the samples' stamps tell which views of which images they are."""
+        rows = self._known(images, data_samples or ())
+        device = images.device
+        logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
+        if self._origin is not None and self._origin.device != device:
+            self._origin = self._origin.to(device)
+        told = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
+        if self.top_k is None:
+            return self._classes.restrict(told)
+        classes = _sent(rows['classes'].astype('i8'), device)
+        return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
+
+    def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
+        teacher = self._store.manifest['teacher']
+        asked = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
+        live = MODELS.build(asked)
+        if not isinstance(live, ModelTeacher):
+            raise SetupError(f'{self.name}: verify: {type(live).__name__} is no teacher that a cache is made of.')
+        if describe_weights(live.model) != teacher['weights']:
+            raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
+        live.prepare(self._source)
+        kind = row_type(teacher['num_classes'], 'float32', self.top_k)
+        for samples in self._to_verify():
+            batch = default_collate([dataset[sample] for sample in samples])
+            now, images = ask(live, preprocessor, batch, kind)
+            self._check_answers(now, self._known(images, batch['data_samples']))
+
+    def _to_verify(self) -> Iterator[list[SampleIndex]]:
+        """So many samples from all over the cache, or the batches in which as many were mixed."""
+        store, size = self._store, self._store.batch_size or 1
+        a_view = -(-store.samples // size)
+        chosen = np.linspace(0, store.views * a_view - 1, -(-self._verify // size)).astype(int)
+        places = [divmod(place, a_view) for place in chosen.tolist()]
+        if store.batch_size is None:
+            yield [SampleIndex(i, view) for view, i in places]
+            return
+        for view, batch in places:
+            order = order_of(data_seed(store.manifest['seed']), view, store.samples)
+            yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
+
+    def _check_answers(self, now: np.ndarray, then: np.ndarray) -> None:
+        for name in ('logits', 'norm'):
+            a, b = now[name].astype('f4'), then[name].astype('f4')
+            largest = np.nanmax(np.abs(a), initial=1)
+            error = np.nanmax(np.abs(a - b), initial=0)
+            if error > VERIFY_TOLERANCE * largest:
+                raise SetupError(
+                    f'{self.name}: verify: {name} differ by up to {error:g} from those of the live teacher (of '
+                    f'magnitude {largest:g}); make the cache again.'
+                )
+
+    def _known(self, images: Tensor, data_samples: Sequence[Any]) -> np.ndarray:
+        """The rows of these images, by the stamps of their samples."""
+        stamps = [getattr(sample, 'stamp', None) for sample in data_samples]
+        if len(stamps) != len(images) or None in stamps:
+            raise SetupError(
+                f'{self.name}: it knows the training images as ReproducibleHook replays them, and no others; add '
+                "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
+                'evaluated.'
+            )
+        views, indices, pixels, batches = np.array(stamps, dtype=np.int64).T
+        if self._store.batch_size is not None:
+            indices = self._places_in_batch(views, batches)
+            if not getattr(data_samples[0], 'mixed', False):
+                raise RuntimeError(
+                    f'{self.name}: the images of this batch have not been mixed as the teacher saw them; a hook has '
+                    "changed the data preprocessor's batch_augments."
+                )
+        rows = self._store.lookup(views, indices)
+        self._check_images(images, rows['pixels'] != pixels, data_samples)
+        return rows
+
+    def _places_in_batch(self, views: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        size = self._store.batch_size or 1
+        start = int(batches[0]) * size
+        places = np.arange(start, min(start + size, self._store.samples))
+        if len(places) == len(views) and (views == views[0]).all() and (batches == batches[0]).all():
+            return places
+        raise RuntimeError(
+            f'{self.name}: the {len(views)} images of this batch are not the {len(places)} of batch {batches[0]} of '
+            f'view {views[0]}, which the teacher saw mixed with each other; something between the sampler and the '
+            'model changes batches.'
+        )
+
+    def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:
+        shape = list(images.shape[1:])
+        if shape != self._store.manifest['image']:
+            raise SetupError(
+                f"{self.name}: the student's images are {shape} after its data preprocessor, those of the cache "
+                f'{self._store.manifest["image"]}; pad as the config did that the cache was made with.'
+            )
+        if other.any():
+            names = [
+                str(data_samples[i].get('img_path') or data_samples[i].stamp.sample) for i in np.flatnonzero(other)
+            ]
+            software = self._other_software() or 'the same versions of all software'
+            raise RuntimeError(
+                f'{self.name}: {len(names)} of {len(other)} images are not those that the teacher saw '
+                f'({first_few(names)}). Something random in the pipeline is not seeded, a file has changed, or another '
+                f'version makes other pixels ({software}).'
+            )
+
+    def _other_software(self) -> str:
+        return ', '.join(differences(self._store.manifest['software'], describe_software()))
+
+
+def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
+    # Sent as it is stored, and made fp32 there.
+    return _sent(np.ascontiguousarray(column), device).float()
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    # From pinned memory, so that the host does not wait for what the device has still to do.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

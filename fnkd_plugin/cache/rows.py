@@ -1,0 +1,59 @@
+"""From a batch of a data loader to rows of knowledge."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fnkd_plugin.cache.store import rows_of
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.replay.batch_augments import batch_augments_of
+
+if TYPE_CHECKING:
+    from fnkd_plugin.teachers.teacher import Teacher
+
+
+def ask(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype) -> tuple[np.ndarray, Tensor]:
+    """What a live teacher says of a batch, as a training step would ask it.
+
+    Args:
+        teacher: Prepared for the student's images.
+        preprocessor: The student's data preprocessor, on the device to run on.
+        batch: Collated, its samples stamped.
+        kind: Of the rows, see :func:`~fnkd_plugin.cache.store.row_type`.
+
+    Returns:
+        Rows [N], and the preprocessed images [N, C, H, W].
+
+    Raises:
+        SetupError: If a logit does not fit, or is none, or images were to be mixed and were not.
+    """
+    data = preprocessor(batch, True)
+    if batch_augments_of(preprocessor) is not None and not data['data_samples'][0].get('mixed'):
+        raise SetupError(
+            'Knowledge store: the batch augmentations have not mixed the images; do these have labels (gt_label), and '
+            'has the data preprocessor num_classes?'
+        )
+    prediction = teacher.predict(data['inputs'], data['data_samples'])
+    pixels = np.array([sample.stamp.pixels for sample in data['data_samples']], dtype='u4')
+    norms, logits = prediction.feature_norm, prediction.logits.float()
+    _check_range(logits, kind['logits'].base, data['data_samples'])
+    return rows_of(kind, pixels, norms, logits, prediction.origin), data['inputs']
+
+
+def _check_range(logits: Tensor, dtype: np.dtype, data_samples: Any) -> None:
+    limit = float(np.finfo(dtype).max)
+    if float(logits.abs().max()) <= limit:
+        return
+    row, of_class = divmod(int((~(logits.abs() <= limit)).flatten().int().argmax()), logits.shape[1])
+    value, sample = float(logits[row, of_class]), data_samples[row]
+    mend = (
+        f'which does not fit {dtype} (at most {limit:g}); check the teacher, or make another cache with --dtype float32'
+        if math.isfinite(value)
+        else 'which no cache can hold; check the weights of the teacher, and the image'
+    )
+    raise SetupError(
+        f'Knowledge store: the logit of class {of_class} for image {sample.stamp.sample} '
+        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, {mend}.'
+    )

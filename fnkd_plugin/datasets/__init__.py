@@ -1,8 +1,0 @@
-"""Data sets, labels flipped on purpose, and a file backend for images that stand in a tar archive."""
-
-from fnkd_plugin.datasets.cub2010 import CUB2010
-from fnkd_plugin.datasets.digits import Digits
-from fnkd_plugin.datasets.flipped_labels import FlippedLabels
-from fnkd_plugin.datasets.tar_backend import TarBackend
-
-__all__ = ['CUB2010', 'Digits', 'FlippedLabels', 'TarBackend']

@@ -1,0 +1,292 @@
+"""The distilled model, which *is* the student."""
+
+import functools
+import inspect
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.losses.alsr_loss import label_tables
+from fnkd_plugin.mm.batch_statistics import batch_statistics
+from fnkd_plugin.mm.distill_head import DistillHead
+from fnkd_plugin.mm.labels import hard_labels
+from fnkd_plugin.mm.tasks import adds_outputs, check_single_label, check_trainable, forward_to_logits
+from fnkd_plugin.mm.teacher_guard import TeacherGuard
+from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.readers import (
+    AffineReader,
+    LogitReader,
+    Reader,
+    SumReader,
+    find_last_affine,
+    find_last_module,
+    probe,
+)
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
+from fnkd_plugin.teachers.teacher import Teacher
+
+if TYPE_CHECKING:
+
+    class _Student(nn.Module):
+        data_preprocessor: nn.Module
+
+        def parse_losses(self, losses: dict[str, Any]) -> Any: ...
+
+else:
+    _Student = object
+
+
+class Distillation:
+    """What distilling adds to a student, in one plain object outside the module tree.
+
+    So that no ``state_dict``, optimiser, DDP, ``train()`` or ``apply`` finds the teacher; copies of the student
+    (EMA) share it.
+
+    Attributes:
+        classes: What the student's classes are called, if that was said and compared with the teacher's.
+    """
+
+    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes: Classes | None = None) -> None:
+        self.teacher = teacher
+        self.head = head
+        self.reader = reader
+        self.classes = classes
+        self.guard = TeacherGuard(teacher.name)
+
+    def __deepcopy__(self, memo: dict) -> 'Distillation':
+        return self
+
+    def ask_teacher(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
+        """The teacher's prediction of the student's batch; no random stream is moved."""
+        if not torch.compiler.is_compiling():
+            self.guard.look_back()
+        with isolated_rng():
+            prediction = self.teacher.predict(inputs, data_samples)
+        self.guard.check(prediction, data_samples)
+        return prediction
+
+    @torch.compiler.disable
+    def catch_up(self) -> None:
+        """What a compiled graph of a training batch left undone; nothing after one that was not compiled."""
+        self.guard.catch_up()
+        self.head.catch_up()
+
+
+@MODELS.register_module()
+class Distiller(_Student):
+    """A classifier that learns from a teacher while it trains, and is otherwise itself.
+
+    ``Distiller(student, teacher, head)`` builds the student and returns it, its class changed to a subclass of
+    :class:`Distiller` and its own. Only ``forward(mode='loss')`` differs: the teacher sees the same batch first,
+    then the student's own loss path runs, then :class:`DistillHead` adds the soft losses. Checkpoints,
+    parameters, hooks and tools see the plain student.
+
+    Args:
+        student: A single-label classifier of MMPretrain, or its config.
+        teacher: A :class:`~fnkd_plugin.teachers.Teacher`, or its config.
+        head: A :class:`DistillHead`, or its config.
+        pixels: What the student's batches are (``mean``, ``std`` on the 0 to 255 scale, ``channel_order``) where
+            its data preprocessor does not tell; see :func:`~fnkd_plugin.teachers.pixels.format_of_preprocessor`.
+        classes: The names of the student's classes (a list, a text file, a data set of MMPretrain), to be compared with
+            the teacher's; ``tools/train.py`` gives those of the training set.
+        data_preprocessor: Handed to the student, for MMEngine, which puts a config's common one here.
+
+    Raises:
+        SetupError: If student, teacher and head do not fit; it names both sides and the mend.
+    """
+
+    _distillation: Distillation
+
+    def __new__(cls, student: dict | BaseModel | None = None, *args: Any, **kwargs: Any) -> 'Distiller':
+        """The student itself, built and made to distil."""
+        if cls is not Distiller:  # a copy of an instance, made by copy or pickle
+            return super().__new__(cls)
+        if isinstance(student, dict):
+            student = dict(student)
+            if kwargs.get('data_preprocessor') is not None:
+                student.setdefault('data_preprocessor', kwargs['data_preprocessor'])
+            student = MODELS.build(student)
+        if not isinstance(student, BaseModel):
+            raise SetupError(f'Distiller: the student must be a model of MMPretrain, but is {type(student).__name__}.')
+        _check_student(student)
+        student.__class__ = _distilled_class(type(student))  # type: ignore[arg-type]
+        return student
+
+    def __init__(
+        self,
+        student: dict | BaseModel,
+        teacher: dict | Teacher,
+        head: dict | DistillHead,
+        pixels: dict | None = None,
+        classes: ClassNames | None = None,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        # Not super().__init__(): __new__ returned the student complete.
+        try:
+            with isolated_rng():
+                teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+                head = MODELS.build(head) if isinstance(head, dict) else head
+                named = None if classes is None else Classes.of(classes, 'Distiller: classes')
+                reader = _fit(self, teacher, head, pixels or {}, named)
+        except BaseException:
+            self.__class__ = _student_class(self)  # a student that was given built stays what it was
+            raise
+        self._distillation = Distillation(teacher, head, reader, named)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time, so pickle and copy are told how.
+        return _new_distilled, (_student_class(self),), self.__dict__
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **kwargs: Any) -> Any:
+        """The student's forward; in mode ``'loss'`` with the soft losses added."""
+        if mode != 'loss':
+            if mode == 'predict' and not torch.compiler.is_compiling():  # an epoch's last batch, before it is evaluated
+                self._distillation.guard.look_back()
+            return super().forward(inputs, data_samples, mode, **kwargs)
+        teaching = self._distillation
+        head, reader = teaching.head, teaching.reader
+        if not head.active:
+            return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
+        # The teacher first, so that its activations are gone before the student's are kept.
+        teacher = teaching.ask_teacher(inputs, data_samples)
+        reader.reading = True
+        try:
+            losses = head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
+        finally:
+            reader.reading = False
+        student = reader.take()
+        if student is None:
+            raise RuntimeError(
+                f'Distiller: the loss of {_student_class(self).__name__} never calls as a module what makes its '
+                'logits, so that they cannot be read.'
+            )
+        labels = hard_labels(data_samples)
+        soft, log_vars = head(student, teacher, labels)
+        losses.update(soft)
+        losses.update(log_vars)
+        losses.update(batch_statistics(student, teacher, labels))
+        return losses
+
+    def parse_losses(self, losses: dict[str, Any]) -> Any:
+        """The student's own; called between forward and backward, outside a compiled graph or at its end."""
+        self._distillation.catch_up()
+        return super().parse_losses(losses)
+
+    def train(self, mode: bool = True) -> Any:
+        """The student's own; called by a Runner before each epoch, when a checkpoint to resume from has been read."""
+        if mode and '_distillation' in self.__dict__:  # not while the student is still being examined
+            self._distillation.head.begin(next(self.parameters()).device)
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        # No checkpoint is written after a broken batch; MMEngine's own state_dict calls this as torch's does.
+        self._distillation.guard.catch_up()
+        self._distillation.guard.look_back()
+        super()._save_to_state_dict(*args)
+
+
+@functools.cache
+def _distilled_class(student: type) -> type:
+    def fill(namespace: dict[str, Any]) -> None:
+        namespace['__module__'] = student.__module__
+
+    return types.new_class(f'Distilled{student.__name__}', (Distiller, student), {}, fill)
+
+
+def _student_class(distilled: Any) -> Any:
+    return type(distilled).__mro__[2]
+
+
+def _new_distilled(student: type) -> Distiller:
+    cls: Any = _distilled_class(student)
+    return cls.__new__(cls)
+
+
+def _check_student(student: BaseModel) -> None:
+    kind = type(student).__name__
+    if isinstance(student, Distiller):
+        raise SetupError('Distiller: the student distils already; give its own student.')
+    if hasattr(student, '_distillation'):
+        raise SetupError(f"Distiller: {kind} has an attribute '_distillation' of its own, which distilling would hide.")
+    check_single_label('Distiller: the student', student)
+    check_trainable('Distiller: the student', student)
+    if type(student).train_step is not BaseModel.train_step:
+        try:
+            source = inspect.getsource(type(student).train_step)
+        except (OSError, TypeError):  # a class without a source file; then it is not known to call forward
+            source = ''
+        if not any(call in source for call in ("mode='loss'", 'mode="loss"', 'super().train_step')):
+            raise SetupError(
+                f"Distiller: {kind} overrides train_step without calling forward(mode='loss'), where distilling "
+                "happens; it would train as if it had no teacher. Call forward(mode='loss') there."
+            )
+
+
+def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
+    unknown = sorted(set(stated) - {'mean', 'std', 'channel_order'})
+    if unknown:
+        raise SetupError(f'Distiller: pixels takes mean, std and channel_order, but no {", ".join(unknown)}.')
+    return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
+
+
+def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, named: Classes | None) -> Reader:
+    if not isinstance(teacher, Teacher):
+        raise SetupError(
+            f'Distiller: the teacher must be one of fnkd_plugin.teachers, but is {type(teacher).__name__}; '
+            'wrap timm models in TimmTeacher and MMPretrain models in MMPretrainTeacher.'
+        )
+    if not isinstance(head, DistillHead):
+        raise SetupError(f'Distiller: the head must be a DistillHead, but is {type(head).__name__}.')
+    kind = _student_class(student).__name__
+    inner = type(getattr(student, 'head', None) or student).__name__
+    output, ran = probe(student, forward_to_logits(student))
+    layer = find_last_affine(output, ran)
+    summed = adds_outputs(student)
+    module: Any = student.head if summed else find_last_module(output, ran)
+    if module is None:
+        raise SetupError(
+            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is no tensor [N, K] that "
+            'one of its modules makes (features without a classifier?). Give a student with a classifier, such as '
+            'LinearClsHead.'
+        )
+    num_classes = output.numel()  # of one image; LeNet squeezes the batch away
+    for _, loss in label_tables(student):
+        loss.check_class_count(num_classes, 'the student')
+    if named is not None and len(named.names) != num_classes:
+        raise SetupError(f'Distiller: the student has {num_classes} classes, but classes names {len(named.names)}.')
+    teacher.match_classes(num_classes, named)
+    if head.needs_feature_norm and layer is None:
+        raise SetupError(
+            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '
+            'affine layer (cosines have no feature norm left, a mean or sum of two heads has two); use KDLoss with it.'
+        )
+    if head.needs_feature_norm and not teacher.has_feature_norm:
+        raise SetupError(
+            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no one last affine '
+            'layer whose input has one; use KDLoss with it.'
+        )
+    source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
+    if teacher.top_k and head.needs_all_logits:
+        raise SetupError(
+            f'Distiller: {head.needs_all_logits[0]} needs all logits, but {teacher.name} keeps the {teacher.top_k} '
+            'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
+        )
+    teacher.check_mixing(student.data_preprocessor)  # type: ignore[arg-type]
+    teacher.prepare(source)
+    print_log(
+        f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',
+        logger='current',
+    )
+    if layer is not None:
+        return AffineReader(layer)
+    return SumReader(module) if summed else LogitReader(module, ran[module])

@@ -1,0 +1,17 @@
+"""What a Runner needs: hooks, exact resumption, distributed training on CPUs."""
+
+from fnkd_plugin.mm.hooks.channels_last_hook import ChannelsLastHook
+from fnkd_plugin.mm.hooks.check_classes_hook import CheckClassesHook
+from fnkd_plugin.mm.hooks.evaluate_teacher_hook import EvaluateTeacherHook
+from fnkd_plugin.mm.hooks.reproducible_hook import ReproducibleHook
+from fnkd_plugin.mm.hooks.safe_checkpoint_hook import SafeCheckpointHook
+from fnkd_plugin.mm.hooks.save_predictions_hook import SavePredictionsHook
+
+__all__ = [
+    'ChannelsLastHook',
+    'CheckClassesHook',
+    'EvaluateTeacherHook',
+    'ReproducibleHook',
+    'SafeCheckpointHook',
+    'SavePredictionsHook',
+]

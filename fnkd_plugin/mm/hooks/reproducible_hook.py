@@ -1,0 +1,98 @@
+"""Runs that depend on their seed alone, also when they are cut off and resumed."""
+
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmpretrain.registry import HOOKS
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.replay.batch_augments import replay_mixing
+from fnkd_plugin.mm.replay.fixed_batches import fix_batches
+from fnkd_plugin.mm.replay.seeded_dataset import data_seed, number_views, seed_all, seed_samples, step_seed
+from fnkd_plugin.mm.replay.switches import refuse_switches
+from fnkd_plugin.teachers.replay import Replay
+
+
+@HOOKS.register_module()
+class ReproducibleHook(Hook):
+    """Derives all randomness of training from (seed, epoch, sample) and (seed, rank, iteration).
+
+    MMEngine's resuming restores no random state, and its workers repeat or go on with theirs depending on
+    ``persistent_workers``. With this hook a run that was killed and resumed ends with the same weights as one
+    that was not, for any number of workers, and plain and distilled runs see the same batches. The seed is
+    ``randomness.seed``, or the one MMEngine drew, which a resumed run takes from the checkpoint. Put the hook
+    into ``default_hooks``, whose entries merge.
+
+    Args:
+        replay: Augment by this ``seed``, and by the same ``views`` of each image again and again:
+            ``dict(seed=0, views=2)``. With ``batch_size=32``, which is the data loader's, batches and what mixes their
+            images come again, too. A ``CachedTeacher`` brings its own; others may be given it to be compared.
+
+    Raises:
+        SetupError: Before training, if the images cannot be those that a ``CachedTeacher`` knows.
+    """
+
+    # Before every hook that may draw, and right after the batch is loaded, whose workers are seeded apart.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, replay: dict | None = None) -> None:
+        self._replay = None if replay is None else Replay(**replay)
+
+    def before_train(self, runner: Any) -> None:
+        """Seed the sampler's order and each sample's augmentations."""
+        loader = runner.train_dataloader
+        sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+        seed = _common_seed(runner)
+        if hasattr(sampler, 'seed') and not _has_own_seed(runner):
+            # The sampler was built before a checkpoint told the seed.
+            sampler.seed = seed
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        replay = self._replay_with(model)
+        _seed_batches(loader, sampler, model, seed, replay)
+        teacher = model._distillation.teacher if isinstance(model, Distiller) else None
+        mixed = replay is not None and replay.batch_size is not None
+        if mixed or (teacher and teacher.replay):
+            refuse_switches(runner.hooks, mixed)
+        if teacher and teacher.replay:
+            teacher.check_data(loader.dataset, model.data_preprocessor)
+        if hasattr(runner.train_loop, 'dataloader_iterator'):
+            # Upstream's loop by iterations has started its workers already, with the data set as it was.
+            loader._iterator = None
+            runner.train_loop.dataloader_iterator = type(runner.train_loop.dataloader_iterator)(loader)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed mixup, dropout and whatever else draws in the main process."""
+        seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
+
+    def _replay_with(self, model: Any) -> Replay | None:
+        known = model._distillation.teacher.replay if isinstance(model, Distiller) else None
+        if known and self._replay and known != self._replay:
+            raise SetupError(
+                f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
+            )
+        return known or self._replay
+
+
+def _seed_batches(loader: Any, sampler: Any, model: Any, seed: int, replay: Replay | None) -> None:
+    """Seed the samples, and where they come again in the same batches, also order and mixing."""
+    seed = data_seed(replay.seed if replay else seed)
+    seed_samples(loader.dataset, seed, stamps=replay is not None)
+    if replay and replay.batch_size:
+        fix_batches(loader, seed, replay.views, replay.batch_size)
+        replay_mixing(model.data_preprocessor, seed)
+    else:
+        number_views(sampler, replay and replay.views)
+        replay_mixing(model.data_preprocessor, None)
+
+
+def _common_seed(runner: Any) -> int:
+    # With diff_rank_seed MMEngine adds the rank to each process's, which would shuffle their shards apart.
+    return runner.seed - (get_rank() if runner._randomness_cfg.get('diff_rank_seed') else 0)
+
+
+def _has_own_seed(runner: Any) -> bool:
+    sampler = (runner.cfg.get('train_dataloader') or {}).get('sampler')
+    return isinstance(sampler, dict) and sampler.get('seed') is not None

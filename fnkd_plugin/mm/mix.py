@@ -1,0 +1,176 @@
+"""Softened labels mixed into a plain config: by a teacher, or by label smoothing."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmpretrain.models import ClsHead
+from mmpretrain.registry import MODELS
+
+from fnkd_plugin import presets
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.config import is_distilled
+from fnkd_plugin.mm.tasks import other_task
+
+
+def _presets(*types: str) -> dict[str, dict[str, Any]]:
+    named = vars(presets).items()
+    return {name: preset for name, preset in named if isinstance(preset, dict) and preset.get('type') in types}
+
+
+METHODS = _presets('DistillHead')
+"""What :func:`distill` knows: the config of a ``DistillHead`` by name."""
+
+SMOOTHINGS = _presets('LSRLoss', 'ALSRLoss')
+"""What :func:`smooth_labels` knows: the config of a hard-label loss by name."""
+
+
+def distill(cfg: Config, /, teacher: str | dict | Sequence[str | dict], method: str = 'fnkd', **options: Any) -> Config:
+    """A new config that trains the model of ``cfg`` with a teacher; ``cfg`` is left as it is.
+
+    It is the config that a file would give with ``model = dict(type='Distiller', student=..., teacher=..., head=...)``.
+
+    Args:
+        cfg: A plain config, of either style.
+        teacher: The config of a teacher, or a name as of :func:`teacher_config`; several make an ``EnsembleTeacher``.
+        method: A name of :data:`METHODS`.
+        **options: In place of the method's own: those of its soft loss (``tau=8``, ``temperature=2``,
+            ``loss_weight=9``) and of ``DistillHead`` (``hard_weight``, ``warmup``).
+
+    Raises:
+        SetupError: If ``cfg`` has no model or distils already, there is no teacher, or a method or option is unknown.
+    """
+    if not cfg.get('model'):
+        raise SetupError('distill: the config has no model.')
+    if is_distilled(cfg):
+        raise SetupError(
+            'distill: the config distils already; give the plain config of its student, or change its own teacher and '
+            'head: --cfg-options model.teacher.checkpoint=FILE model.head.hard_weight=0.5.'
+        )
+    head = _preset('distill: method', METHODS, method)
+    _set_options(f'distill: {method}', [head['soft_loss'], head], options)
+    mixed = copy.deepcopy(cfg)
+    mixed.model = dict(type='Distiller', student=mixed.model, teacher=_teacher(teacher), head=head)
+    _import_plugin(mixed)
+    return mixed
+
+
+def smooth_labels(cfg: Config, /, method: str = 'lsr', **options: Any) -> Config:
+    """A new config whose model, of a distilled one the student, trains with smoothed labels; ``cfg`` stays as it is.
+
+    Args:
+        cfg: A config, plain or distilled.
+        method: ``'lsr'`` or ``'alsr'``. It takes the place of the model's own loss, with all its options.
+        **options: Those of :class:`~fnkd_plugin.losses.LSRLoss` or :class:`~fnkd_plugin.losses.ALSRLoss`, which needs
+            ``groups``.
+
+    Raises:
+        SetupError: If ``cfg`` has no model or one that is no classifier of one label per image, or a method or
+            option is unknown or missing.
+    """
+    if not cfg.get('model'):
+        raise SetupError('label smoothing: the config has no model.')
+    loss = _preset('label smoothing', SMOOTHINGS, method)
+    _set_options(f'label smoothing: {method}', [loss], options)
+    mixed = copy.deepcopy(cfg)
+    _owner_of_loss(mixed.model.student if is_distilled(mixed) else mixed.model)['loss'] = loss
+    _import_plugin(mixed)
+    return mixed
+
+
+def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
+    """The config of the teacher that a name means.
+
+    Args:
+        name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, ``cached:FOLDER``, else a config file or
+            a name of MMPretrain's model zoo. A config file is Python and runs when read.
+        checkpoint: Its weights; if None, the published ones of a name that has some.
+
+    Raises:
+        SetupError: If ``hf:`` or ``cached:`` is given a checkpoint.
+    """
+    kind, _, model = name.partition(':')
+    weights = {} if checkpoint is None else dict(checkpoint=checkpoint)
+    if kind == 'timm':
+        return dict(type='TimmTeacher', model=model, **(weights or dict(pretrained=True)))
+    if kind == 'hf':
+        if checkpoint is not None:
+            raise SetupError(f'{name}: its weights lie beside its config; it takes no checkpoint ({checkpoint}).')
+        return dict(type='HuggingFaceTeacher', path=model)
+    if kind == 'cached':
+        if checkpoint is not None:
+            raise SetupError(f'{name}: a cache needs no weights; it takes no checkpoint ({checkpoint}).')
+        return dict(type='CachedTeacher', path=model)
+    return dict(type='MMPretrainTeacher', config=name, **weights)
+
+
+def _teacher(teacher: str | dict | Sequence[str | dict]) -> dict[str, Any]:
+    several = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
+    wrong = [one for one in several if not isinstance(one, (str, dict))]
+    if wrong:
+        raise SetupError(
+            f'distill: a teacher is a name or a config here, not a {type(wrong[0]).__name__}; an object that is built '
+            'goes into Distiller(student, teacher, head).'
+        )
+    teachers = [teacher_config(one) if isinstance(one, str) else copy.deepcopy(one) for one in several]
+    if not teachers:
+        raise SetupError("distill: give at least one teacher, such as 'timm:resnet50'.")
+    return teachers[0] if len(teachers) == 1 else dict(type='EnsembleTeacher', teachers=teachers)
+
+
+def _preset(owner: str, known: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    if name not in known:
+        raise SetupError(f'{owner} {name!r} is unknown; there is {", ".join(sorted(known))}.')
+    return copy.deepcopy(known[name])
+
+
+def _set_options(owner: str, targets: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    """Each option into the first of ``targets``, configs of modules, whose class takes it."""
+    parameters = [dict(inspect.signature(MODELS.get(target['type'])).parameters) for target in targets]
+    takes = {name: target for target, own in reversed(list(zip(targets, parameters, strict=True))) for name in own}
+    takes.pop('soft_loss', None)
+    unknown = [name for name in options if name not in takes]
+    if unknown:
+        raise SetupError(f'{owner} has no option {", ".join(unknown)}; it has {", ".join(sorted(takes))}.')
+    for name, value in options.items():
+        takes[name][name] = value
+    for target, own in zip(targets, parameters, strict=True):
+        for name, parameter in own.items():
+            if parameter.default is parameter.empty and name not in target:
+                raise SetupError(f'{owner} needs the option {name}; see {target["type"]}.')
+
+
+def _owner_of_loss(model: ConfigDict) -> ConfigDict:
+    kind = _class_of(model)
+    if 'loss' in inspect.signature(kind).parameters:  # models without a head: timm's, Hugging Face's
+        return model
+    head = model.get('head')
+    if head:
+        kind = _class_of(head)
+    task = other_task(kind)
+    if task is None and issubclass(kind, ClsHead):
+        return head
+    raise SetupError(
+        f'label smoothing: the model is {task or "no classifier"} ({kind.__name__}); labels are smoothed over the '
+        'classes of a single-label classifier. Give a config with such a head.'
+    )
+
+
+def _class_of(node: dict[str, Any]) -> Any:
+    kind = node.get('type')
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise SetupError(f'label smoothing: MMPretrain knows no model {kind}.')
+    return found
+
+
+def _import_plugin(cfg: Config) -> None:
+    """Have a dumped ``cfg`` import this plugin."""
+    stated = cfg.get('custom_imports') or {}
+    names = stated.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if 'fnkd_plugin' not in names:
+        failing = stated.get('allow_failed_imports', False)
+        cfg.custom_imports = dict(imports=['fnkd_plugin', *names], allow_failed_imports=failing)

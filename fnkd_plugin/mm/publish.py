@@ -1,0 +1,141 @@
+"""Checkpoints for others: the student's weights and little else, in a file whose name tells its content."""
+
+import datetime
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mmpretrain
+import safetensors.torch
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.checkpoints import TIMM_EMA, find_state_dict, read_checkpoint, to_plain
+from fnkd_plugin.mm.timm_keys import to_timm_keys
+
+_MMENGINE_EMA = 'ema_state_dict'
+_TIME = re.compile(r'(\d{8})_\d{6}$')
+
+
+def publish(
+    source: str | Path, out: str | Path, *, ema: bool = False, timm: bool = False, timm_model: str | None = None
+) -> Path:
+    """Write the weights of a checkpoint as ``{name}_{date}-{sha256[:8]}.pth`` or ``.safetensors``.
+
+    The date is the training's where the checkpoint tells it, else today's; the hash is of the written file.
+    Kept beside the weights are the names of the classes, plain numbers such as the epoch, and versions.
+
+    Args:
+        source: The checkpoint, read as data.
+        out: A folder, where the name is the experiment's, or a name, whose suffix chooses the format. Stock
+            MMPretrain reads ``.pth`` only; timm reads both.
+        ema: Take the averaged weights, not the trained ones.
+        timm: Write timm's own keys; see :func:`fnkd_plugin.mm.timm_keys.to_timm_keys`.
+        timm_model: timm's name of the model; the weights must fit it.
+
+    Returns:
+        The file.
+
+    Raises:
+        SetupError: If the checkpoint cannot be read, has no averaged weights or cannot have timm's keys, or the
+            file cannot be written or exists; nothing is ever overwritten.
+    """
+    checkpoint = read_checkpoint(source)
+    meta = checkpoint.get('meta')
+    meta = to_plain(meta) if isinstance(meta, dict) else {}
+    weights = _chosen_weights(checkpoint, source, ema)
+    if timm or timm_model is not None:
+        weights = to_timm_keys(weights, source, timm_model)
+    folder, name, suffix = _target(out, _experiment(meta) or Path(source).stem)
+    content = _serialised(weights, _public_meta(meta, source), suffix)
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    path = folder / f'{name}_{_date(meta)}-{digest}{suffix}'
+    _write_new(path, content)
+    return path
+
+
+def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool) -> dict[str, Tensor]:
+    if isinstance(checkpoint.get(_MMENGINE_EMA), dict) and not isinstance(checkpoint.get('state_dict'), dict):
+        raise SetupError(
+            f'Checkpoint {source} has an {_MMENGINE_EMA} but no state_dict, which MMEngine writes beside it; give the '
+            'whole checkpoint.'
+        )
+    averaged = [key for key in (_MMENGINE_EMA, *TIMM_EMA) if isinstance(checkpoint.get(key), dict)]
+    if ema:
+        if not averaged:
+            raise SetupError(f'Checkpoint {source} holds no EMA weights; publish it without --ema.')
+        # MMEngine stores the averaged weights as the model's own, and timm's are found first.
+        return find_state_dict(checkpoint, source)
+    trained = {key: value for key, value in checkpoint.items() if key not in averaged}
+    if averaged:
+        print_log(f'{source} also holds EMA weights, which are left out; --ema publishes them instead.', 'current')
+    if _MMENGINE_EMA in averaged:
+        own = {k.removeprefix('module.'): v for k, v in checkpoint[_MMENGINE_EMA].items() if k.startswith('module.')}
+        trained['state_dict'] = {**trained['state_dict'], **own}
+    return find_state_dict(trained, source)
+
+
+def _public_meta(meta: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    public = {k: v for k, v in meta.items() if isinstance(v, (int, float)) or k.endswith('_version')}
+    public.setdefault('mmpretrain_version', mmpretrain.__version__)
+    dataset = meta.get('dataset_meta') or {}
+    if not isinstance(dataset, dict):
+        raise SetupError(f'Checkpoint {source}: its dataset_meta is no dict, but {dataset!r:.80}; remove it.')
+    classes = dataset.get('classes')
+    if classes is None:
+        print_log(f'{source} does not tell its classes; neither will the published file.', 'current')
+        return public
+    if not isinstance(classes, (list, tuple)):
+        raise SetupError(f'Checkpoint {source}: its classes are no list of names, but {classes!r:.80}; remove them.')
+    return {**public, 'dataset_meta': dict(classes=[str(name) for name in classes])}
+
+
+def _target(out: str | Path, experiment: str) -> tuple[Path, str, str]:
+    path = Path(out)
+    if os.path.isdir(out) or str(out).endswith(os.sep):
+        return path, experiment, '.pth'
+    if path.suffix in ('.pth', '.safetensors'):
+        return path.parent, path.stem, path.suffix
+    return path.parent, path.name, '.pth'
+
+
+def _experiment(meta: Mapping[str, Any]) -> str:
+    """The experiment's name as a file may have it: a checkpoint does not choose its folder."""
+    last = re.split(r'[/\\]', str(meta.get('experiment_name', '')))[-1]
+    # MMEngine appends the time the training began at.
+    return _TIME.sub('', re.sub(r'[^\w.-]', '', last)).rstrip('_').lstrip('.')
+
+
+def _date(meta: Mapping[str, Any]) -> str:
+    found = _TIME.match(str(meta.get('time', '')))
+    return found[1] if found else datetime.date.today().strftime('%Y%m%d')
+
+
+def _serialised(weights: Mapping[str, Tensor], meta: dict[str, Any], suffix: str) -> bytes:
+    # Copies: safetensors takes no tensors in another memory order, and none that share memory.
+    state = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
+    if suffix == '.safetensors':
+        texts = {key: json.dumps(value) for key, value in meta.items()}
+        return safetensors.torch.save(state, {'format': 'pt', **texts})
+    buffer = io.BytesIO()
+    torch.save({'meta': meta, 'state_dict': state}, buffer)
+    return buffer.getvalue()
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('xb') as file:
+            file.write(content)
+    except OSError as error:
+        fault, mend = f'cannot be written ({error.strerror})', 'choose another OUT'
+        if isinstance(error, FileExistsError) and path.is_file():
+            fault, mend = 'exists, with these very weights', 'published files are never overwritten'
+        raise SetupError(f'{path} {fault}; {mend}.') from error

@@ -1,0 +1,1 @@
+"""Reproducible augmentations: the same pixels for the same (seed, view, sample)."""

@@ -1,0 +1,178 @@
+"""Mixup, CutMix and the like, which mix the images of a batch after they were loaded, in the same way again."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fnkd_plugin.cache.fingerprint import words
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.replay.seeded_dataset import derive_seed, seed_all
+from fnkd_plugin.rng import isolated_rng
+from fnkd_plugin.teachers.replay import Replay
+
+_TRIALS = 16
+"""Batches that are mixed to learn how: enough that each augmentation of a usual choice has its turn."""
+
+_TRIAL_SHAPE = (4, 3, 224, 224)
+
+Augments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def batch_augments_of(preprocessor: Any) -> Any:
+    """What mixes the images of a batch in a data preprocessor, as its config built it, or None."""
+    augments = getattr(preprocessor, 'batch_augments', None)
+    return augments.augments if isinstance(augments, ReplayedAugments) else augments
+
+
+def names_of(augments: Any) -> str:
+    """The kinds of augmentations, such as ``'Mixup, CutMix'``."""
+    return ', '.join(type(one).__name__ for one in _members(augments) if one is not None)
+
+
+class ReplayedAugments:
+    """Batch augmentations whose numbers depend on nothing but (seed, view, batch).
+
+    The generators of the run are left where they are.
+
+    Args:
+        augments: What mixes.
+        seed: 64 bits, see :func:`~fnkd_plugin.mm.replay.seeded_dataset.data_seed`.
+    """
+
+    def __init__(self, augments: Augments, seed: int) -> None:
+        self.augments = augments
+        self._seed = seed
+        self._samples: Sequence[Any] = ()
+        self._hook: RemovableHandle | None = None
+
+    def attach(self, preprocessor: nn.Module) -> None:
+        """Mix what this data preprocessor is given from now on."""
+        preprocessor.batch_augments = self  # type: ignore[assignment]
+        self._hook = preprocessor.register_forward_pre_hook(self._look, with_kwargs=True)
+
+    def detach(self, preprocessor: nn.Module) -> None:
+        """Leave it as it was."""
+        if self._hook is not None:
+            self._hook.remove()
+        preprocessor.batch_augments = self.augments  # type: ignore[assignment]
+
+    @torch.compiler.disable
+    def _look(self, preprocessor: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        data = args[0] if args else kwargs['data']
+        self._samples = data.get('data_samples') or ()
+
+    # Compiled, it would draw from the generators of the graph.
+    @torch.compiler.disable
+    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix the batch that was looked at, and mark its first sample as ``mixed``."""
+        stamps = [getattr(sample, 'stamp', None) for sample in self._samples]
+        keys = {(stamp.view, stamp.batch) for stamp in stamps if stamp is not None}
+        if len(keys) != 1 or None in stamps:
+            raise RuntimeError(
+                f'{names_of(self.augments)}: these images are no batch of the replayed ones, and so cannot be mixed as '
+                'their teacher saw them.'
+            )
+        [(view, batch)] = keys
+        mixed = self.mix(inputs, scores, view, batch)
+        self._samples[0].set_field(True, 'mixed', field_type='metainfo')
+        self._samples = ()
+        return mixed
+
+    def mix(self, inputs: Tensor, scores: Tensor, view: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Mix any images as those of a batch of a view."""
+        with isolated_rng():
+            seed_all(derive_seed(self._seed, view, batch))
+            return self.augments(inputs, scores)
+
+
+def replay_mixing(preprocessor: nn.Module, seed: int | None) -> None:
+    """Let a data preprocessor mix by :class:`ReplayedAugments`, in place; if ``seed`` is None, as its config says."""
+    known: Any = getattr(preprocessor, 'batch_augments', None)
+    if isinstance(known, ReplayedAugments):
+        known.detach(preprocessor)
+    augments = batch_augments_of(preprocessor)
+    if seed is not None and augments is not None:
+        ReplayedAugments(augments, seed).attach(preprocessor)
+
+
+def check_mixing(replay: Replay, preprocessor: nn.Module) -> None:
+    """Compare views that come again with whether a data preprocessor mixes the images of a batch.
+
+    Raises:
+        SetupError: If only one of the two knows mixed images.
+    """
+    augments = batch_augments_of(preprocessor)
+    if augments is not None and replay.batch_size is None:
+        raise SetupError(
+            f"CachedTeacher: {names_of(augments)} mixes images of a batch, but the cache's teacher saw them unmixed; "
+            'make a cache with this config, take the batch augmentations out of it, or teach with the live teacher.'
+        )
+    if augments is None and replay.batch_size is not None:
+        raise SetupError(
+            "CachedTeacher: the cache's teacher saw mixed images, but the student's train_cfg or data preprocessor has "
+            'no batch augmentations; put in those of the cache, or make a cache with this config.'
+        )
+
+
+def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict[str, Any] | None:
+    """How a data preprocessor mixes batches, in words and by what becomes of trial batches; None if it does not.
+
+    Args:
+        preprocessor: Of the student.
+        seed: 64 bits, of the replayed mixing.
+        batch_size: Images that are mixed together.
+
+    Raises:
+        SetupError: If it mixes otherwise the next time.
+    """
+    augments = batch_augments_of(preprocessor)
+    if augments is None:
+        return None
+    draws = _draws(copy.deepcopy(augments), seed, range(_TRIALS))
+    if draws != _draws(copy.deepcopy(augments), seed, reversed(range(_TRIALS)))[::-1]:
+        raise SetupError(
+            f'{names_of(augments)} mixes a batch otherwise the next time: by what it mixed before, or by a generator '
+            "that is neither NumPy's, torch's nor Python's common one. That cannot be replayed; train with a live "
+            'teacher.'
+        )
+    probabilities = getattr(augments, 'probs', None)
+    return dict(
+        batch_size=batch_size,
+        augments=[_words(one) for one in _members(augments)],
+        probabilities=None if probabilities is None else [round(float(p), 6) for p in probabilities],
+        draws=sha256(''.join(draws).encode()).hexdigest(),
+    )
+
+
+def _members(augments: Any) -> list[Any]:
+    return list(getattr(augments, 'augments', [augments]))
+
+
+def _words(augment: Any) -> str:
+    if augment is None:
+        return 'none'
+    options = ', '.join(f'{name}={words(value)}' for name, value in sorted(getattr(augment, '__dict__', {}).items()))
+    return f'{type(augment).__name__}({options})'
+
+
+def _draws(augments: Augments, seed: int, batches: Iterable[int]) -> list[str]:
+    """Checksums of trial batches, in which each image is one number, and so shows who was mixed, where and how."""
+    replayed, count = ReplayedAugments(augments, seed), _TRIAL_SHAPE[0]
+    found = []
+    for batch in batches:
+        images = torch.arange(float(count)).view(-1, 1, 1, 1).expand(_TRIAL_SHAPE).clone()
+        try:
+            mixed = replayed.mix(images, torch.eye(count), 0, batch)
+        except Exception as error:
+            raise SetupError(
+                f'{names_of(augments)} cannot mix {count} images of {list(_TRIAL_SHAPE[1:])}: {error}'
+            ) from error
+        # Rounded: interpolation may differ in the last bit from machine to machine.
+        whole = [(part.double() * 1000).round().long().numpy().tobytes() for part in mixed]
+        found.append(sha256(b''.join(whole)).hexdigest())
+    return found

@@ -1,0 +1,121 @@
+"""Batches that come again in every run: where images of a batch are mixed, the same ones must meet."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import DefaultSampler
+from torch.utils.data import BatchSampler, DataLoader
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, base_of, derive_seed, named_after, rebase, remade
+
+
+def order_of(seed: int, view: int, count: int) -> np.ndarray:
+    """In which order a view draws ``count`` samples, a permutation; batch b has those from ``b * batch_size`` on.
+
+    Args:
+        seed: 64 bits, see :func:`~fnkd_plugin.mm.replay.seeded_dataset.data_seed`.
+        view: Its number.
+        count: How many there are.
+    """
+    return np.random.Generator(np.random.PCG64(derive_seed(seed, view))).permutation(count)
+
+
+@functools.cache
+def _fixed_sampler(base: type) -> type:
+    class Fixed(base):
+        def _batches(self) -> Iterator[int]:
+            count, world, size = len(self.dataset), self.world_size, self._fnkd_size
+            steps, batches = steps_of(count, world, size, self._fnkd_drop_last)
+            # What drop_last leaves out, the next pass through the views begins with. A batch that is not whole stays
+            # the last of its process, where the loader expects it.
+            first = self.epoch // self._fnkd_views * steps * world if self._fnkd_drop_last else 0
+            for i in range(steps):
+                yield (first + i * world + self.rank) % batches
+
+        def _bounds(self, batch: int) -> tuple[int, int]:
+            return batch * self._fnkd_size, min((batch + 1) * self._fnkd_size, len(self.dataset))
+
+        def __iter__(self) -> Iterator[SampleIndex]:
+            view = self.epoch % self._fnkd_views
+            order = order_of(self._fnkd_seed, view, len(self.dataset))
+            for batch in self._batches():
+                start, end = self._bounds(batch)
+                for index in order[start:end].tolist():
+                    yield SampleIndex(index, view, batch=batch)
+
+        def __len__(self) -> int:
+            return sum(end - start for start, end in map(self._bounds, self._batches()))
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return remade, (_fixed_sampler, base), self.__dict__
+
+    return named_after(base, Fixed)
+
+
+def steps_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
+    """How many batches of ``size`` each of ``world`` processes draws an epoch, and how many there are to draw from.
+
+    The first is what the loader has without us, since MMEngine has planned its schedules by it.
+    """
+    share = math.ceil(count / world)
+    return (share // size, count // size) if drop_last else (math.ceil(share / size), math.ceil(count / size))
+
+
+def check_loader(loader: DataLoader) -> None:
+    """Refuse loaders whose batches cannot be fixed.
+
+    Raises:
+        SetupError: If they are not drawn by a shuffling ``DefaultSampler``.
+    """
+    batch_sampler: Any = loader.batch_sampler
+    composed = type(batch_sampler) is not BatchSampler
+    sampler = batch_sampler if composed else batch_sampler.sampler
+    if composed or base_of(sampler) is not DefaultSampler:
+        raise SetupError(
+            f'{base_of(sampler).__name__} makes batches of its own, but a cache of mixed images knows those images '
+            'together that its teacher saw together: train with DefaultSampler, without Mixup and CutMix, or with a '
+            'live teacher.'
+        )
+    if not sampler.shuffle:
+        raise SetupError(
+            'DefaultSampler(shuffle=False): where mixed images are replayed each view has an order of its own; set '
+            'train_dataloader.sampler.shuffle=True.'
+        )
+
+
+def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> None:
+    """Make a loader's sampler draw the batches of :func:`order_of`, in place.
+
+    Epoch e draws those of view ``e % views``. Of several processes each takes every so many-th batch, so that the
+    batches do not depend on their number. A second call changes the arguments.
+
+    Args:
+        loader: Its sampler is a ``DefaultSampler``.
+        seed: 64 bits.
+        views: How many there are.
+        batch_size: Of a process; the loader's.
+
+    Raises:
+        SetupError: If the loader has another sampler or batch size, or fewer images than a batch.
+    """
+    sampler: Any = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+    check_loader(loader)
+    if loader.batch_size != batch_size:
+        raise SetupError(
+            f'The mixed images of the cache were mixed in batches of {batch_size}, but the batches of this run have '
+            f'{loader.batch_size}: give --cfg-options train_dataloader.batch_size={batch_size}, or make a cache for '
+            'these.'
+        )
+    count, world = len(sampler.dataset), sampler.world_size
+    if not steps_of(count, world, batch_size, loader.drop_last)[0]:
+        raise SetupError(
+            f'drop_last leaves no batch of {batch_size} of the {count} images for each of {world} processes; set '
+            'train_dataloader.drop_last=False, or take fewer processes.'
+        )
+    rebase(sampler, _fixed_sampler)
+    sampler._fnkd_seed, sampler._fnkd_views = seed, views
+    sampler._fnkd_size, sampler._fnkd_drop_last = batch_size, loader.drop_last

@@ -1,0 +1,213 @@
+"""A data set whose augmentations depend on nothing but (seed, view, sample)."""
+
+import functools
+import itertools
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dist import get_dist_info
+
+from fnkd_plugin.errors import SetupError
+
+
+class SampleIndex(int):
+    """An index into a data set that knows in which view (an epoch's, or a pass's), and time in it, it is drawn.
+
+    And in which batch, where batches are fixed (:mod:`fnkd_plugin.mm.replay.fixed_batches`).
+    """
+
+    view: int
+    time: int
+    batch: int
+
+    def __new__(cls, index: int, view: int, time: int = 0, batch: int = 0) -> 'SampleIndex':  # noqa: D102
+        self = super().__new__(cls, index)
+        self.view, self.time, self.batch = view, time, batch
+        return self
+
+    def __reduce__(self) -> tuple:
+        return SampleIndex, (int(self), self.view, self.time, self.batch)
+
+
+class Stamp(NamedTuple):
+    """What a replayed data sample is, as its ``data_samples.stamp``.
+
+    Attributes:
+        view: The view it was drawn in.
+        sample: Its index in the outermost data set; ``sample_idx`` is the inner one inside ConcatDataset.
+        pixels: The checksum of its image, see :func:`checksum`.
+        batch: The number of its batch in that view, where batches are fixed.
+    """
+
+    view: int
+    sample: int
+    pixels: int
+    batch: int = 0
+
+
+def checksum(image: torch.Tensor) -> int:
+    """CRC-32 of the image's elements, in the order of its dimensions."""
+    return zlib.crc32(np.ascontiguousarray(image.numpy()).data)
+
+
+def derive_seed(*key: int) -> int:
+    """A 64-bit seed that depends on every number of ``key`` and their order."""
+    text = ' '.join(str(int(number)) for number in key)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'little')
+
+
+def data_seed(seed: int) -> int:
+    """What :func:`seed_samples` takes of a run's seed."""
+    return derive_seed(seed, 0)
+
+
+def step_seed(seed: int, rank: int, iteration: int) -> int:
+    """What a process draws from in an iteration."""
+    return derive_seed(seed, 1, rank, iteration)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, numpy's and torch's global generators, CUDA's only where CUDA is in use.
+
+    ``torch.manual_seed`` would note down a stack trace for CUDA's later start, at ten times the price.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed % 2**63)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed % 2**63)
+
+
+@functools.cache
+def _seeded_dataset(base: type) -> type:
+    class Seeded(base):
+        def __getitem__(self, index: int) -> Any:
+            view, time = getattr(index, 'view', 0), getattr(index, 'time', 0)
+            seed_all(derive_seed(self._fnkd_seed, view, time, int(index)))
+            sample = super().__getitem__(int(index))
+            if self._fnkd_stamps:
+                _stamp(sample, view, int(index), getattr(index, 'batch', 0))
+            return sample
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return remade, (_seeded_dataset, base), self.__dict__
+
+    return named_after(base, Seeded)
+
+
+def _stamp(sample: Any, view: int, index: int, batch: int) -> None:
+    try:
+        stamp = Stamp(view, index, checksum(sample['inputs']), batch)
+        sample['data_samples'].set_field(stamp, 'stamp', field_type='metainfo')
+    except (TypeError, KeyError, AttributeError) as error:
+        raise SetupError(
+            f'A replayed data set must give one image tensor and its data sample, as PackInputs does: {error}.'
+        ) from error
+
+
+@functools.cache
+def _view_sampler(base: type) -> type:
+    class View(base):
+        def _view(self, epoch: int) -> int:
+            return epoch % self._fnkd_views if self._fnkd_views else epoch
+
+        if issubclass(base, InfiniteSampler):
+
+            def _indices_of_rank(self) -> Iterator[SampleIndex]:
+                # Below MMEngine's skipping on resumption, which drops the first of these. A pass is an epoch.
+                place = itertools.count(self.rank, self.world_size)
+                for index, i in zip(super()._indices_of_rank(), place, strict=False):
+                    yield SampleIndex(index, self._view(i // self.size))
+
+        else:
+
+            def __iter__(self) -> Iterator[SampleIndex]:
+                view = self._view(getattr(self, 'epoch', 0))
+                if base is DefaultSampler:  # which repeats none, so that nothing must be remembered of each
+                    yield from (SampleIndex(index, view) for index in super().__iter__())
+                    return
+                # A sampler that repeats samples may do so on another process, which cannot be seen from here.
+                rank, step = 0, 1
+                if not isinstance(self, DefaultSampler):
+                    rank, step = get_dist_info()
+                seen: dict[int, int] = {}
+                for index in super().__iter__():
+                    time = seen.get(index, rank)
+                    seen[index] = time + step
+                    if time and self._fnkd_views:
+                        raise SetupError(
+                            f'{base.__name__} draws an image several times an epoch, or may, each time with other '
+                            'pixels, but a view holds an image once: train with DefaultSampler, or a live teacher.'
+                        )
+                    yield SampleIndex(index, view, time)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return remade, (_view_sampler, base), self.__dict__
+
+    return named_after(base, View)
+
+
+def named_after(base: type, cls: type) -> type:
+    """A class made at run time, with a name that says of which."""
+    cls.__name__ = cls.__qualname__ = cls.__name__ + base.__name__
+    cls.__module__ = base.__module__
+    return cls
+
+
+def rebase(thing: Any, make: Callable[[type], type]) -> None:
+    """Change an object's class to one made of its own; a second time, of that which it had first."""
+    thing._fnkd_base = base_of(thing)
+    thing.__class__ = make(thing._fnkd_base)
+
+
+def base_of(thing: Any) -> type:
+    """The class that an object had before :func:`rebase`."""
+    return getattr(thing, '_fnkd_base', type(thing))
+
+
+def remade(make: Callable[[type], type], base: type) -> Any:
+    """An object, still empty, of a class made at run time, which pickle cannot find and so is told how to make."""
+    cls: Any = make(base)
+    return cls.__new__(cls)
+
+
+def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
+    """Seed all generators before each sample of a data set from (``seed``, view, time in it, sample), in place.
+
+    The object's class changes to a subclass of its own, so that it stays what it is: hooks that swap the pipeline,
+    wrappers and ``metainfo`` work, in the worker processes too, whatever their number and age. A second call changes
+    the seed.
+
+    Args:
+        dataset: Any data set; it learns view and time from a :class:`SampleIndex`, and takes 0 for a plain index.
+        seed: 64 bits.
+        stamps: Whether each sample is to say what it is, see :class:`Stamp`.
+    """
+    rebase(dataset, _seeded_dataset)
+    dataset._fnkd_seed = seed
+    dataset._fnkd_stamps = stamps
+
+
+def number_views(sampler: Any, views: int | None = None) -> None:
+    """Make a sampler say in which view, and time in it, it draws each sample, in place.
+
+    The view is the epoch, or the pass of a sampler without epochs. The time counts how often the sample has come before
+    in it: samplers that repeat one for several augmentations get several. A second call changes ``views``.
+
+    Args:
+        sampler: Any sampler of indices; its class changes to a subclass of its own.
+        views: Begin again with view 0 after so many epochs.
+
+    Raises:
+        SetupError: While it draws, if there are ``views`` and it draws a sample again within an epoch.
+    """
+    rebase(sampler, _view_sampler)
+    sampler._fnkd_views = views
+    if isinstance(sampler, InfiniteSampler):
+        sampler.indices = sampler._indices_of_rank()

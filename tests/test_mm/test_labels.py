@@ -1,0 +1,24 @@
+"""The class of each image."""
+
+import pytest
+import torch
+from mmpretrain.structures import DataSample
+
+from fnkd_plugin.mm.labels import hard_labels
+
+pytestmark = pytest.mark.upstream
+
+
+def test_one_label_for_each_image() -> None:
+    labels = hard_labels([DataSample().set_gt_label(i) for i in (1, 2, 2)])
+    assert labels is not None and labels.tolist() == [1, 2, 2]
+
+
+def test_mixed_labels_are_the_heavier_one() -> None:
+    scores = ([0.9, 0.1, 0.0], [0.0, 0.6, 0.4], [0.3, 0.0, 0.7])
+    labels = hard_labels([DataSample().set_gt_label(0).set_gt_score(torch.tensor(score)) for score in scores])
+    assert labels is not None and labels.tolist() == [0, 1, 2]
+
+
+def test_no_labels() -> None:
+    assert hard_labels(None) is None and hard_labels([]) is None and hard_labels([DataSample()]) is None
