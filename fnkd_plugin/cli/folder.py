@@ -1,0 +1,217 @@
+"""``fnkd train FOLDER``: a teacher, then a student that learns from it, on a folder of photos."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from fnkd_plugin.cli.photos import Photos, read_photos
+from fnkd_plugin.cli.progress_hook import ProgressHook
+from fnkd_plugin.cli.recipe import LEARNING_RATES, SEED, TEACHER_SEED, Recipe, recipe_for, with_method
+from fnkd_plugin.cli.terminal import console, duration, progress, quiet, silent_start
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm import training
+from fnkd_plugin.mm.config import load_config
+
+TRIAL_SHARE = 0.2
+"""Of the training photos, held out to choose learning rates by; and of the epochs, a trial's length."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        folder: Its config, log and checkpoints.
+        checkpoint: The weights of the best epoch.
+        best: The best epoch's accuracy on the validation photos, in per cent.
+        last: The last epoch's.
+        seconds: How long it took.
+    """
+
+    folder: Path
+    checkpoint: Path
+    best: float
+    last: float
+    seconds: float
+
+
+class Workshop:
+    """The trainings of one folder of photos, each done once: what is finished is read again.
+
+    Args:
+        recipe: The common settings.
+        out: The folder of all results.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self._trials = _held_out(recipe, out)
+
+    def train(self, name: str, cfg: Config) -> Trained:
+        """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
+        folder = self.out / name
+        done = folder / 'result.json'
+        path = _write_config(cfg, folder)
+        if done.is_file():
+            found = json.loads(done.read_text())
+        else:
+            found = _run(path, folder, name)
+            done.write_text(json.dumps(found, indent=1) + '\n')
+        return Trained(folder, folder / found['checkpoint'], found['best'], found['last'], found['seconds'])
+
+    def tuned(self, name: str, model: str, checkpoint: str | None, method: str, teacher: dict[str, Any]) -> float:
+        """The learning rate with the best accuracy on the held-out part, the smaller of equals."""
+        scores = {}
+        for rate in LEARNING_RATES:
+            plain = self._trials.config(model, checkpoint, rate)
+            cfg = with_method(plain, method, teacher)
+            scores[rate] = self.train(f'trials/{name}_lr{rate}', cfg).last
+        return max(LEARNING_RATES, key=lambda rate: (scores[rate], -rate))
+
+    def finetuned(self, model: str, checkpoint: str | None) -> Trained:
+        """The teacher, fine-tuned by a seed of its own, so that its crops are not the student's."""
+        rate = self.tuned('teacher', model, checkpoint, 'plain', {})
+        return self.train('teacher', self.recipe.config(model, checkpoint, rate, TEACHER_SEED))
+
+    def student(
+        self, method: str, model: str, checkpoint: str | None, teacher: dict[str, Any], seed: int = SEED
+    ) -> Trained:
+        """A student trained by a method with one seed."""
+        rate = self.tuned(method, model, checkpoint, method, teacher)
+        cfg = with_method(self.recipe.config(model, checkpoint, rate, seed), method, teacher)
+        return self.train(method if seed == SEED else f'{method}_seed{seed}', cfg)
+
+
+def open_folder(
+    root: Path, out: Path, model: str, image_size: int | None = None, epochs: int | None = None
+) -> Workshop:
+    """Read and check the photos, and choose the recipe.
+
+    Raises:
+        SetupError: See :func:`~fnkd_plugin.cli.photos.read_photos`.
+    """
+    photos = checked(root)
+    recipe = recipe_for(photos, photos.write_lists(out), image_size, epochs, model)
+    console.print(
+        f'recipe: {recipe.image_size} px, {recipe.epochs} epochs, batches of {recipe.batch_size}'
+        f'{", mixed precision" if recipe.amp else ""}; results in {out}',
+        markup=False,
+    )
+    return Workshop(recipe, out)
+
+
+def checked(root: Path) -> Photos:
+    """The photos of a folder; prints their counts and what is odd about them."""
+    photos = read_photos(root, lambda items, count: progress('reading photos', items, count))
+    console.print(f'{root}: {photos.summary()}', markup=False)
+    for note in photos.notes:
+        console.print(f'note: {note}', markup=False)
+    return photos
+
+
+def train_folder(
+    root: Path,
+    student: str,
+    teacher: str,
+    out: Path,
+    *,
+    student_checkpoint: str | None = None,
+    teacher_checkpoint: str | None = None,
+    method: str = 'fnkd',
+    image_size: int | None = None,
+    epochs: int | None = None,
+    baseline: bool = False,
+) -> dict[str, Trained]:
+    """Fine-tune the teacher, then train the student with it.
+
+    Args:
+        root: The photos.
+        student: timm's name.
+        teacher: timm's name.
+        out: Where results go.
+        student_checkpoint: Weights that the student starts from; None for timm's published ones.
+        teacher_checkpoint: Weights that the teacher starts from; if their classifier has the photos' classes already,
+            it is not fine-tuned.
+        method: ``fnkd``, ``kd``, ... of the presets.
+        image_size: Pixels a side.
+        epochs: Of each training.
+        baseline: Whether to train the plain student as well.
+
+    Returns:
+        By name: ``teacher``, the method, and ``plain`` with ``baseline``.
+    """
+    shop = open_folder(root, out, student, image_size, epochs)
+    found = {'teacher': shop.finetuned(teacher, teacher_checkpoint)}
+    config = dict(type='TimmTeacher', model=teacher, checkpoint=str(found['teacher'].checkpoint.absolute()))
+    found[method] = shop.student(method, student, student_checkpoint, config)
+    if baseline:
+        found['plain'] = shop.student('plain', student, student_checkpoint, config)
+    final = out / f'{student}.pth'
+    shutil.copyfile(found[method].checkpoint, final)
+    for name, trained in found.items():
+        who = f'teacher {teacher}' if name == 'teacher' else f'{name} student {student}'
+        console.print(f'{who:<40} {trained.best:5.1f} %  ({duration(trained.seconds)})', markup=False)
+    console.print(f'model: {final}', markup=False)
+    classes = len(shop.recipe.photos.classes)
+    console.print(
+        f"import timm\nmodel = timm.create_model('{student}', num_classes={classes}, checkpoint_path='{final}')\n"
+        f"names = open('{shop.recipe.lists['classes']}').read().split('\\n')",
+        markup=False,
+    )
+    return found
+
+
+def _held_out(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of trials: a fifth of the training photos held out, and a fifth of the epochs."""
+    every = round(1 / TRIAL_SHARE)
+    seen: dict[int, int] = {}
+    parts: dict[str, list[tuple[str, int]]] = {'train': [], 'val': []}
+    for path, label in recipe.photos.train:
+        seen[label] = seen.get(label, 0) + 1
+        parts['val' if seen[label] % every == 2 else 'train'].append((path, label))
+    photos = replace(recipe.photos, **parts)
+    return replace(
+        recipe,
+        photos=photos,
+        lists=photos.write_lists(out / 'trials'),
+        epochs=max(2, round(recipe.epochs * TRIAL_SHARE)),
+    )
+
+
+def _write_config(cfg: Config, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'config.py'
+    cfg = Config({**cfg.to_dict(), 'work_dir': str(folder)})
+    if path.is_file() and Config.fromfile(path).to_dict() != cfg.to_dict():
+        raise SetupError(f'{path} is of another training; give another --out, or remove {folder}.')
+    if not path.is_file():
+        cfg.dump(path)
+    return path
+
+
+def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
+    import time
+
+    began = time.monotonic()
+    cfg = load_config(path)
+    cfg.resume = (folder / 'last_checkpoint').is_file()
+    training.add_default_hooks(cfg)
+    training.check_data_roots(cfg)
+    training.set_loader_defaults(cfg)
+    with silent_start():
+        runner = training.build_runner(cfg)
+    quiet(runner.logger)
+    runner.register_hook(ProgressHook(title))
+    runner.train()
+    scores = runner.message_hub.get_scalar('val/accuracy/top1')
+    best = Path(runner.message_hub.get_info('best_ckpt'))
+    return dict(
+        best=float(runner.message_hub.get_info('best_score')),
+        last=float(scores.current()),
+        checkpoint=best.name,
+        seconds=time.monotonic() - began,
+    )
