@@ -134,11 +134,9 @@ def test_a_callables_is_stated() -> None:
 def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', said.append)
+    second = timm_teacher(tmp_path, mean=MEAN, std=STD, input_size=48)
     members = [timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second]
     teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=members))
-    teacher = MODELS.build(
-        dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second])
-    )
     teacher.prepare(SOURCE)
     teacher.predict(IMAGES[..., :SIZE, :SIZE])
     assert said == [
