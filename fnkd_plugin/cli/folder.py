@@ -1,12 +1,14 @@
 """``fnkd train FOLDER``: a teacher, then a student that learns from it, on a folder of photos."""
 
 import json
-import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
 
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.progress_hook import ProgressHook
@@ -14,7 +16,9 @@ from fnkd_plugin.cli.recipe import LEARNING_RATES, SEED, TEACHER_SEED, Recipe, r
 from fnkd_plugin.cli.terminal import console, duration, progress, quiet, silent_start
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
+from fnkd_plugin.mm.checkpoints import read_state_dict
 from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.teachers.timm_models import check_timm_model
 
 TRIAL_SHARE = 0.2
 """Of the training photos, held out to choose learning rates by; and of the epochs, a trial's length."""
@@ -50,6 +54,16 @@ class Workshop:
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
         self._trials = _held_out(recipe, out)
+
+    def check_models(self, checkpoints: dict[str, str | None]) -> None:
+        """Build each model with the weights that it starts from, before anything is trained.
+
+        Raises:
+            SetupError: If timm knows no such model, or its weights cannot be read or fetched.
+        """
+        with silent_start():
+            for model, checkpoint in checkpoints.items():
+                MODELS.build(self.recipe.config(model, checkpoint, LEARNING_RATES[0]).model)
 
     def train(self, name: str, cfg: Config) -> Trained:
         """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
@@ -94,6 +108,8 @@ def open_folder(
     Raises:
         SetupError: See :func:`~fnkd_plugin.cli.photos.read_photos`.
     """
+    init_default_scope('mmpretrain')
+    check_timm_model('--student', model, {})
     photos = checked(root)
     recipe = recipe_for(photos, photos.write_lists(out), image_size, epochs, model)
     console.print(
@@ -145,13 +161,14 @@ def train_folder(
         By name: ``teacher``, the method, and ``plain`` with ``baseline``.
     """
     shop = open_folder(root, out, student, image_size, epochs)
+    shop.check_models({student: student_checkpoint, teacher: teacher_checkpoint})
     found = {'teacher': shop.finetuned(teacher, teacher_checkpoint)}
     config = dict(type='TimmTeacher', model=teacher, checkpoint=str(found['teacher'].checkpoint.absolute()))
     found[method] = shop.student(method, student, student_checkpoint, config)
     if baseline:
         found['plain'] = shop.student('plain', student, student_checkpoint, config)
-    final = out / f'{student}.pth'
-    shutil.copyfile(found[method].checkpoint, final)
+    final = out / f'{student}.safetensors'
+    shop.recipe.bundle(student).save(read_state_dict(found[method].checkpoint), final)
     for name, trained in found.items():
         who = f'teacher {teacher}' if name == 'teacher' else f'{name} student {student}'
         console.print(f'{who:<40} {trained.best:5.1f} %  ({duration(trained.seconds)})', markup=False)
@@ -159,7 +176,7 @@ def train_folder(
     classes = len(shop.recipe.photos.classes)
     console.print(
         f"import timm\nmodel = timm.create_model('{student}', num_classes={classes}, checkpoint_path='{final}')\n"
-        f"names = open('{shop.recipe.lists['classes']}').read().split('\\n')",
+        f'or: fnkd predict {final} PHOTO ...',
         markup=False,
     )
     return found
@@ -169,11 +186,12 @@ def _held_out(recipe: Recipe, out: Path) -> Recipe:
     """The recipe of trials: a fifth of the training photos held out, and a fifth of the epochs."""
     every = round(1 / TRIAL_SHARE)
     seen: dict[int, int] = {}
-    parts: dict[str, list[tuple[str, int]]] = {'train': [], 'val': []}
+    train: list[tuple[str, int]] = []
+    val: list[tuple[str, int]] = []
     for path, label in recipe.photos.train:
         seen[label] = seen.get(label, 0) + 1
-        parts['val' if seen[label] % every == 2 else 'train'].append((path, label))
-    photos = replace(recipe.photos, **parts)
+        (val if seen[label] % every == 2 else train).append((path, label))
+    photos = replace(recipe.photos, train=train, val=val or train)
     return replace(
         recipe,
         photos=photos,
@@ -186,7 +204,7 @@ def _write_config(cfg: Config, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.py'
     cfg = Config({**cfg.to_dict(), 'work_dir': str(folder)})
-    if path.is_file() and Config.fromfile(path).to_dict() != cfg.to_dict():
+    if path.is_file() and Config.fromfile(path).pretty_text != cfg.pretty_text:
         raise SetupError(f'{path} is of another training; give another --out, or remove {folder}.')
     if not path.is_file():
         cfg.dump(path)
@@ -194,8 +212,6 @@ def _write_config(cfg: Config, folder: Path) -> Path:
 
 
 def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
-    import time
-
     began = time.monotonic()
     cfg = load_config(path)
     cfg.resume = (folder / 'last_checkpoint').is_file()

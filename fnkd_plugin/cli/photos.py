@@ -75,8 +75,8 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
     found = {'train': _listed(train), 'val': _listed(val) if val is not None else {}}
     if len(found['train']) < 2:
         raise SetupError(
-            f'{train} has {len(found["train"])} class folders ({first_few(sorted(found["train"]))}); a classifier needs '
-            'at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
+            f'{train} has {len(found["train"])} class folders ({first_few(sorted(found["train"]))}); a classifier '
+            'needs at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
         )
     if val is not None:
         _check_same_classes(found['train'], found['val'], train, val)

@@ -9,6 +9,7 @@ import timm
 import torch
 from mmengine.config import Config
 
+from fnkd_plugin.cli.bundle import Bundle
 from fnkd_plugin.cli.photos import Photos
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.mix import distill, smooth_labels
@@ -50,8 +51,7 @@ class Recipe:
             learning_rate: Of the pretrained layers, at a batch of 32.
             seed: Of everything random.
         """
-        found = timm.models.get_pretrained_cfg(model)
-        mean, std = (found.mean, found.std) if found else ((0.5,) * 3, (0.5,) * 3)
+        mean, std = _normalisation(model)
         classes = len(self.photos.classes)
         start = dict(checkpoint=checkpoint) if checkpoint else dict(pretrained=True)
         student = dict(type='TimmStudent', model=model, num_classes=classes, channels_last=True, **start)
@@ -71,8 +71,8 @@ class Recipe:
                 val_evaluator=dict(type='Accuracy', topk=(1,)),
                 val_cfg=dict(),
                 train_cfg=dict(by_epoch=True, max_epochs=self.epochs, val_interval=max(1, self.epochs // 10)),
-                optim_wrapper=self._optimizer(found, learning_rate),
-                param_scheduler=_schedule(self.epochs),
+                optim_wrapper=self._optimizer(model, learning_rate),
+                param_scheduler=_schedule(self.epochs * self._steps),
                 default_hooks=dict(
                     logger=dict(type='LoggerHook', interval=20),
                     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'),
@@ -97,9 +97,20 @@ class Recipe:
             persistent_workers=self.workers > 0,
             dataset=dataset,
             sampler=dict(type='DefaultSampler', shuffle=shuffle),
+            # A batch of one image has no statistics for batch norm.
+            drop_last=shuffle,
         )
 
-    def _optimizer(self, found: Any, learning_rate: float) -> dict[str, Any]:
+    @property
+    def _steps(self) -> int:
+        return len(self.photos.train) // self.batch_size
+
+    def bundle(self, model: str) -> Bundle:
+        """What one must know to use a model that was trained so."""
+        return Bundle(model, self.photos.classes, self.image_size, *_normalisation(model))
+
+    def _optimizer(self, model: str, learning_rate: float) -> dict[str, Any]:
+        found = timm.models.get_pretrained_cfg(model)
         classifier = found.classifier if found else None
         names = [classifier] if isinstance(classifier, str) else list(classifier or [])
         sgd = dict(type='SGD', lr=learning_rate * self.batch_size / 32, momentum=0.9, weight_decay=1e-4)
@@ -108,11 +119,13 @@ class Recipe:
         return dict(**wrapper, optimizer=sgd, paramwise_cfg=dict(custom_keys=keys), clip_grad=dict(max_norm=5.0))
 
 
-def recipe_for(photos: Photos, lists: dict[str, Path], image_size: int | None, epochs: int | None, model: str) -> Recipe:
+def recipe_for(
+    photos: Photos, lists: dict[str, Path], image_size: int | None, epochs: int | None, model: str
+) -> Recipe:
     """A recipe that fits the photos and this machine.
 
-    About 12,000 images are seen, in 10 to 60 epochs (our choice). The image size is the model's own on a GPU and at most
-    128 pixels on a CPU.
+    About 12,000 images are seen, in 10 to 60 epochs (our choice). The image size is the model's own on a GPU, and at
+    most 128 pixels on a CPU.
     """
     gpu = torch.cuda.is_available()
     found = timm.models.get_pretrained_cfg(model)
@@ -123,10 +136,15 @@ def recipe_for(photos: Photos, lists: dict[str, Path], image_size: int | None, e
         lists,
         image_size or (own if gpu else min(own, 128)),
         epochs or min(most, max(least, round(_SAMPLES / len(photos.train)))),
-        min(64 if gpu else 32, max(8, len(photos.train) // 8)),
+        min(64 if gpu else 32, max(2, len(photos.train) // 8)),
         min(4, os.cpu_count() or 1) if gpu else 1,
         gpu,
     )
+
+
+def _normalisation(model: str) -> tuple[list[float], list[float]]:
+    found = timm.models.get_pretrained_cfg(model)
+    return (list(found.mean), list(found.std)) if found else ([0.5] * 3, [0.5] * 3)
 
 
 def with_method(cfg: Config, method: str, teacher: dict[str, Any]) -> Config:
@@ -158,10 +176,9 @@ def _val_pipeline(size: int) -> list[dict[str, Any]]:
     ]
 
 
-def _schedule(epochs: int) -> list[dict[str, Any]]:
-    warmup = min(1.0, epochs / 10)
-    by = dict(by_epoch=True, convert_to_iter_based=True)
+def _schedule(steps: int) -> list[dict[str, Any]]:
+    warmup = max(1, steps // 10)
     return [
-        dict(type='LinearLR', start_factor=0.05, begin=0, end=warmup, **by),
-        dict(type='CosineAnnealingLR', T_max=epochs - warmup, begin=warmup, end=epochs, **by),
+        dict(type='LinearLR', start_factor=0.05, begin=0, end=warmup, by_epoch=False),
+        dict(type='CosineAnnealingLR', T_max=steps - warmup, begin=warmup, end=steps, by_epoch=False),
     ]

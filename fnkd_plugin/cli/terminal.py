@@ -33,6 +33,8 @@ def quiet(logger: logging.Logger) -> None:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(sys.stderr)
             handler.setLevel(logging.WARNING)
+            # Advice to developers of the framework.
+            handler.addFilter(lambda record: 'deprecated' not in record.getMessage())
 
 
 def duration(seconds: float) -> str:
@@ -53,7 +55,13 @@ class Bar:
         self._began = self._printed = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('left'), TimeRemainingColumn())
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn('left'),
+                TimeRemainingColumn(),
+            )
             text = TextColumn('{task.description}  {task.fields[text]}', markup=False)
             self._progress = Progress(text, *columns, console=console, transient=True)
             self._task = self._progress.add_task(title, total=total, text='')
