@@ -8,7 +8,6 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.framework import print_log
-from fnkd_plugin.mm.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
@@ -16,6 +15,7 @@ from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.teachers.timm_models import check_classifies, check_timm_model, timm_errors
+from fnkd_plugin.weights import find_state_dict, load_weights, read_checkpoint
 
 
 @MODELS.register_module()
