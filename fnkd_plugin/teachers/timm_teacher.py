@@ -14,6 +14,7 @@ from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.teachers.timm_models import check_classifies, check_timm_model, timm_errors
+from fnkd_plugin.weights import find_state_dict, load_weights, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
