@@ -1,5 +1,6 @@
 """The interface of teachers."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.readers import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -17,6 +17,8 @@ from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.execution import Execution, ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
 from fnkd_plugin.teachers.resize import Resize
+
+_logger = logging.getLogger(__name__)
 
 
 class Teacher(ABC):
@@ -166,7 +168,7 @@ class ModelTeacher(Teacher):
                 "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
                 "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
-        print_log(f'{self.name} sees: {self.pixels}, {self._resize}.', logger='current')
+        _logger.info(f'{self.name} sees: {self.pixels}, {self._resize}.')
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`."""
