@@ -114,7 +114,7 @@ def test_workers_do_not_matter(workers: dict, folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize('loss', [FNKD, dict(type='FNKDLoss'), dict(type='KDLoss'), dict(type='DISTLoss')])
 # Batch norm over four values makes rounding grow from step to step.
-@pytest.mark.parametrize(('dtype', 'steps', 'tolerance'), [('float16', 2, 2e-3), ('float32', 8, 1e-5)])
+@pytest.mark.parametrize(('dtype', 'steps', 'tolerance'), [('float16', 2, 4e-3), ('float32', 8, 1e-5)])
 def test_equals_the_live_teacher(
     loss: dict, dtype: str, steps: int, tolerance: float, folder: Path, tmp_path: Path
 ) -> None:
