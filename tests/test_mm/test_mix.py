@@ -13,7 +13,6 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import is_distilled, load_config
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
@@ -49,8 +48,8 @@ def _train_tool() -> Any:
 
 
 def _mixed_by_shell(*argv: object) -> Config:
-    args = _train_tool().parse_args([str(arg) for arg in argv])
-    return training.mix(load_config(args.config), args)
+    tool = _train_tool()
+    return tool.read_config(tool.parse_args([str(arg) for arg in argv]))
 
 
 def _entries(cfg: Config) -> dict:
@@ -368,7 +367,7 @@ def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_pat
 def test_each_method_has_a_work_dir_of_its_own(flags: list[str], folder: str, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
     cfg, args = _mixed_by_shell(plain, *flags), _train_tool().parse_args([str(plain), *flags])
-    training.merge_arguments(cfg, args)
+    _train_tool().merge_arguments(cfg, args)
     assert Path(cfg.work_dir).name == folder
 
 
