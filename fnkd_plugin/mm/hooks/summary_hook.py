@@ -64,7 +64,7 @@ def as_text(title: str, rows: Rows) -> str:
     table = Table(title=title, title_justify='left', box=box.SIMPLE, show_header=False)
     for row in rows:
         table.add_row(*map(Text, row))
-    width = max(len(name) + len(value) for name, value in rows) + 12 if rows else 80
+    width = sum(max((len(row[k]) for row in rows), default=0) for k in (0, 1)) + 12  # so that nothing wraps
     console = Console(file=io.StringIO(), width=width, no_color=True)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -74,7 +74,9 @@ def as_text(title: str, rows: Rows) -> str:
 def _dataset(dataset: Any) -> str:
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     classes = f'{len(names):,} classes, ' if names else ''
-    return f'{type(dataset).__name__}: {classes}{len(dataset):,} images'
+    # ReproducibleHook may have changed the class of the object.
+    kind = next(k for k in type(dataset).__mro__ if not k.__module__.startswith('fnkd_plugin.mm.replay'))
+    return f'{kind.__name__}: {classes}{len(dataset):,} images'
 
 
 def _student(cfg: Any, model: nn.Module) -> str:

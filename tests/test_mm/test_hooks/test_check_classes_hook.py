@@ -96,9 +96,7 @@ def _loader(folder: str, **options: Any) -> dict:
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
     dataset = dict(type='CustomDataset', data_root=folder, pipeline=pipeline, **options)
     sampler = dict(type='DefaultSampler', shuffle=False)
-    return dict(
-        batch_size=2, num_workers=0, dataset=dataset, sampler=sampler, collate_fn=dict(type='default_collate')
-    )
+    return dict(batch_size=2, num_workers=0, dataset=dataset, sampler=sampler, collate_fn=dict(type='default_collate'))
 
 
 VALIDATE = dict(val_evaluator=dict(type='Accuracy'), val_cfg=dict())
@@ -122,10 +120,8 @@ def test_a_missing_or_surplus_folder_is_found(
     cfg = config(resnet(), tmp_path, **VALIDATE, train_cfg=dict(by_epoch=True, max_epochs=1))
     cfg.train_dataloader = _loader(_folders(tmp_path / 'train', *train))
     cfg.val_dataloader = _loader(_folders(tmp_path / 'val', *val))
-    if hook == 'distill':
-        runner = Runner.from_cfg(distill(cfg, timm_teacher(tmp_path), 'kd'))
-    else:
-        runner = build_runner(cfg)
+    mixed = distill(cfg, timm_teacher(tmp_path), 'kd')
+    runner = Runner.from_cfg(mixed) if hook == 'distill' else build_runner(cfg)
     if not facts:
         runner.train()
         return

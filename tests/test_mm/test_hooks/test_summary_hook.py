@@ -41,9 +41,7 @@ def test_a_distilled_run_outside_of_the_tools(evaluated: bool, tmp_path: Path) -
         result = re.search(r'validation set: (accuracy/top1 [0-9.]+)', log)
         assert result is not None and log.count(result[1]) == 3
     # Plain tensors, numbers and strings: timm and torch read the checkpoint.
-    assert set(torch.load(tmp_path / 'epoch_2.pth', weights_only=True)['state_dict']) == set(
-        runner.model.state_dict()
-    )
+    assert set(torch.load(tmp_path / 'epoch_2.pth', weights_only=True)['state_dict']) == set(runner.model.state_dict())
 
 
 def test_a_table_is_plain_text_and_shows_markup_as_it_is() -> None:
