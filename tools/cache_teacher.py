@@ -30,7 +30,7 @@ from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import DTYPES, Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, merge_options
+from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _PATIENCE = timedelta(days=7)
@@ -67,8 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parse_args(argv)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     training.check_data_roots(cfg, ['train_dataloader'])
     training.set_loader_defaults(cfg)

@@ -69,7 +69,7 @@ def _find_config(
     if isinstance(config, Config):
         return config, checkpoint
     if str(config).endswith('.py'):
-        return load_config(config, f'{name}: '), checkpoint
+        return load_config(config, owner=f'{name}: '), checkpoint
     try:
         metainfo = ModelHub.get(str(config))
     except ValueError as error:
