@@ -14,7 +14,6 @@ _WITHOUT_STACK = (
     'framework',
     'functional',
     'host_copy',
-    'teachers.replay',
     'readers',
     'losses',
     'prediction',

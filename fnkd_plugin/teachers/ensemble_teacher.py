@@ -10,7 +10,6 @@ from fnkd_plugin.framework import build_model, register_model
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import Teacher
 
 
@@ -54,6 +53,7 @@ class EnsembleTeacher(Teacher):
                 f'EnsembleTeacher: its cached teachers know other views: {", ".join(sorted(map(str, replays)))}; make '
                 'all caches with one --seed, one number of --views and, where images are mixed, in batches of one size.'
             )
+        self.replay = next(iter(replays), None)
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
         self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)
 
@@ -72,20 +72,10 @@ class EnsembleTeacher(Teacher):
         for teacher in self.teachers:
             teacher.match_classes(count, classes)
 
-    @property
-    def replay(self) -> Replay | None:
-        """See :attr:`Teacher.replay`; the cached ones among the teachers agree."""
-        return next((teacher.replay for teacher in self.teachers if teacher.replay), None)
-
-    def check_mixing(self, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_mixing`."""
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check`."""
         for teacher in self.teachers:
-            teacher.check_mixing(preprocessor)
-
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_data`."""
-        for teacher in self.teachers:
-            teacher.check_data(dataset, preprocessor)
+            teacher.check(dataset, preprocessor)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`."""
