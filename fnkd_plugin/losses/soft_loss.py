@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
 from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits, scaled_cross_entropy
+from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 
 class SoftLoss(nn.Module, ABC):
