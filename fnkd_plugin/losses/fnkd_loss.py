@@ -7,9 +7,9 @@ from torch import Tensor, device, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.losses.auto_tau import AutoTau
+from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 
 _logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
-from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
 from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
+from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
+from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
 
 
 class SoftLoss(nn.Module, ABC):

@@ -36,7 +36,7 @@ class TTMLoss(SoftTargetLoss):
         self.gamma = check_number(type(self).__name__, 'gamma', gamma, positive=True)
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
-        """:math:`\gamma v`."""
+        r""":math:`\gamma v`."""
         return ScaledLogits(prediction.logits, self.gamma)
 
     def student_logits(self, student: Prediction) -> ScaledLogits:

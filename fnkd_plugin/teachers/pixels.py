@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-
 # A std of 255 maps to [0, 1]; twice that leaves room for other ranges (our choice). Of 12 bit images it is > 900.
 _LARGEST_STD = 510
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from experiments.side_by_side.recipe import PADDING, Recipe
 from mmpretrain.registry import DATASETS
 from torch import Tensor
 
+from experiments.side_by_side.recipe import PADDING, Recipe
 from fnkd_plugin.prediction import Prediction
 
 SHIFTS = 2 * PADDING + 1

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from rich.console import Console
+
+import fnkd_plugin  # noqa: F401  (registers the losses)
 from experiments.results import measures
 from experiments.side_by_side.images import Images, Table
 from experiments.side_by_side.recipe import Recipe, Student, read
 from experiments.side_by_side.training import Group
 from experiments.study import Study, StudyError
 from experiments.tables import Method
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from rich.console import Console
-
-import fnkd_plugin  # noqa: F401  (registers the losses)
 
 SAVED_EVERY = 120
 """Seconds."""
@@ -170,4 +170,3 @@ class SideBySideStudy:
             found |= dict(seconds=round(group.seconds, 1), side_by_side=len(group.students))
             self._study.results.add(job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))})
             self._say(f'{job.name}: {found["accuracy"]:.2f} %, best {found["best_accuracy"]:.2f} %')
-

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
-from experiments.side_by_side.network import SideBySide
-from experiments.side_by_side.recipe import Recipe, Student
 from mmengine.runner import set_random_seed
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
+from experiments.side_by_side.network import SideBySide
+from experiments.side_by_side.recipe import Recipe, Student
 from fnkd_plugin.losses.auto_tau import LAMBDA
 from fnkd_plugin.mm.config import dicts_in
 from fnkd_plugin.prediction import Prediction
@@ -43,9 +43,7 @@ class Losses:
         """The factor of the soft losses in an epoch, counted from 0."""
         return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
 
-    def __call__(
-        self, student: Prediction, teacher: Prediction | None, labels: Tensor, growth: Tensor
-    ) -> Tensor:
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor, growth: Tensor) -> Tensor:
         """The hard loss, and the sum of the soft ones, both weighed, [2]."""
         hard = self.hard(student.logits, labels, avg_factor=len(labels)) * self.hard_weight
         soft = [loss(student, teacher, labels) for loss in self.soft]
@@ -176,7 +174,9 @@ class Group:
         dtype = torch.bfloat16 if self._half else torch.float32
         images = self._beside(self._train.batch(indices, views, dtype))
         labels = self._train.labels.index_select(0, indices.flatten()).view(indices.shape)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half and self._native, cache_enabled=False):
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._half and self._native, cache_enabled=False
+        ):
             logits, features = self.network(images)
         found = self._all_losses(logits, features, labels, self._answers(indices, views))
         for parameter in self._parameters:
@@ -195,9 +195,7 @@ class Group:
             return None
         return [self._table(i, v) for i, v in zip(indices, views, strict=True)]
 
-    def _all_losses(
-        self, logits: Tensor, features: Tensor, labels: Tensor, teacher: list[Prediction] | None
-    ) -> Tensor:
+    def _all_losses(self, logits: Tensor, features: Tensor, labels: Tensor, teacher: list[Prediction] | None) -> Tensor:
         main = torch.cuda.current_stream(self._device) if self._cuda else None
         for branch in self._branches:
             branch.wait_stream(main)
