@@ -147,7 +147,7 @@ def test_what_does_not_fit_ends_in_one_line(tools: Tools, configs: tuple[Path, P
     teacher = 'model.teacher.checkpoint=' + str(tmp_path / 'no.pth')
     assert_error(train(distilled, '--cfg-options', teacher), 'no.pth')
     wrong = 'model.teacher.model=test_resnett'
-    assert_error(train(distilled, '--cfg-options', wrong), 'test_resnett', 'test_resnet?')
+    assert_error(train(distilled, '--cfg-options', wrong), 'test_resnett', ' test_resnet,')
     assert_error(train(plain, '--resume', tmp_path / 'object.pth'), 'object.pth')
     assert_error(tools.run('test.py', tmp_path / 'none.py', 'x.pth'), 'none.py')
     assert_error(tools.run('test.py', plain, tmp_path / 'no.pth', *work), 'no.pth')
@@ -238,7 +238,7 @@ def test_what_cannot_be_mixed_ends_in_one_line(tools: Tools, configs: tuple[Path
     assert_error(train(plain, '--distill-cfg', 'tau=8'), '--distill', '--teacher')
     assert_error(train(plain, '--label-smoothing-cfg', 'eps=0.2'), '--label-smoothing-cfg')
     assert_error(train(plain, *teacher, '--distill-cfg', 'tua=8'), 'tua')
-    assert_error(train(plain, '--teacher', 'timm:test_resnett'), 'test_resnett', 'test_resnet?')
+    assert_error(train(plain, '--teacher', 'timm:test_resnett'), 'test_resnett', ' test_resnet,')
     assert_error(train(plain, '--label-smoothing', 'alsr'), 'groups')
     assert_error(train('mmpretrain::resnet/none.py', *teacher), 'mmpretrain::resnet/none')
     shipped = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
