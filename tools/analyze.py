@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look at a classifier's feature norms and at label noise: one HTML page, and its numbers as JSON.
+"""Analyse a classifier's feature norms and label noise: one HTML page, and its numbers as JSON.
 
     python tools/analyze.py CONFIG CHECKPOINT --out DIR --split train --groups cub --flip 0.1
 
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Analyse, write, and say what was found."""
+    """Analyse, write the files, and print the headlines."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     console = Console()
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     files = write_report(args.out, subject, found, made)
     for sentence in sentences:
-        console.print(f'- {sentence}', highlight=False)
+        console.print(f'- {sentence}', highlight=False, markup=False)
     for path in files.values():
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

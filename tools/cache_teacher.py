@@ -31,7 +31,7 @@ from fnkd_plugin.cache.store import DTYPES, Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config, merge_options
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _PATIENCE = timedelta(days=7)
 """Of the process that has done its share first, until the others have."""

@@ -23,10 +23,9 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.config import is_distilled, plain_model, without_pretrained
 from fnkd_plugin.mm.replay.batch_augments import describe_mixing, replay_mixing
 from fnkd_plugin.mm.replay.fixed_batches import check_loader, order_of
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed, seed_samples
 from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 Block = tuple[int, int, int]

@@ -17,14 +17,13 @@ from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.replay.batch_augments import check_mixing, describe_mixing
 from fnkd_plugin.mm.replay.fixed_batches import order_of
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed
 from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 
 VERIFY_TOLERANCE = 2e-3
@@ -73,6 +72,7 @@ class CachedTeacher(Teacher):
         self.name = f'CachedTeacher({teacher["name"]})'
         self.has_feature_norm = teacher['feature_norm']
         self.top_k = store.manifest['top_k']
+        self.replay = Replay(store.manifest['seed'], store.views, store.batch_size)
         if self.top_k and class_map is not None:
             raise SetupError(
                 f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
@@ -94,21 +94,23 @@ class CachedTeacher(Teacher):
         """See :attr:`Teacher.num_classes`."""
         return self._classes.count
 
-    @property
-    def replay(self) -> Replay:
-        """See :attr:`Teacher.replay`."""
-        return Replay(self._store.manifest['seed'], self._store.views, self._store.batch_size)
-
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """See :meth:`Teacher.match_classes`."""
         self._classes.match(count, classes)
 
     def prepare(self, source: PixelFormat) -> None:
-        """See :meth:`Teacher.prepare`; kept for :meth:`check_data`, since the teacher has seen the images already."""
+        """See :meth:`Teacher.prepare`; kept for :meth:`check`."""
         self._source = source
 
-    def check_mixing(self, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_mixing`."""
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check`."""
+        self._check_mixing(preprocessor)
+        self._check_data(dataset)
+        if self._verify:
+            with isolated_rng():
+                self._ask_again(dataset, preprocessor)
+
+    def _check_mixing(self, preprocessor: nn.Module) -> None:
         check_mixing(self.replay, preprocessor)
         if self._store.batch_size is None:
             return
@@ -122,8 +124,7 @@ class CachedTeacher(Teacher):
                 'this one.'
             )
 
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_data`."""
+    def _check_data(self, dataset: Any) -> None:
         different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
         if different:
             raise SetupError(
@@ -137,9 +138,6 @@ class CachedTeacher(Teacher):
                 'training stops there.',
                 logger='current',
             )
-        if self._verify:
-            with isolated_rng():
-                self._ask_again(dataset, preprocessor)
 
     @torch.compiler.disable
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:

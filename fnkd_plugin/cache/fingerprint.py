@@ -1,21 +1,18 @@
 """What knowledge belongs to, in words that a file can hold and a message can show."""
 
-import re
 from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fnkd_plugin.mm.replay.seeded_dataset import base_of
+from fnkd_plugin.mm.replay.seeded_dataset import base_of, text_of
 
 _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain')
-_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 
 def describe_data(dataset: Any) -> dict[str, Any]:
@@ -29,7 +26,7 @@ def describe_data(dataset: Any) -> dict[str, Any]:
         samples=len(dataset),
         annotations=_annotations(dataset, [str(leaf.data_root) for leaf in leaves if getattr(leaf, 'data_root', None)]),
         classes=list((getattr(dataset, 'metainfo', None) or {}).get('classes') or []),
-        pipeline=[words(step) for leaf in leaves for step in leaf.pipeline.transforms],
+        pipeline=[text_of(step) for leaf in leaves for step in leaf.pipeline.transforms],
     )
 
 
@@ -67,7 +64,7 @@ def plain(node: Any) -> Any:
         return [plain(value) for value in node]
     if isinstance(node, type):
         return f'{node.__module__}.{node.__qualname__}'
-    return node if node is None or isinstance(node, (bool, int, float, str)) else words(node)
+    return node if node is None or isinstance(node, (bool, int, float, str)) else text_of(node)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -100,12 +97,6 @@ def _annotations(dataset: Any, roots: list[str]) -> str:
             if info.get('img') is not None:
                 digest.update(np.ascontiguousarray(info['img']).tobytes())
     return digest.hexdigest()
-
-
-def words(step: Any) -> str:
-    """What something says of itself, without addresses in memory."""
-    text = str(step) if isinstance(step, Path) else repr(step)
-    return ' '.join(_ADDRESS.sub('', text).split())
 
 
 def _short(value: Any) -> str:

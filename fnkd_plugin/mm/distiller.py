@@ -281,7 +281,6 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
             f'Distiller: {head.needs_all_logits[0]} needs all logits, but {teacher.name} keeps the {teacher.top_k} '
             'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
         )
-    teacher.check_mixing(student.data_preprocessor)  # type: ignore[arg-type]
     teacher.prepare(source)
     print_log(
         f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',

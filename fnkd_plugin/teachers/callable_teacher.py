@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.execution import ExecutionOptions
@@ -15,7 +14,6 @@ from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 
-@register_model
 class CallableTeacher(ModelTeacher):
     """Anything that makes logits of images: a trained ``nn.Module``, or a function.
 

@@ -1,5 +1,6 @@
 """A teacher of other, more or reordered classes."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import normalised, read_text
 from fnkd_plugin.teachers.class_names import Classes, same_class
+
+_logger = logging.getLogger(__name__)
 
 ClassMapping = str | Path | Sequence[int] | Sequence[str]
 BY_NAME = 'by-name'
@@ -113,10 +115,9 @@ class ClassMap:
         found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
         self._index = torch.tensor(self._one_each(student.names, found))
         moved = sum(k != int(m) for k, m in enumerate(self._index))
-        print_log(
+        _logger.info(
             f"{self._owner}: class_map='by-name' found all {len(self._index)} classes of the student among the "
-            f"teacher's {self._all}; {moved} of them have another index.",
-            logger='current',
+            f"teacher's {self._all}; {moved} of them have another index."
         )
 
     def _indices(self, entries: Sequence[int] | Sequence[str]) -> list[int]:

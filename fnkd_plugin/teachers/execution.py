@@ -1,14 +1,16 @@
 """How a teacher's network is run: arithmetic, memory order, compiled or not."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import all_reduce, print_log
+
+_logger = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 AUTO = 'auto'
@@ -86,11 +88,12 @@ class Execution:
             best = min(best, found[-1])
         # On the device: NCCL reduces no tensor of the host's.
         seconds = torch.tensor(found, dtype=torch.float32, device=images.device)
-        all_reduce(seconds, 'max')  # a step takes as long as its slowest process
+        if distributed.is_available() and distributed.is_initialized():  # a step takes as long as its slowest process
+            distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
         fastest = _TRIED[int(seconds.argmin())]
         self._set(fastest)
         shown = ', '.join(f'{_name(way)} {1000 * s:.1f} ms' for way, s in zip(_TRIED, seconds.tolist(), strict=True))
-        print_log(f'{self._owner}: runs in {_name(fastest)}, the fastest ({shown}).', logger='current')
+        _logger.info(f'{self._owner}: runs in {_name(fastest)}, the fastest ({shown}).')
 
     def _seconds(self, way: _Way, images: Tensor, best: float) -> float:
         """Of one forward, the fastest in this way's share of the time; infinite where it cannot be, or is hopeless."""

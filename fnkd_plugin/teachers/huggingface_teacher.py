@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmpretrain.registry import MODELS
 from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
@@ -20,7 +19,6 @@ from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 
-@MODELS.register_module()
 class HuggingFaceTeacher(ModelTeacher):
     """An image classifier of ``transformers`` as a frozen teacher, under its image processor's format and size.
 

@@ -1,5 +1,6 @@
 """The interface of teachers."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.readers import AffineReader, class_count, find_last_affine, probe
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -16,8 +16,9 @@ from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.execution import Execution, ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.resize import Resize
+
+_logger = logging.getLogger(__name__)
 
 
 class Teacher(ABC):
@@ -26,12 +27,15 @@ class Teacher(ABC):
     Attributes:
         name: For messages.
         has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
-        top_k: How many logits its predictions, then sparse, hold of each image; None for all.
+        top_k: How many logits of each image its predictions hold, as ``SparsePrediction``; None for all.
+        replay: The views of the training images that it knows
+            (:class:`~fnkd_plugin.mm.replay.seeded_dataset.Replay`); None if it takes any image.
     """
 
     name: str
     has_feature_norm: bool
     top_k: int | None = None
+    replay: Any = None
 
     @property
     @abstractmethod
@@ -55,30 +59,15 @@ class Teacher(ABC):
         """
         ClassMap(self.name, self.num_classes).match(count, classes)
 
-    @property
-    def replay(self) -> Replay | None:
-        """Which views of the training images it knows; None if it can be asked of any image."""
-        return None
-
-    def check_mixing(self, preprocessor: nn.Module) -> None:  # noqa: B027
-        """Compare what mixes the images of a batch with what it has seen.
-
-        Args:
-            preprocessor: The student's data preprocessor.
-
-        Raises:
-            SetupError: If it knows images that were mixed otherwise.
-        """
-
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
-        """Compare, before training, what it knows with what it will be asked.
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
+        """Check, before the first step, that the teacher has predictions for the training images.
 
         Args:
             dataset: The training set, seeded and stamping its samples as ``replay`` says.
             preprocessor: The student's data preprocessor.
 
         Raises:
-            SetupError: If it knows other images than these.
+            SetupError: If it only knows other images, or images that were mixed otherwise.
         """
 
     @abstractmethod
@@ -179,7 +168,7 @@ class ModelTeacher(Teacher):
                 "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
                 "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
-        print_log(f'{self.name} sees: {self.pixels}, {self._resize}.', logger='current')
+        _logger.info(f'{self.name} sees: {self.pixels}, {self._resize}.')
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`."""

@@ -1,13 +1,12 @@
 """timm models as teachers."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import timm
-from mmpretrain.registry import MODELS
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import saved_classes, timm_classes
@@ -17,8 +16,9 @@ from fnkd_plugin.teachers.teacher import ModelTeacher
 from fnkd_plugin.teachers.timm_models import check_classifies, check_timm_model, timm_errors
 from fnkd_plugin.weights import find_state_dict, load_weights, read_checkpoint
 
+_logger = logging.getLogger(__name__)
 
-@MODELS.register_module()
+
 class TimmTeacher(ModelTeacher):
     """A trained timm model as a frozen teacher, with timm's own normalisation (``pretrained_cfg``) in RGB.
 
@@ -60,6 +60,7 @@ class TimmTeacher(ModelTeacher):
         classes: ClassNames | None = None,
         **kwargs: Any,
     ) -> None:
+
         name = f'TimmTeacher({model})'
         cfg = check_timm_model(name, model, kwargs)
         if (checkpoint is None) == (not pretrained):
@@ -91,10 +92,9 @@ class TimmTeacher(ModelTeacher):
         if found is None:
             found = timm_classes(cfg)
             if found is not None and checkpoint is not None and len(found.names) == built.num_classes:
-                print_log(
+                _logger.info(
                     f"{name}: {checkpoint} names no classes; its {built.num_classes} are taken for ImageNet's. If they "
-                    'are others, say with classes=... which.',
-                    logger='current',
+                    'are others, say with classes=... which.'
                 )
         super().__init__(
             built,

@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay
 from tests.helpers import config, distilled, resnet
 from tests.test_mm.test_hooks.runs import loader
 

@@ -147,17 +147,19 @@ def test_incomplete_batches_may_be_dropped(folder: Path, tmp_path: Path) -> None
         (dict(augments=[MIXUP, CUTMIX], probs=[0.9, 0.1]), r'mixing\.probabilities: None then'),
     ],
 )
-def test_other_mixtures_are_refused_when_the_model_is_built(train_cfg: dict, said: str, folder: Path) -> None:
+def test_other_mixtures_are_refused_before_the_first_step(
+    train_cfg: dict, said: str, folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SetupError, match=said):
-        build(distilled(_student(**train_cfg), cached(str(folder / 'cache'))))
+        run(distilled(_student(**train_cfg), cached(str(folder / 'cache'))), tmp_path, **_options())
 
 
 def test_mixed_and_unmixed_do_not_meet(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="teacher saw mixed images, but the student's train_cfg"):
-        build(distilled(resnet(), cached(str(folder / 'cache'))))
+        run(distilled(resnet(), cached(str(folder / 'cache'))), tmp_path / 'a', **_options())
     plain = make_cache(tmp_path / 'plain', timm_teacher(folder), train_dataloader=_data())
     with pytest.raises(SetupError, match="Mixup, CutMix mixes images of a batch, but the cache's teacher saw them"):
-        build(distilled(_student(), cached(plain)))
+        run(distilled(_student(), cached(plain)), tmp_path / 'b', **_options())
     both = dict(type='EnsembleTeacher', teachers=[cached(plain), cached(str(folder / 'cache'))])
     with pytest.raises(SetupError, match=r'know other views: .*batch_size=4.*batch_size=None'):
         build(distilled(_student(), both))

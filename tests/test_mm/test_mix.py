@@ -32,7 +32,7 @@ from tests.helpers import (
 from tests.test_tools.configs import PURE_PYTHON, write_configs
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEACHER = dict(type='TimmTeacher', model='resnet50', checkpoint='t.pth')
 
 

@@ -64,7 +64,7 @@ def test_files_are_in_utf_8(tmp_path: Path) -> None:
 
 def test_matching_by_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.class_map.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.teachers.class_map._logger.info', said.append)
     assert _index('by-name', student=Classes(['e', 'b', 'c'])) == [4, 1, 2]
     assert said == [
         "Teacher: class_map='by-name' found all 3 classes of the student among the teacher's 5; "
@@ -242,7 +242,7 @@ def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path)
 @pytest.mark.parametrize('known', [True, False])
 def test_classes_taken_for_imagenets_are_said(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', said.append)
     path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)
     teacher = TimmTeacher('test_resnet', path)
     assert teacher.own_classes.names[0] == ('c0' if known else 'tench, Tinca tinca')

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 from PIL import Image
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.teachers import CallableTeacher, PixelFormat, TimmTeacher
 from fnkd_plugin.teachers.resize import Resize
 from tests.helpers import CLASSES, MEAN, SIZE, STD, build, config, resnet, timm_checkpoint, timm_teacher
 
@@ -132,9 +133,10 @@ def test_a_callables_is_stated() -> None:
 
 def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.teacher.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', said.append)
     second = timm_teacher(tmp_path, mean=MEAN, std=STD, input_size=48)
-    teacher = EnsembleTeacher([timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second])
+    members = [timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second]
+    teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=members))
     teacher.prepare(SOURCE)
     teacher.predict(IMAGES[..., :SIZE, :SIZE])
     assert said == [

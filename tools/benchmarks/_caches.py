@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed, seed_samples
 
 LOOKUP = 256
 """Rows of a batch."""

@@ -11,9 +11,8 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.replay.batch_augments import replay_mixing
 from fnkd_plugin.mm.replay.fixed_batches import fix_batches
-from fnkd_plugin.mm.replay.seeded_dataset import data_seed, number_views, seed_all, seed_samples, step_seed
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, data_seed, number_views, seed_all, seed_samples, step_seed
 from fnkd_plugin.mm.replay.switches import refuse_switches
-from fnkd_plugin.teachers.replay import Replay
 
 
 @HOOKS.register_module()
@@ -57,7 +56,7 @@ class ReproducibleHook(Hook):
         if mixed or (teacher and teacher.replay):
             refuse_switches(runner.hooks, mixed)
         if teacher and teacher.replay:
-            teacher.check_data(loader.dataset, model.data_preprocessor)
+            teacher.check(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             # Upstream's loop by iterations has started its workers already, with the data set as it was.
             loader._iterator = None

@@ -3,9 +3,11 @@
 import functools
 import itertools
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,22 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_dist_info
 
 from fnkd_plugin.errors import SetupError
+
+_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
+
+
+class Replay(NamedTuple):
+    """The views that a run repeats: epoch e has the augmentations of view ``e % views`` under ``seed``.
+
+    Attributes:
+        seed: Of the augmentations; the rest of a run has its own seed.
+        views: How many there are of each image.
+        batch_size: Of the batches that are repeated, too, as mixed images need; None if batches are the run's own.
+    """
+
+    seed: int
+    views: int
+    batch_size: int | None = None
 
 
 class SampleIndex(int):
@@ -211,3 +229,9 @@ def number_views(sampler: Any, views: int | None = None) -> None:
     sampler._fnkd_views = views
     if isinstance(sampler, InfiniteSampler):
         sampler.indices = sampler._indices_of_rank()
+
+
+def text_of(value: Any) -> str:
+    """An object's ``repr`` without addresses in memory, a path as it is."""
+    text = str(value) if isinstance(value, Path) else repr(value)
+    return ' '.join(_ADDRESS.sub('', text).split())
