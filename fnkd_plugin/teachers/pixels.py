@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-
 # A std of 255 maps to [0, 1]; twice that leaves room for other ranges (our choice). Of 12 bit images it is > 900.
 _LARGEST_STD = 510
 
@@ -46,10 +45,10 @@ class PixelFormat:
     ) -> 'PixelFormat':
         """From any sequences."""
         try:
-            numbers = [None if values is None else tuple(float(x) for x in values) for values in (mean, std)]
+            means, stds = (None if values is None else tuple(float(x) for x in values) for values in (mean, std))
         except (TypeError, ValueError) as error:
             raise SetupError(f'mean and std must be one number per channel, but are {mean!r} and {std!r}.') from error
-        return cls(*numbers, channel_order)
+        return cls(means, stds, channel_order)
 
     def restated(
         self,

@@ -131,7 +131,8 @@ class ModelTeacher(Teacher):
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device = next(model.parameters(), torch.empty(0)).device
         channels = None if self.pixels.mean is None else len(self.pixels.mean)
-        output, layer_outputs = probe(self.model, forward, _side(self.input_size), channels)
+        side = self.input_size and self.input_size[0]
+        output, layer_outputs = probe(self.model, lambda images: forward(self._resize(images)), side, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
@@ -197,10 +198,6 @@ class ModelTeacher(Teacher):
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)
-
-
-def _side(size: Any) -> Any:
-    return size if size is None or size[0] != size[1] else size[0]
 
 
 def _describe(output: Any) -> str:

@@ -53,9 +53,7 @@ class TimmTeacher(ModelTeacher):
         cfg = check_timm_model(name, model, options)
         if (checkpoint is None) == (not pretrained):
             both = ', not both' if pretrained else ''
-            raise SetupError(
-                f'{name}: a teacher needs trained weights; give checkpoint=FILE or pretrained=True{both}.'
-            )
+            raise SetupError(f'{name}: a teacher needs trained weights; give checkpoint=FILE or pretrained=True{both}.')
         content = {} if checkpoint is None else read_checkpoint(checkpoint)
         state = None if checkpoint is None else find_state_dict(content, str(checkpoint))
         if state is not None and num_classes is None:
