@@ -9,13 +9,14 @@ from mmpretrain.apis import ModelHub
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import find_state_dict, load_weights, read_checkpoint
+from fnkd_plugin.mm.checkpoints import read_checkpoint
 from fnkd_plugin.mm.config import dataset_classes, dicts_in, load_config, plain_model, without_pretrained
 from fnkd_plugin.mm.tasks import check_single_label, forward_to_logits
 from fnkd_plugin.readers import only_size
 from fnkd_plugin.teachers.class_names import Classes, saved_classes
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
+from fnkd_plugin.weights import find_state_dict, load_weights
 
 
 @MODELS.register_module()
@@ -68,7 +69,7 @@ def _find_config(
     if isinstance(config, Config):
         return config, checkpoint
     if str(config).endswith('.py'):
-        return load_config(config, f'{name}: '), checkpoint
+        return load_config(config, owner=f'{name}: '), checkpoint
     try:
         metainfo = ModelHub.get(str(config))
     except ValueError as error:

@@ -18,6 +18,7 @@ from fnkd_plugin.teachers.timm_models import (
     fixed_size,
     timm_errors,
 )
+from fnkd_plugin.weights import find_state_dict, load_weights, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ class TimmTeacher(ModelTeacher):
         num_classes: int | None = None,
         **options: Any,
     ) -> None:
-        from fnkd_plugin.mm.checkpoints import find_state_dict, load_weights, read_checkpoint  # until weights.py
 
         name = f'TimmTeacher({model})'
         stated = {key: options.pop(key) for key in OPTIONS if key in options}
