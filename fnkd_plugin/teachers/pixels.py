@@ -86,7 +86,7 @@ class PixelFormat:
 
 
 def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
-    """What an MMPretrain data preprocessor makes of images, as far as it can be known from it alone.
+    """The format of the images that an MMPretrain data preprocessor makes, as far as it is known from it alone.
 
     ``to_rgb=True`` gives RGB. ``to_rgb=False`` keeps whatever the data set loads: BGR from
     ``LoadImageFromFile``, RGB from CIFAR's loader; so it is unknown. Without ``mean`` the images may have

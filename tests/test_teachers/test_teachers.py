@@ -287,7 +287,7 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
         teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
         assert teacher.pixels.channel_order == 'rgb' and list(teacher.pixels.mean) == pytest.approx(MEAN)
     else:
-        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. Say .* its own options"):
+        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. State .* its own options"):
             teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
 
 
