@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.functional import alsr_table, mixed_targets
+from fnkd_plugin.functional import Neighbours
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
 
@@ -31,8 +31,6 @@ class ALSRLoss(DenoisedLabelLoss):
             neighbour.
     """
 
-    table: Tensor
-
     def __init__(
         self, eps_uniform: float = 0.1, eps_near: float = 0.1, *, groups: Any, loss_weight: float = 1.0
     ) -> None:
@@ -47,15 +45,13 @@ class ALSRLoss(DenoisedLabelLoss):
         self.taxonomy = taxonomy_of(groups)
         if not any(self.taxonomy.neighbours):
             raise SetupError('ALSRLoss: by these groups no class has a neighbour; give others, or use LSRLoss.')
-        # No part of the student: its checkpoints hold the same keys with any loss.
-        table = alsr_table(self.taxonomy.neighbours, self.eps_uniform, self.eps_near)
-        self.register_buffer('table', table, persistent=False)
+        self.neighbours = Neighbours(self.taxonomy.neighbours)
         _logger.info(f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.')
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""
         self.check_class_count(num_classes, 'the classifier')
-        return mixed_targets(label, self.table)
+        return self.neighbours.target(label, self.eps_uniform, self.eps_near)
 
     def check_class_count(self, num_classes: int, owner: str) -> None:
         """Refuse another number of classes than the groups have.

@@ -3,7 +3,8 @@
 import logging
 from typing import Any
 
-from torch import Tensor, device, tensor
+import torch
+from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.functional import norm_scale
@@ -12,6 +13,7 @@ from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
+MANY_TIMES = 4.0
 _logger = logging.getLogger(__name__)
 
 
@@ -58,6 +60,7 @@ class FNKDLoss(SoftTargetLoss):
         self._tau = 0.0 if self._auto else check_number('FNKDLoss', 'tau', tau, positive=True)
         self.mode = mode
         self.detach_norm = detach_norm
+        self._balance_checked = False
         if mode == 'normalize' and detach_norm:
             _logger.warning(
                 "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
@@ -69,34 +72,38 @@ class FNKDLoss(SoftTargetLoss):
         """The norm features are rescaled to; with ``'auto'`` the estimate so far (NaN before any batch)."""
         return self._tau if self._auto is None else float(self._auto.tau)
 
-    def begin(self, device: device) -> None:
-        """Let ``tau='auto'`` resume."""
-        if self._auto is not None:
-            self._auto.begin(device)
-
-    def catch_up(self) -> None:
-        """Let ``tau='auto'`` store what it has learned."""
-        if self._auto is not None:
-            self._auto.catch_up()
-
     def observe(self, teacher: Prediction) -> None:
-        """Let ``tau='auto'`` learn from the first batches."""
-        if self._auto is not None:
-            assert teacher.feature_norm is not None
+        """Read the teacher's norms of the first batches, for ``tau='auto'`` and to check the balance of the losses."""
+        assert teacher.feature_norm is not None
+        if self._auto is not None and not self._auto.settled:
             self._auto.update(teacher.feature_norm)
+        if not self._balance_checked:
+            self._balance_checked = True
+            self._check_balance(teacher.feature_norm)
+
+    @torch.compiler.disable
+    def _check_balance(self, feature_norm: Tensor) -> None:
+        norm = float(feature_norm.float().mean())
+        ratio = self.loss_weight * float(norm_scale(torch.tensor([norm]), self.tau, self.mode)) ** 2
+        if ratio > MANY_TIMES:
+            _logger.warning(
+                f'FNKDLoss: tau={self.tau:.4g} with loss_weight={self.loss_weight:g} makes the soft gradient about '
+                f"{ratio:.3g} times the hard one, by loss_weight * tau^2 / norm^2 with the teacher's mean feature norm "
+                f"{norm:.4g}; the paper's rule is 1. tau='auto' follows it."
+            )
 
     def get_extra_state(self) -> dict[str, float]:
-        """What ``tau='auto'`` has learned, for ``state_dict()``; nothing if tau is a number."""
+        """The state of ``tau='auto'``, for ``state_dict()``; empty if tau is a number."""
         return {} if self._auto is None else self._auto.state()
 
     def set_extra_state(self, state: Any) -> None:
-        """Go on with what was learned; nothing if tau is a number."""
+        """Continue from :meth:`get_extra_state`; nothing if tau is a number."""
         if self._auto is not None and state:
             self._auto.restore(state)
 
-    def log_vars(self) -> dict[str, Tensor]:
+    def log_vars(self) -> dict[str, float]:
         """``tau``."""
-        return {'tau': tensor(self._tau) if self._auto is None else self._auto.tau.float()}
+        return {'tau': self.tau}
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`(z - b) s + b`."""

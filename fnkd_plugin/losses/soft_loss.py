@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
@@ -28,17 +27,11 @@ class SoftLoss(nn.Module, ABC):
         super().__init__()
         self.loss_weight = check_number(type(self).__name__, 'loss_weight', loss_weight)
 
-    def begin(self, device: torch.device) -> None:
-        """Called before training, and each of its epochs, with the device of the student; outside a compiled graph."""
-
-    def catch_up(self) -> None:
-        """Called after each training batch's :meth:`forward`, outside a compiled graph."""
-
     def observe(self, teacher: Prediction) -> None:
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""
 
-    def log_vars(self) -> dict[str, Tensor]:
-        """Scalars of the loss for the log."""
+    def log_vars(self) -> dict[str, float]:
+        """Numbers for the log."""
         return {}
 
     @abstractmethod

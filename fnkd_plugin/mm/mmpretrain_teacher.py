@@ -12,7 +12,7 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.checkpoints import find_state_dict, load_weights, read_checkpoint
 from fnkd_plugin.mm.config import dataset_classes, dicts_in, load_config, plain_model, without_pretrained
 from fnkd_plugin.mm.tasks import check_single_label, forward_to_logits
-from fnkd_plugin.readers import only_size
+from fnkd_plugin.readers import ImageSize, only_size
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.class_names import Classes, saved_classes
@@ -58,7 +58,7 @@ class MMPretrainTeacher(ModelTeacher):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
-        input_size: int | None = None,
+        input_size: ImageSize | None = None,
         interpolation: str | None = None,
         execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.readers import ImageSize
 
 # What torch has for each; it lacks Lanczos and Hamming windows, to which bicubic is nearest (tested).
 _MODES = {
@@ -18,14 +19,14 @@ _MODES = {
 
 
 class Resize:
-    """Square images [N, C, S, S] of one size; images of that size pass through untouched.
+    """Images of one size; images of that size pass through untouched.
 
     Bilinear and bicubic are antialiased as Pillow's are. OpenCV's are not; that is not imitated, since what is resized
     is the student's batch, which has been resized before (our choice).
 
     Args:
         owner: Whose images they are; begins the errors.
-        size: S in pixels; None leaves every size as it is.
+        size: Height and width in pixels, or one number for both; None leaves every size as it is.
         interpolation: As Pillow calls it: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'lanczos'``, ``'hamming'``,
             ``'box'``; OpenCV's ``'area'`` is ``'box'``.
 
@@ -33,17 +34,20 @@ class Resize:
         SetupError: If there is no such interpolation.
     """
 
-    def __init__(self, owner: str, size: int | None, interpolation: str) -> None:
+    def __init__(self, owner: str, size: ImageSize | None, interpolation: str) -> None:
         if interpolation not in _MODES:
             raise SetupError(f'{owner}: interpolation must be one of {", ".join(_MODES)}, but is {interpolation!r}.')
-        self.size = size
+        self.size = (size, size) if isinstance(size, int) else size
         self.interpolation = interpolation
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images [N, C, H, W], resized if they differ."""
-        if self.size is None or images.shape[-2:] == (self.size, self.size):
+        if self.size is None or images.shape[-2:] == self.size:
             return images
-        return F.interpolate(images, (self.size, self.size), **_MODES[self.interpolation])  # type: ignore[arg-type]
+        return F.interpolate(images, self.size, **_MODES[self.interpolation])  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return "the student's size" if self.size is None else f'{self.size} px {self.interpolation}'
+        if self.size is None:
+            return "the student's size"
+        height, width = self.size
+        return f'{height if height == width else f"{height} x {width}"} px {self.interpolation}'

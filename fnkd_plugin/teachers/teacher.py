@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, class_count, find_last_affine, probe
+from fnkd_plugin.readers import AffineReader, ImageSize, class_count, find_last_affine, probe
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
@@ -113,7 +113,7 @@ class ModelTeacher(Teacher):
         forward: Callable[[Tensor], Tensor],
         pixels: PixelFormat,
         name: str,
-        input_size: int | None = None,
+        input_size: ImageSize | None = None,
         execution: ExecutionOptions = None,
         class_map: ClassMapping | None = None,
         classes: ClassNames | None = None,
@@ -132,7 +132,7 @@ class ModelTeacher(Teacher):
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is no tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
-        self._reader = None if layer is None else AffineReader(layer)
+        self._reader = None if layer is None else AffineReader(layer).attach()
         self.has_feature_norm = layer is not None
         count = output.shape[1] if layer is None else class_count(layer)
         if classes is not None:
@@ -180,11 +180,8 @@ class ModelTeacher(Teacher):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:
                 return self._classes.restrict(Prediction(self._run(pixels)))
-            self._reader.reading = True
-            try:
+            with self._reader:
                 self._run(pixels)
-            finally:
-                self._reader.reading = False
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)

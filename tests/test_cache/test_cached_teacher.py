@@ -216,7 +216,7 @@ def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_one_wrong_pixel_stops_training(folder: Path, tmp_path: Path) -> None:
     runner_model = build(distilled(resnet(), cached(str(folder / 'cache'))))
-    teacher = runner_model._distillation.teacher
+    teacher = runner_model.distillation.teacher
     dataset = _stamped(folder)
     good = [dataset[SampleIndex(i, 1)]['data_samples'] for i in range(3)]
     assert torch.isfinite(teacher.predict(torch.zeros(3, 3, 16, 16), good).logits).all()

@@ -52,11 +52,11 @@ class CheckClassesHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not isinstance(model, Distiller):
             return
-        if model._distillation.classes is not None:
+        if model.distillation.classes is not None:
             # They have been compared with the teacher's, whatever the data call them.
-            _refuse_another_order(model._distillation.classes.names, names, type(dataset).__name__)
+            _refuse_another_order(model.distillation.classes.names, names, type(dataset).__name__)
         else:
-            teacher = model._distillation.teacher
+            teacher = model.distillation.teacher
             if len(names) == teacher.num_classes:
                 teacher.match_classes(len(names), Classes.of(names, type(dataset).__name__))
 

@@ -51,7 +51,7 @@ class ReproducibleHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
         _seed_batches(loader, sampler, model, seed, replay)
-        teacher = model._distillation.teacher if isinstance(model, Distiller) else None
+        teacher = model.distillation.teacher if isinstance(model, Distiller) else None
         mixed = replay is not None and replay.batch_size is not None
         if mixed or (teacher and teacher.replay):
             refuse_switches(runner.hooks, mixed)
@@ -67,7 +67,7 @@ class ReproducibleHook(Hook):
         seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
 
     def _replay_with(self, model: Any) -> Replay | None:
-        known = model._distillation.teacher.replay if isinstance(model, Distiller) else None
+        known = model.distillation.teacher.replay if isinstance(model, Distiller) else None
         if known and self._replay and known != self._replay:
             raise SetupError(
                 f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
