@@ -24,12 +24,12 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
 
 
 def check_temperature(owner: str, value: object) -> float:
-    """A temperature in (0, 10000): above, the differences of softened distributions are below fp32's noise.
+    """A temperature in (0, 1e6): above, the differences of softened distributions are below fp32's noise.
 
     Raises:
         SetupError: As :func:`check_number`.
     """
-    return check_number(owner, 'temperature', value, positive=True, below=1e4)
+    return check_number(owner, 'temperature', value, positive=True, below=1e6)
 
 
 def check_several_classes(owner: str, count: int) -> None:

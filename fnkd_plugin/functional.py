@@ -162,23 +162,25 @@ def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
         b: [N, K].
 
     Returns:
-        Coefficients in [-1, 1]; where a row is constant up to rounding, 1 if both are, else 0 (our choice). [N], fp32
-        or fp64.
+        Coefficients in [-1, 1]; where a row is constant up to rounding, 1 if both are, else 0, with the gradient of a
+        standard deviation of 1 (our choice). [N], fp32 or fp64.
     """
-    (a, a_varies), (b, b_varies) = _centred_rows(a), _centred_rows(b)
-    rho = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
-    return torch.where(a_varies & b_varies, rho, (a_varies == b_varies).to(rho))
+    (a, a_varies), (b, b_varies) = _unit_rows(a), _unit_rows(b)
+    return (a * b).sum(dim=1) + ~(a_varies | b_varies)
 
 
-def _centred_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less their mean, the largest deviation scaled to 1, and whether a row varies beyond rounding noise, [N]."""
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less their mean and of norm 1, and whether they vary beyond rounding noise, [N]; the others as they are."""
     x = at_least_fp32(x)
-    x, largest = x - x.mean(dim=1, keepdim=True), x.detach().abs().amax(dim=1, keepdim=True)
-    scale = x.detach().abs().amax(dim=1, keepdim=True)
-    finfo = torch.finfo(x.dtype)
-    varies = (scale > 4 * finfo.eps * largest) & (scale > finfo.tiny / finfo.eps)
-    # No scale matters to a correlation, so that it may be held fixed; ones where nothing varies keep gradients finite.
-    return torch.where(varies, x / scale.clamp_min(finfo.tiny), 1.0), varies[:, 0]
+    centred = x - x.mean(dim=1, keepdim=True)
+    with torch.no_grad():
+        # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
+        scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
+        varies = (scale > 4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)) & (scale > finfo.tiny / finfo.eps)
+        scale = torch.where(varies, scale, 1)
+    scaled = centred / scale
+    norm = torch.where(varies, scaled.square().sum(dim=1, keepdim=True), x.shape[1]).sqrt()
+    return scaled / norm, varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:

@@ -44,14 +44,15 @@ class DKDLoss(SoftLoss):
         """See :meth:`SoftLoss.forward`.
 
         Raises:
-            ValueError: If there are no labels, no whole multiple of them, or fewer than two classes.
+            ValueError: If there are no labels, the images are not a multiple of them, or there is one class.
         """
+        if labels is None:
+            raise ValueError('DKDLoss: the images have no labels; it needs the class of each, KDLoss does not.')
         count, classes = student.logits.shape
-        if labels is None or len(labels) == 0 or count % len(labels) or classes < 2:
-            given = 'none' if labels is None else len(labels)
+        if len(labels) == 0 or count % len(labels) or classes < 2:
             raise ValueError(
-                f'DKDLoss: it needs two classes or more and a label for each image, but got {classes} classes, {count} '
-                f'images and {given} labels; KDLoss needs no labels.'
+                'DKDLoss: it needs two classes or more and a label for each image, but got '
+                f'{classes} classes, {count} images and {len(labels)} labels.'
             )
         labels = labels.repeat(count // len(labels))  # of clean images, whose augmented copies follow (timm)
         z_pair, z_others = _decoupled(scale_by_temperature(student.logits, self.temperature), labels)

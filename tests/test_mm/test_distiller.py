@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from mmengine.optim import OptimWrapper
 from mmpretrain import get_model
 from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 
 from fnkd_plugin import Distiller, DistillHead
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.step import first_broken, means
 from fnkd_plugin.teachers import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
@@ -517,3 +520,35 @@ def test_a_refused_pair_leaves_a_built_student_as_it_was(folder: Path) -> None:
     assert isinstance(
         Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss'))), Distiller
     )
+
+
+# Images without labels, the bare student, degenerate sizes
+
+
+@pytest.mark.parametrize('student', [resnet, timm_student, cosine])
+def test_images_without_labels_teach_where_the_hard_loss_has_no_weight(student: Any, folder: Path) -> None:
+    model = build(distilled(student(), timm_teacher(folder), hard_weight=0.0))
+    data = model.data_preprocessor(raw_batch(), training=True)
+    expected = model(**data, mode='loss')['loss_soft']
+    found = model(data['inputs'], [DataSample() for _ in range(4)], mode='loss')
+    assert list(found) == ['loss_soft'] and torch.equal(found['loss_soft'], expected)
+    assert 'teacher_acc' not in means([model.distillation.step])
+    with pytest.raises(ValueError, match='no labels'):
+        build(distilled(student(), timm_teacher(folder)))(data['inputs'], [DataSample()] * 4, mode='loss')
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_the_bare_student_can_be_scripted_and_quantised(folder: Path) -> None:
+    model = build(distilled(timm_student(), timm_teacher(folder))).eval()
+    plain = model.student()
+    assert type(plain) is type(build(timm_student())) and not hasattr(plain, 'distillation')
+    assert not any(module._forward_hooks for module in plain.modules())
+    images = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(torch.jit.script(plain.model)(images), model(images))
+    assert quantize_dynamic(plain, {nn.Linear})(images).shape == (2, CLASSES)
+    assert torch.isfinite(_step(model.train())['loss_soft']), 'it still distils'
+
+
+def test_one_class_is_refused(folder: Path) -> None:
+    with pytest.raises(SetupError, match='the student has 1 class'):
+        build(distilled(resnet(num_classes=1), timm_teacher(folder)))
