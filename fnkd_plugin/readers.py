@@ -276,8 +276,3 @@ class SumReader(Reader):
 
     def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
         return Prediction(sum(output))
-
-
-def class_count(layer: nn.Module) -> int:
-    """K of an affine classifier layer."""
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]

@@ -17,7 +17,6 @@ from fnkd_plugin.readers import (
     AffineReader,
     LogitReader,
     Ran,
-    class_count,
     find_last_affine,
     find_last_module,
     image_size,
@@ -61,7 +60,6 @@ def test_the_layer_is_found_by_its_output(name: str) -> None:
     model = build(config)
     layer = _find(model, None)
     assert layer is model.get_submodule(where)
-    assert class_count(layer) == CLASSES
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_convnext', 'test_efficientnet', 'test_vit', 'test_mambaout'])
@@ -77,8 +75,6 @@ def test_of_each_kind_of_timm_head(kind: str) -> None:
     model, where = timm_head(kind)
     layer = find_last_affine(*probe(model, model))
     assert layer is (None if where is None else model.get_submodule(where))
-    if layer is not None:
-        assert class_count(layer) == CLASSES
 
 
 def test_of_a_timm_head_of_two_layers() -> None:
@@ -89,7 +85,7 @@ def test_of_a_timm_head_of_two_layers() -> None:
 def test_a_1x1_convolution_counts() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, CLASSES, 1), nn.Flatten())
     layer = find_last_affine(*probe(model, model))
-    assert layer is model[2] and class_count(layer) == CLASSES
+    assert layer is model[2]
     reader = AffineReader(layer)
     images = torch.randn(2, 3, 8, 8)
     with reader:

@@ -4,7 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.readers import ImageSize
 
 # What torch has for each; it lacks Lanczos and Hamming windows, to which bicubic is nearest (tested).
 _MODES = {
@@ -17,27 +16,35 @@ _MODES = {
     'area': dict(mode='area'),
 }
 
+Size = int | tuple[int, int]
+
 
 class Resize:
-    """Images of one size; images of that size pass through untouched.
+    """Images [N, C, H, W] of one size; images of that size pass through untouched.
 
     Bilinear and bicubic are antialiased as Pillow's are. OpenCV's are not; that is not imitated, since what is resized
     is the student's batch, which has been resized before (our choice).
 
     Args:
         owner: Whose images they are; begins the errors.
-        size: Height and width in pixels, or one number for both; None leaves every size as it is.
+        size: H = W, or (H, W), in pixels; None leaves every size as it is.
         interpolation: As Pillow calls it: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'lanczos'``, ``'hamming'``,
             ``'box'``; OpenCV's ``'area'`` is ``'box'``.
 
+    Attributes:
+        size: (H, W) or None.
+
     Raises:
-        SetupError: If there is no such interpolation.
+        SetupError: If the size is not of one or two whole numbers > 0, or the interpolation is unknown.
     """
 
-    def __init__(self, owner: str, size: ImageSize | None, interpolation: str) -> None:
+    def __init__(self, owner: str, size: Size | None, interpolation: str) -> None:
         if interpolation not in _MODES:
             raise SetupError(f'{owner}: interpolation must be one of {", ".join(_MODES)}, but is {interpolation!r}.')
-        self.size = (size, size) if isinstance(size, int) else size
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        if size is not None and (len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides)):
+            raise SetupError(f'{owner}: input_size must be a number of pixels or (height, width), but is {size!r}.')
+        self.size: tuple[int, int] | None = None if size is None else tuple(sides)  # type: ignore[assignment]
         self.interpolation = interpolation
 
     def __call__(self, images: Tensor) -> Tensor:
