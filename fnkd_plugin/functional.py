@@ -47,8 +47,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. On a GPU :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`
-    computes it, and the scaling of the logits, in one kernel.
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU
+    :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy` computes it in one kernel with the scaling.
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
@@ -226,7 +226,7 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     r"""Anisotropic label smoothing, :math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho` (Eq. 3).
 
     :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours falls back to LSR
-    with :math:`\epsilon_1` (our choice; the paper does not say).
+    with :math:`\epsilon_1` (our choice).
 
     Args:
         labels: Class indices [N], or distributions [N, K]: the targets of their classes are mixed.
@@ -345,9 +345,9 @@ def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
 def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
     r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
 
-    FNKD is no cross-entropy with one label. But Eq. 12's gradient,
+    FNKD is not a cross-entropy with one label. But Eq. 12's gradient,
     :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, holds the labels only as :math:`-(q + \eta)`, as KD's does;
-    its weight differs by sample: the smaller the norm, the more the teacher is trusted.
+    its weight differs by sample: the smaller the norm, the more the teacher's distribution weighs.
 
     Args:
         q_fn: The teacher's distributions (Eq. 10), [N, K].

@@ -164,7 +164,7 @@ def probe(
 def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
     """The affine layer whose own output is the model's output, or None.
 
-    A mean of two heads, a cosine or a scaled output is no affine layer's own output; then there is no one feature
+    A mean of two heads, a cosine or a scaled output is not an affine layer's own output; then there is not one feature
     norm, and None is returned.
     """
     found = [layer for layer, ran in layer_outputs.items() if _same_numbers(output, ran)]

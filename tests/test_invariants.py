@@ -649,7 +649,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'FNKD of cosines': (
         _fit(student=cosine(), head=_FNKD),
-        ['the logits of ImageClassifier (ArcFaceClsHead)', 'cosines have no feature norm left', 'use KDLoss'],
+        ['the logits of ImageClassifier (ArcFaceClsHead)', 'cosines have no feature norm', 'use KDLoss'],
     ),
     'no head': (
         _fit(student={k: v for k, v in resnet().items() if k != 'head'}),

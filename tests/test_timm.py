@@ -370,9 +370,9 @@ def _two_heads() -> nn.Module:
 
 
 def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
-    with pytest.raises(SetupError, match=r'student VisionTransformerDistilled .* no one last affine .*KDLoss'):
+    with pytest.raises(SetupError, match=r'student VisionTransformerDistilled .* no single last affine .*KDLoss'):
         FNKDTask(_two_heads(), _Torch())
-    with pytest.raises(SetupError, match=r'teacher VisionTransformerDistilled .* no one last affine .*KDLoss'):
+    with pytest.raises(SetupError, match=r'teacher VisionTransformerDistilled .* no single last affine .*KDLoss'):
         FNKDTask(_Torch(), _two_heads())
     student = _two_heads()
     DistillationTask(student, _Torch(), soft_loss=KDLoss())(_images(), LABELS)['loss'].backward()

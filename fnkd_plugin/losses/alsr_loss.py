@@ -17,7 +17,7 @@ class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 
     Eq. 3, as ``head.loss``: :math:`\rho` is uniform on A(x), the classes near the true one by their names. A class
-    without neighbours gets LSR with :math:`\epsilon_1` (our choice); the log says how many have some.
+    without neighbours gets LSR with :math:`\epsilon_1` (our choice); their number is logged.
 
     Args:
         eps_uniform: :math:`\epsilon_1 \ge 0`. The paper does not print its value; 0.1 is our choice, as LSR's.

@@ -25,7 +25,7 @@ class FNKDLoss(SoftTargetLoss):
     with the bias left unscaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). The defaults are the
     authors' code: norms below :math:`\tau` are left alone and gradient flows through the student's norm.
     ``mode='normalize', detach_norm=True`` is Eq. 12 to the letter; it can collapse training, since nothing
-    then holds :math:`\lVert f_s \rVert` (a warning says so).
+    then holds :math:`\lVert f_s \rVert` (a warning is logged).
 
     Args:
         tau: The norm to rescale features to, > 0; or ``'auto'``, a third of the teacher's mean feature norm
@@ -33,7 +33,7 @@ class FNKDLoss(SoftTargetLoss):
             :math:`\lambda = 3`), see :class:`AutoTau`.
         loss_weight: :math:`\lambda^2 \ge 0`.
         mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). Where the student's norms (``student_norm`` in
-            the log) are below tau, ``'clip'`` asks it for the teacher's softened distribution at its own T = 1, which
+            the log) are below tau, ``'clip'`` compares its T = 1 with the teacher's softened distribution, which
             its hard loss contradicts; ``'normalize'`` fits there (docs/results.md).
         detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
 

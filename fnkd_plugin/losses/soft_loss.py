@@ -76,22 +76,22 @@ class SoftTargetLoss(SoftLoss):
         student: Prediction,
         teacher: Prediction,
         labels: Tensor | None = None,
-        trust: Tensor | float = 1.0,
+        image_weight: Tensor | float = 1.0,
     ) -> Tensor:
         """See :meth:`SoftLoss.forward`; labels are not read.
 
         Of several teachers the target is the mean distribution, each after the policy: since cross-entropy is linear in
-        it, the mean of the losses. ``trust``, [N] or one for all, is a further factor of each image's loss.
+        it, the mean of the losses. ``image_weight``, [N] or one for all, is a further factor of each image's loss.
         """
         if isinstance(teacher, SparsePrediction):
-            return self._of_the_largest(student, teacher, trust)
+            return self._of_the_largest(student, teacher, image_weight)
         targets = [
-            (self.scaled_logits(one), self.loss_weight * share * trust * self.sample_weight(one))
+            (self.scaled_logits(one), self.loss_weight * share * image_weight * self.sample_weight(one))
             for share, one in members_of(teacher)
         ]
         return scaled_cross_entropy(self.student_logits(student), targets)
 
-    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, trust: Tensor | float) -> Tensor:
+    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, image_weight: Tensor | float) -> Tensor:
         log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
-        weight = self.loss_weight * trust * self.sample_weight(teacher)
+        weight = self.loss_weight * image_weight * self.sample_weight(teacher)
         return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)

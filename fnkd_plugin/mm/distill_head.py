@@ -4,13 +4,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
 from fnkd_plugin.prediction import Prediction, most_likely
+
+_logger = logging.getLogger(__name__)
 
 
 @MODELS.register_module()
@@ -27,8 +29,8 @@ class DistillHead(nn.Module):
             gets wrong; 0 leaves them out. Under mixup and CutMix wrong is other than the heavier class.
 
     Raises:
-        SetupError: If a number is out of range, something that is no soft loss is given, or one that has no loss for
-            each image (DIST, DKD) together with a ``wrong_teacher_weight``.
+        SetupError: If a number is out of range, if a soft loss is not one, or if it has no loss for each image (DIST,
+            DKD) and there is a ``wrong_teacher_weight``.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class DistillHead(nn.Module):
         self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)
         self.warmup = check_number('DistillHead', 'warmup', warmup)
         self.by_epoch = by_epoch
-        self._said_too_long = False
+        self._warmup_warned = False
         weight = check_number('DistillHead', 'wrong_teacher_weight', wrong_teacher_weight)
         if weight > 1:
             raise SetupError(f'DistillHead: wrong_teacher_weight must be in [0, 1], but is {weight:g}.')
@@ -56,8 +58,8 @@ class DistillHead(nn.Module):
         others = [type(loss).__name__ for loss in self.soft_losses if not isinstance(loss, SoftTargetLoss)]
         if weight < 1 and others:
             raise SetupError(
-                f'DistillHead: {others[0]} is no mean over images under one policy, so that wrong_teacher_weight '
-                'cannot apply to it; leave it at 1, or use a soft loss such as KDLoss.'
+                f'DistillHead: {others[0]} is not a mean over images under one policy, to which '
+                'wrong_teacher_weight applies; leave it at 1, or use a soft loss such as KDLoss.'
             )
 
     @property
@@ -82,7 +84,7 @@ class DistillHead(nn.Module):
         ``labels`` [N] are the classes of the images, for the losses that want them.
         """
         factor = self._warmup_factor()
-        extra = {} if self.wrong_teacher_weight == 1 else {'trust': self._trust(teacher, labels)}
+        extra = {} if self.wrong_teacher_weight == 1 else {'image_weight': self._image_weight(teacher, labels)}
         losses: dict[str, Tensor] = {}
         for name, loss in self._named().items():
             loss.observe(teacher)
@@ -134,7 +136,7 @@ class DistillHead(nn.Module):
     def _weighed(self) -> list[SoftLoss]:
         return [loss for loss in self.soft_losses if loss.loss_weight > 0]
 
-    def _trust(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
+    def _image_weight(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise ValueError('DistillHead: the images have no labels, which wrong_teacher_weight needs; leave it at 1.')
         right = (most_likely(teacher) == labels).float()
@@ -162,13 +164,11 @@ class DistillHead(nn.Module):
                 'DistillHead: warmup needs a Runner, which counts epochs and iterations; '
                 'train with one, or set warmup=0.'
             )
-        if length is not None and self.warmup > length and not self._said_too_long:
-            self._said_too_long = True
-            print_log(
+        if length is not None and self.warmup > length and not self._warmup_warned:
+            self._warmup_warned = True
+            _logger.warning(
                 f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so that the '
-                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.',
-                logger='current',
-                level=logging.WARNING,
+                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.'
             )
         return min(1.0, (done + 1) / self.warmup)
 

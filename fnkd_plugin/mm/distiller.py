@@ -135,7 +135,7 @@ class Distiller(_Student):
         self._distillation = Distillation(teacher, head, reader, named)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made at run time, so pickle and copy are told how.
+        # The class is made at run time, so pickle and copy need a function.
         return _new_distilled, (_student_class(self),), self.__dict__
 
     @property
@@ -236,8 +236,8 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     module: Any = student.head if summed else find_last_module(output, ran)
     if module is None:
         raise SetupError(
-            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is no tensor [N, K] that "
-            'one of its modules makes (features without a classifier?). Give a student with a classifier, such as '
+            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is not a tensor [N, K] "
+            'of one of its modules (features without a classifier?). Give a student with a classifier, such as '
             'LinearClsHead.'
         )
     num_classes = output.numel()  # of one image; LeNet squeezes the batch away
@@ -249,13 +249,13 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     teacher.match_classes(num_classes, named)
     if head.needs_feature_norm and layer is None:
         raise SetupError(
-            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '
-            'affine layer (cosines have no feature norm left, a mean or sum of two heads has two); use KDLoss with it.'
+            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no single '
+            'last affine layer (cosines have no feature norm, a mean or sum of two heads has two); use KDLoss with it.'
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
-            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no one last affine '
-            'layer whose input has one; use KDLoss with it.'
+            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no single last '
+            'affine layer whose input has one; use KDLoss with it.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     if teacher.top_k and head.needs_all_logits:

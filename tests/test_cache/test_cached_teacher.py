@@ -312,7 +312,7 @@ def test_a_teacher_without_a_feature_norm_teaches_kd(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32')
     live = _losses(distilled(resnet(), teacher), tmp_path / 'live', **VIEWS)
     np.testing.assert_allclose(_losses(distilled(resnet(), cached(cache)), tmp_path / 'cached'), live, rtol=1e-5)
-    with pytest.raises(SetupError, match='no one last affine layer'):
+    with pytest.raises(SetupError, match='no single last affine layer'):
         build(distilled(resnet(), cached(cache), FNKD))
 
 

@@ -506,7 +506,7 @@ def test_cosines_learn_from_mixed_images(augment: str, folder: Path) -> None:
 @pytest.mark.upstream
 def test_a_refused_cosine_student_is_left_without_a_hook(folder: Path) -> None:
     student = build(cosine())
-    with pytest.raises(ValueError, match='cosines have no feature norm left'):
+    with pytest.raises(ValueError, match='cosines have no feature norm'):
         Distiller(student, timm_teacher(folder), DistillHead(FNKD))
     assert type(student) is ImageClassifier
     assert not any(module._forward_hooks for module in student.modules())
