@@ -136,7 +136,7 @@ class ModelTeacher(Teacher):
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
-        self._reader = None if layer is None else AffineReader(layer)
+        self._reader = None if layer is None else AffineReader(layer).attach()
         self.has_feature_norm = layer is not None
         count = output.shape[1]
         if stated.classes is not None:
@@ -190,11 +190,8 @@ class ModelTeacher(Teacher):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:
                 return self._classes.restrict(Prediction(self._run(pixels, student)))
-            self._reader.reading = True
-            try:
+            with self._reader:
                 self._run(pixels, student)
-            finally:
-                self._reader.reading = False
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)

@@ -216,7 +216,7 @@ def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_one_wrong_pixel_stops_training(folder: Path, tmp_path: Path) -> None:
     runner_model = build(distilled(resnet(), cached(str(folder / 'cache'))))
-    teacher = runner_model._distillation.teacher
+    teacher = runner_model.distillation.teacher
     dataset = _stamped(folder)
     good = [dataset[SampleIndex(i, 1)]['data_samples'] for i in range(3)]
     assert torch.isfinite(teacher.predict(torch.zeros(3, 3, 16, 16), good).logits).all()
@@ -312,7 +312,7 @@ def test_a_teacher_without_a_feature_norm_teaches_kd(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32')
     live = _losses(distilled(resnet(), teacher), tmp_path / 'live', **VIEWS)
     np.testing.assert_allclose(_losses(distilled(resnet(), cached(cache)), tmp_path / 'cached'), live, rtol=1e-5)
-    with pytest.raises(SetupError, match='no one last affine layer'):
+    with pytest.raises(SetupError, match='no single last affine layer'):
         build(distilled(resnet(), cached(cache), FNKD))
 
 
