@@ -51,7 +51,7 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Tools, tmp_path: Path
     assert killed.code == -signal.SIGKILL, killed.output
     early = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{cut}', '--distill', 'kd')
     assert early.code == 1
-    assert 'lacks 32 of 48 views of images; go on with tools/cache_teacher.py' in early.output
+    assert 'lacks 32 of 48 views of images; run tools/cache_teacher.py again' in early.output
     resumed = tools.run('cache_teacher.py', config, '--out', cut, *flags)
     assert resumed.code == 0, resumed.output
     assert contents(cut) == contents(whole)
@@ -60,7 +60,7 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Tools, tmp_path: Path
     assert trained.code == 0, trained.output
     other = tools.run('cache_teacher.py', config, '--out', cut, *VIEWS[:2], '--seed', 6)
     assert other.code == 1
-    assert 'is a cache of other knowledge: seed: 5 then, 6 now' in other.output
+    assert 'is a cache of something else: seed: 5 in the cache, 6 now' in other.output
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_two_processes_train_from_a_cache_as_one_does(tools: Tools, tmp_path: Pa
 def test_what_cannot_be_cached_is_said(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     plain = tools.run('cache_teacher.py', tmp_path / 'plain.py', '--out', tmp_path / 'out')
-    assert plain.output.splitlines()[-1].startswith('error: Knowledge store: the config has no teacher')
+    assert plain.output.splitlines()[-1].startswith('error: Cache: the config has no teacher')
     mixed = tools.run('cache_teacher.py', _config(tmp_path, mixed=True), '--out', tmp_path / 'out', '--batch-size', 5)
     assert mixed.output.splitlines()[-1].endswith('images are mixed in the training batches of 4; leave it out.')
     views = str(10**15)
