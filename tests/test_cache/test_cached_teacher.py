@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import HOOKS, TRANSFORMS
 
+from fnkd_plugin.cache.store import Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from tests.helpers import assert_same_weights, build, distilled, resnet, timm_checkpoint, timm_teacher

@@ -111,5 +111,15 @@ def test_what_cannot_be_cached_is_said(tools: Tools, tmp_path: Path) -> None:
     assert mixed.output.splitlines()[-1].endswith('images are mixed in the training batches of 4; leave it out.')
     views = str(10**15)
     large = tools.run('cache_teacher.py', config, '--out', tmp_path / 'out', '--views', views)
+    (tmp_path / 'file').touch()
+    for out in ('plain.py', '.', 'file/cache'):
+        refused = tools.run('cache_teacher.py', config, '--out', tmp_path / out)
+        assert refused.code == 1 and len(refused.output.splitlines()) == 1, refused.output
     assert large.code == 1 and 'the cache needs 2.56e+05 TB, but' in large.output.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_path_with_markup_is_printed_as_it_is(tools: Tools, tmp_path: Path) -> None:
+    done = tools.run('cache_teacher.py', _config(tmp_path), '--out', tmp_path / 'c[red][' / 'red]')
+    assert done.code == 0, done.output
+    assert f"path='{tmp_path}/c[red][/red]'" in done.output
