@@ -31,7 +31,7 @@ from fnkd_plugin.cache.manifest import DTYPES
 from fnkd_plugin.cache.store import Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, merge_options
+from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _PATIENCE = timedelta(days=7)
@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parse_args(argv)
     _check_folder(args.out)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     training.check_data_roots(cfg, ['train_dataloader'])
     training.set_loader_defaults(cfg)
