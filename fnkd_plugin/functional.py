@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits, at_least_fp32, scaled_cross_entropy
-
 __all__ = [
     'alsr_compensation',
     'alsr_table',
@@ -32,11 +30,17 @@ __all__ = [
     'mixed_targets',
     'norm_scale',
     'pearson_correlation',
+    'scale_about_origin',
     'scale_by_feature_norm',
     'scale_by_temperature',
     'soft_cross_entropy',
     'standardize',
 ]
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in fp32 if it is in half precision, else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
@@ -45,8 +49,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. See :func:`fnkd_plugin.scaled_cross_entropy.scaled_cross_entropy`, which
-    scales the logits as well.
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`
+    computes it, and the scaling of the logits, in one kernel.
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
@@ -56,7 +60,28 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     Returns:
         A scalar; with weight 1 >= the mean entropy of the teacher's distributions. fp32, or fp64 for fp64 inputs.
     """
-    return scaled_cross_entropy(ScaledLogits(student_logits), [(ScaledLogits(teacher_logits), weight)])
+    log_p, q = at_least_fp32(student_logits).log_softmax(dim=1), at_least_fp32(teacher_logits).softmax(dim=1)
+    return -(weight * (q * log_p).sum(dim=1)).mean()
+
+
+def scale_about_origin(logits: Tensor, scale: Tensor | float, origin: Tensor | None = None) -> Tensor:
+    r"""Logits scaled about those of the zero feature, :math:`z' = b + s (z - b)`: what every temperature policy does.
+
+    KD has :math:`s = 1/T` and :math:`b = 0`, FNKD :math:`s = \tau / \lVert f \rVert` and the bias.
+
+    Args:
+        logits: :math:`z`, [N, K].
+        scale: :math:`s`, the inverse temperature of each sample, [N], or one for all.
+        origin: :math:`b`, [K]; None for 0.
+
+    Returns:
+        :math:`z'`, [N, K], fp32, or fp64 if any input is. At :math:`s = 1` it is :math:`z` exactly.
+    """
+    dtypes = [x.dtype for x in (logits, scale, origin) if isinstance(x, Tensor)]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    s = scale.to(dtype).reshape(-1, 1) if isinstance(scale, Tensor) else scale
+    z = logits.to(dtype)
+    return z * s if origin is None else torch.lerp(origin.to(dtype), z, s)
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -107,7 +132,7 @@ def scale_by_feature_norm(
     Raises:
         ValueError: If ``mode`` is neither.
     """
-    return ScaledLogits(logits, norm_scale(feature_norm, tau, mode), origin).tensor()
+    return scale_about_origin(logits, norm_scale(feature_norm, tau, mode), origin)
 
 
 def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fnkd_plugin import Distiller, Prediction
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses import SoftTargetLoss
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.teachers import PixelFormat, Teacher
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import (

@@ -24,8 +24,10 @@ from fnkd_plugin.mm.mix import name_groups
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 
 
-def main() -> None:
-    """Replace the config by its plain one, and run the stock tool."""
+def main(argv: list[str] | None = None) -> None:
+    """Replace the config by its plain one, and run the stock tool, which reads ``sys.argv``."""
+    if argv is not None:
+        sys.argv[1:] = argv
     if {'-h', '--help'} & set(sys.argv):
         print(__doc__)
     stock = _stock_tool()

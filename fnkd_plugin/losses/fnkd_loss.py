@@ -6,11 +6,10 @@ from typing import Any
 from torch import Tensor, device, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses.auto_tau import AutoTau
+from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 _logger = logging.getLogger(__name__)
 
@@ -105,4 +104,4 @@ class FNKDLoss(SoftTargetLoss):
         if self.detach_norm:
             norm = norm.detach()
         tau = self._tau if self._auto is None else self._auto.tau
-        return ScaledLogits(logits, norm_scale(norm, tau, self.mode), origin)
+        return ScaledLogits(logits, FeatureNormScale(norm, tau, self.mode), origin)

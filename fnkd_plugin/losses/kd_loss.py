@@ -1,9 +1,9 @@
 """Knowledge distillation with one temperature."""
 
 from fnkd_plugin.errors import check_number
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 class KDLoss(SoftTargetLoss):

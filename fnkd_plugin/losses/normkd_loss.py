@@ -4,9 +4,9 @@ from torch import Tensor
 
 from fnkd_plugin.errors import check_number
 from fnkd_plugin.functional import logit_std
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
 class NormKDLoss(SoftTargetLoss):

@@ -20,7 +20,7 @@ from fnkd_plugin.losses import (
     SoftLoss,
     SoftTargetLoss,
 )
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 pytestmark = pytest.mark.upstream
 
