@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmpretrain.registry import HOOKS
 from torch.nn.parallel import DistributedDataParallel
 
-from fnkd_plugin.mm.checkpoints import find_state_dict, load_weights
+from fnkd_plugin.weights import find_state_dict, load_weights
 
 
 @HOOKS.register_module()
