@@ -60,7 +60,7 @@ def test_a_killed_tool_resumes_and_its_cache_trains(tools: Tools, tmp_path: Path
     assert trained.code == 0, trained.output
     other = tools.run('cache_teacher.py', config, '--out', cut, *VIEWS[:2], '--seed', 6)
     assert other.code == 1
-    assert 'seed: 5 ' in other.output.splitlines()[-1] and '6' in other.output.splitlines()[-1]
+    assert 'is a cache of something else: seed: 5 in the cache, 6 now' in other.output
 
 
 @pytest.mark.slow
@@ -111,5 +111,15 @@ def test_what_cannot_be_cached_ends_in_one_line(tools: Tools, tmp_path: Path) ->
     assert mixed.output.splitlines()[-1].startswith('error: --batch-size 5') and ' 4' in mixed.output.splitlines()[-1]
     views = str(10**15)
     large = tools.run('cache_teacher.py', config, '--out', tmp_path / 'out', '--views', views)
+    (tmp_path / 'file').touch()
+    for out in ('plain.py', '.', 'file/cache'):
+        refused = tools.run('cache_teacher.py', config, '--out', tmp_path / out)
+        assert refused.code == 1 and len(refused.output.splitlines()) == 1, refused.output
     assert large.code == 1 and '2.56e+05 TB' in large.output.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_path_with_markup_is_printed_as_it_is(tools: Tools, tmp_path: Path) -> None:
+    done = tools.run('cache_teacher.py', _config(tmp_path), '--out', tmp_path / 'c[red][' / 'red]')
+    assert done.code == 0, done.output
+    assert f"path='{tmp_path}/c[red][/red]'" in done.output
