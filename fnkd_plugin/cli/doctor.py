@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import platform
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,28 @@ _PACKAGES = (
     'torch', 'torchvision', 'timm', 'triton', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain',
     'mmengine', 'mmcv', 'mmcv-lite', 'mmpretrain',
 )  # fmt: skip
+_RECORDED = ('torch', 'timm', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain', 'torchmetrics')
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and machine, as results files record them."""
+    installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
+    return dict(
+        versions=dict(python=platform.python_version(), **{n: installed[n] for n in _RECORDED if n in installed}),
+        machine=dict(system=platform.system(), processor=_processor(), **_accelerator()),
+    )
+
+
+def _accelerator() -> dict[str, str]:
+    return dict(accelerator=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
+
+
+def _processor() -> str:
+    # platform.processor() is empty on most Linux systems.
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return f'{len(names)} x {names[0]}' if names else platform.processor()
 
 
 def report() -> tuple[list[tuple[str, str]], list[str]]:

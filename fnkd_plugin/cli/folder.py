@@ -10,15 +10,15 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 
+from fnkd_plugin.cli import train
 from fnkd_plugin.cli.photos import Photos, read_photos
-from fnkd_plugin.cli.progress_hook import ProgressHook
 from fnkd_plugin.cli.recipe import LEARNING_RATES, SEED, TEACHER_SEED, Recipe, recipe_for, with_method
-from fnkd_plugin.cli.terminal import console, duration, progress, quiet, silent_start
+from fnkd_plugin.cli.terminal import console, duration, progress, silent_start
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.checkpoints import read_state_dict
 from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.teachers.timm_models import check_timm_model
+from fnkd_plugin.weights import read_state_dict
 
 TRIAL_SHARE = 0.2
 """Of the training photos, held out to choose learning rates by; and of the epochs, a trial's length."""
@@ -29,13 +29,15 @@ class Trained:
     """A finished training.
 
     Attributes:
-        folder: Its config, log and checkpoints.
+        config: What was trained; with it ``tools/train.py`` repeats the training.
+        folder: Its log and checkpoints.
         checkpoint: The weights of the best epoch.
         best: The best epoch's accuracy on the validation photos, in per cent.
         last: The last epoch's.
         seconds: How long it took.
     """
 
+    config: Path
     folder: Path
     checkpoint: Path
     best: float
@@ -75,7 +77,7 @@ class Workshop:
         else:
             found = _run(path, folder, name)
             done.write_text(json.dumps(found, indent=1) + '\n')
-        return Trained(folder, folder / found['checkpoint'], found['best'], found['last'], found['seconds'])
+        return Trained(path, folder, folder / found['checkpoint'], found['best'], found['last'], found['seconds'])
 
     def tuned(self, name: str, model: str, checkpoint: str | None, method: str, teacher: dict[str, Any]) -> float:
         """The learning rate with the best accuracy on the held-out part, the smaller of equals."""
@@ -201,11 +203,12 @@ def _held_out(recipe: Recipe, out: Path) -> Recipe:
 
 
 def _write_config(cfg: Config, folder: Path) -> Path:
+    # Beside the folder: in it MMEngine writes the config that it makes of this one.
+    path = folder.parent / f'{folder.name}.py'
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.py'
     cfg = Config({**cfg.to_dict(), 'work_dir': str(folder)})
     if path.is_file() and Config.fromfile(path).pretty_text != cfg.pretty_text:
-        raise SetupError(f'{path} is of another training; give another --out, or remove {folder}.')
+        raise SetupError(f'{path} is of another training; give another --out, or remove {path} and {folder}.')
     if not path.is_file():
         cfg.dump(path)
     return path
@@ -215,14 +218,9 @@ def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
     began = time.monotonic()
     cfg = load_config(path)
     cfg.resume = (folder / 'last_checkpoint').is_file()
-    training.add_default_hooks(cfg)
     training.check_data_roots(cfg)
     training.set_loader_defaults(cfg)
-    with silent_start():
-        runner = training.build_runner(cfg)
-    quiet(runner.logger)
-    runner.register_hook(ProgressHook(title))
-    runner.train()
+    runner = train.run(cfg, title)
     scores = runner.message_hub.get_scalar('val/accuracy/top1')
     best = Path(runner.message_hub.get_info('best_ckpt'))
     return dict(

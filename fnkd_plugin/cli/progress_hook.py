@@ -42,8 +42,13 @@ class ProgressHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar, if it is there; also after an error."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
     def _advance(self, runner: Any, done: int) -> None:
         assert self._bar is not None

@@ -27,14 +27,37 @@ def silent_start() -> Iterator[None]:
         yield
 
 
+class _Stderr:
+    """Standard error as it is when something is written: Rich replaces it while a bar is shown."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _Sentence(logging.Formatter):
+    """The message alone, or ``warning: ...``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = '' if record.levelno < logging.WARNING else f'{record.levelname.lower()}: '
+        return f'{level}{record.getMessage()}'
+
+
+def _concerns_users(record: logging.LogRecord) -> bool:
+    if record.levelno < logging.WARNING:
+        return getattr(record, 'shown', False)
+    return 'deprecated' not in record.getMessage()  # advice to developers of the framework
+
+
 def quiet(logger: logging.Logger) -> None:
-    """Show warnings alone in the terminal; the log file keeps everything."""
+    """Show warnings and records with ``extra=SHOWN`` in the terminal; the log file keeps everything."""
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setStream(sys.stderr)
-            handler.setLevel(logging.WARNING)
-            # Advice to developers of the framework.
-            handler.addFilter(lambda record: 'deprecated' not in record.getMessage())
+            handler.setStream(_Stderr())
+            handler.setFormatter(_Sentence())
+            handler.addFilter(_concerns_users)
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,4 @@
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import timm
 import torch
 
 import fnkd_cli
-from fnkd_plugin.cli import bundle, compare, folder
+from fnkd_plugin.cli import bundle, compare, folder, train
 from fnkd_plugin.errors import SetupError
 from tests.helpers import timm_checkpoint
 from tests.test_cli import photos
@@ -33,14 +32,14 @@ def test_colours_are_learned_and_every_file_is_there(trained: tuple[Path, dict[s
     assert all(one.best >= one.last >= 0 for one in found.values())
     assert found['teacher'].best > 40
     for one in found.values():
-        assert (one.folder / 'config.py').is_file() and one.checkpoint.is_file()
+        assert one.config.is_file() and one.checkpoint.is_file()
 
 
 def test_teacher_and_students_have_seeds_of_their_own(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     from mmengine.config import Config
 
     _, found = trained
-    seeds = {name: Config.fromfile(one.folder / 'config.py').randomness.seed for name, one in found.items()}
+    seeds = {name: Config.fromfile(one.config).randomness.seed for name, one in found.items()}
     assert seeds['fnkd'] == seeds['plain'] != seeds['teacher']
 
 
@@ -58,8 +57,7 @@ def test_the_written_config_repeats_the_student_bit_for_bit(
     trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path
 ) -> None:
     _, found = trained
-    tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / 'tools' / 'train.py'))
-    tool['main']([str(found['fnkd'].folder / 'config.py'), '--work-dir', str(tmp_path)])
+    train.main([str(found['fnkd'].config), '--work-dir', str(tmp_path)])
     first, second = (
         torch.load(path, weights_only=True)['state_dict']
         for path in (found['fnkd'].checkpoint, tmp_path / found['fnkd'].checkpoint.name)

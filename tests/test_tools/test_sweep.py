@@ -107,7 +107,7 @@ def test_a_second_call_goes_on_and_tries_again_what_failed(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from experiments.results import surroundings
+    from fnkd_plugin.cli.doctor import surroundings
 
     out = tmp_path / 'sweep.json'
     failed, known, new = (f'eva/eva-{name}_headless.py' for name in ('g-p14', 'g-p16', 'l-p14'))

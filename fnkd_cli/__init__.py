@@ -6,10 +6,13 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+
+from fnkd_cli.arguments import PARSERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,9 +53,9 @@ def train(
     baseline: Annotated[bool, typer.Option('--baseline', help='train the plain student, too')] = False,
     out: Out = None,
 ) -> None:
-    """Fine-tune a teacher on a folder of photos, and train a small student with it.
+    """Fine-tune a teacher on a folder of photos, and train a small student with it; or train a config.
 
-    With a config in place of the folder, all flags are those of tools/train.py: fnkd train CONFIG.py --help.
+    With a config in place of the folder, other flags apply: fnkd train CONFIG.py --help.
     """
     _load('folder').train_folder(
         folder,
@@ -142,6 +145,74 @@ def doctor() -> None:
     print('\n'.join(missing) if missing else 'Nothing is missing.')
 
 
+_PASSED_ON = dict(allow_extra_args=True, ignore_unknown_options=True)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def test(context: typer.Context) -> None:
+    """Test a checkpoint of a config: fnkd test CONFIG.py CHECKPOINT."""
+    run('test', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def cache(context: typer.Context) -> None:
+    """Cache a teacher's predictions: fnkd cache CONFIG.py --out DIR --views 10."""
+    run('cache', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def analyze(context: typer.Context) -> None:
+    """Feature norms, label noise and look-alikes on one page: fnkd analyze CONFIG.py CHECKPOINT --out DIR."""
+    run('analyze', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def publish(context: typer.Context) -> None:
+    """Write the student's weights of a checkpoint as a file: fnkd publish CHECKPOINT FOLDER."""
+    run('publish', context.args)
+
+
+def run(command: str, arguments: list[str] | None = None) -> NoReturn:
+    """Run a command for configs, and leave; ``tools/*.py`` call it without ``arguments``, for those of the process."""
+    prog = None if arguments is None else f'fnkd {command}'
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if command in PARSERS:
+        PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
+    _leave(lambda: _load(command).main(arguments))
+
+
+def main() -> NoReturn:
+    """Run a command of the console."""
+    arguments = sys.argv[1:] or ['--help']
+    if arguments[0] == 'train' and any(name.endswith('.py') or '::' in name for name in arguments[1:]):
+        run('train', arguments[1:])
+    command = typer.main.get_command(app)
+    _leave(lambda: command(_one_value_each(arguments, '--methods'), prog_name='fnkd', standalone_mode=False))
+
+
+def _leave(work: Callable[[], Any]) -> NoReturn:
+    """Work, and leave; an error is one sentence."""
+    try:
+        code = work()
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, 'format_message'):  # of the command line
+            where = getattr(getattr(error, 'ctx', None), 'command_path', 'fnkd')
+            sys.exit(_complain(f'{error.format_message()} ({where} --help)', 2))
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {'SetupError', 'FileNotFoundError'}:
+            sys.exit(_complain(str(error), 1))
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    print('error:', ' '.join(message.split()), file=sys.stderr)
+    return code
+
+
 def _load(module: str) -> Any:
     """A module of fnkd_plugin.cli, without what OpenMMLab prints while it is imported."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -159,22 +230,3 @@ def _one_value_each(arguments: list[str], option: str) -> list[str]:
         else:
             found += [option, argument] if inside else [argument]
     return found
-
-
-def main() -> None:
-    """Run a command; an error is one sentence."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ['train'] and any(name.endswith('.py') or '::' in name for name in arguments[1:2]):
-        sys.exit(_load('train').main(arguments[1:]))
-    try:
-        app(_one_value_each(arguments, '--methods'))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ in ('SetupError', 'UnreadableCheckpointError'):
-            sys.exit(f'error: {error}')
-        raise
-
-
-if __name__ == '__main__':
-    main()
