@@ -22,6 +22,7 @@ from fnkd_plugin.weights import read_state_dict
 
 TRIAL_SHARE = 0.2
 """Of the training photos, held out to choose learning rates by; and of the epochs, a trial's length."""
+_TRIALS = 'trials/'
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Workshop:
         else:
             found = _run(path, folder, name)
             done.write_text(json.dumps(found, indent=1) + '\n')
+        if not name.startswith(_TRIALS):
+            console.print(f'{name}: {found["best"]:.1f} % in {duration(found["seconds"])}', markup=False)
         return Trained(path, folder, folder / found['checkpoint'], found['best'], found['last'], found['seconds'])
 
     def tuned(self, name: str, model: str, checkpoint: str | None, method: str, teacher: dict[str, Any]) -> float:
@@ -85,8 +88,11 @@ class Workshop:
         for rate in LEARNING_RATES:
             plain = self._trials.config(model, checkpoint, rate)
             cfg = with_method(plain, method, teacher)
-            scores[rate] = self.train(f'trials/{name}_lr{rate}', cfg).last
-        return max(LEARNING_RATES, key=lambda rate: (scores[rate], -rate))
+            scores[rate] = self.train(f'{_TRIALS}{name}_lr{rate}', cfg).last
+        best = max(LEARNING_RATES, key=lambda rate: (scores[rate], -rate))
+        tried = ', '.join(f'{rate}: {score:.1f} %' for rate, score in scores.items())
+        console.print(f'{name}: learning rate {best} (held-out photos, {tried})', markup=False)
+        return best
 
     def finetuned(self, model: str, checkpoint: str | None) -> Trained:
         """The teacher, fine-tuned by a seed of its own, so that its crops are not the student's."""
@@ -152,8 +158,7 @@ def train_folder(
         teacher: timm's name.
         out: Where results go.
         student_checkpoint: Weights that the student starts from; None for timm's published ones.
-        teacher_checkpoint: Weights that the teacher starts from; if their classifier has the photos' classes already,
-            it is not fine-tuned.
+        teacher_checkpoint: Weights that the teacher starts from; None for timm's published ones.
         method: ``fnkd``, ``kd``, ... of the presets.
         image_size: Pixels a side.
         epochs: Of each training.
@@ -197,7 +202,7 @@ def _held_out(recipe: Recipe, out: Path) -> Recipe:
     return replace(
         recipe,
         photos=photos,
-        lists=photos.write_lists(out / 'trials'),
+        lists=photos.write_lists(out / _TRIALS),
         epochs=max(2, round(recipe.epochs * TRIAL_SHARE)),
     )
 
@@ -220,7 +225,7 @@ def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
     cfg.resume = (folder / 'last_checkpoint').is_file()
     training.check_data_roots(cfg)
     training.set_loader_defaults(cfg)
-    runner = train.run(cfg, title)
+    runner = train.run(cfg, title, summary=False)
     scores = runner.message_hub.get_scalar('val/accuracy/top1')
     best = Path(runner.message_hub.get_info('best_ckpt'))
     return dict(

@@ -45,19 +45,19 @@ class _Sentence(logging.Formatter):
         return f'{level}{record.getMessage()}'
 
 
-def _concerns_users(record: logging.LogRecord) -> bool:
-    if record.levelno < logging.WARNING:
-        return getattr(record, 'shown', False)
-    return 'deprecated' not in record.getMessage()  # advice to developers of the framework
+def quiet(logger: logging.Logger, summary: bool = True) -> None:
+    """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; the log file keeps everything."""
 
+    def concerns_users(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return summary and getattr(record, 'shown', False)
+        return 'deprecated' not in record.getMessage()  # advice to developers of the framework
 
-def quiet(logger: logging.Logger) -> None:
-    """Show warnings and records with ``extra=SHOWN`` in the terminal; the log file keeps everything."""
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(_Stderr())
             handler.setFormatter(_Sentence())
-            handler.addFilter(_concerns_users)
+            handler.addFilter(concerns_users)
 
 
 def duration(seconds: float) -> str:

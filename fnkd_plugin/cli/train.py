@@ -104,13 +104,14 @@ def main(argv: list[str] | None = None) -> None:
     run(cfg, Path(cfg.work_dir).name, args.verbose)
 
 
-def run(cfg: Config, title: str, verbose: bool = False) -> Runner:
+def run(cfg: Config, title: str, verbose: bool = False, summary: bool = True) -> Runner:
     """Train a config under one line of progress; MMEngine's log goes to its file.
 
     Args:
         cfg: What is trained.
         title: Of the progress.
         verbose: Show MMEngine's log instead.
+        summary: Show what is trained, and what came of it.
     """
     if verbose:
         runner = training.build_runner(cfg)
@@ -118,7 +119,7 @@ def run(cfg: Config, title: str, verbose: bool = False) -> Runner:
         return runner
     with silent_start():
         runner = training.build_runner(cfg)
-    quiet(runner.logger)
+    quiet(runner.logger, summary)
     hook = ProgressHook(title)
     runner.register_hook(hook)
     try:
