@@ -352,7 +352,7 @@ def test_plain_torch_models() -> None:
 
 
 def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
-    """As in timm's train.py, whose forward runs under autocast; the teacher has none."""
+    """As in timm's train.py, whose forward runs under autocast; the teacher follows it."""
     student, teacher = _Torch(), _Torch()
     task = FNKDTask(student, teacher, tau=0.5)
     full = task(_images(), LABELS)
@@ -362,7 +362,7 @@ def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
         half = task(_images(), LABELS)
     assert half['output'].dtype == torch.bfloat16 and half['kd_loss'].dtype == torch.float32
     torch.testing.assert_close(half['kd_loss'], full['kd_loss'], rtol=1e-2, atol=0)
-    assert torch.equal(spoken[0], teacher(_images()))
+    assert spoken[0].dtype == torch.bfloat16
 
 
 def _two_heads() -> nn.Module:

@@ -249,7 +249,7 @@ def test_a_student_learns_its_teachers_opinion(folder: Path) -> None:
 @pytest.mark.upstream
 @pytest.mark.parametrize('name', STUDENTS)
 def test_bf16_autocast_of_a_whole_step(name: str, folder: Path) -> None:
-    """The soft loss is fp32 and close to the exact one; the teacher's part is exact."""
+    """The soft loss and the norms are fp32 and close to the exact ones; without autocast the teacher is exact."""
     found = []
     for enabled in (False, True):
         model = build(distilled(STUDENTS[name](), timm_teacher(folder), [dict(type='KDLoss'), FNKD]))
@@ -264,8 +264,8 @@ def test_bf16_autocast_of_a_whole_step(name: str, folder: Path) -> None:
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
         optimizer.step()
         found.append({**losses, 'teacher_norm': model.distillation.step.teacher_norm})
-    assert torch.equal(found[0]['teacher_norm'], found[1]['teacher_norm'])
-    for key in ('loss_soft_kd', 'loss_soft_fnkd', 'loss_hard'):
+    assert found[1]['teacher_norm'].dtype == torch.float32
+    for key in ('teacher_norm', 'loss_soft_kd', 'loss_soft_fnkd', 'loss_hard'):
         torch.testing.assert_close(found[1][key], found[0][key].float(), rtol=0.05, atol=0.05, check_dtype=False)
 
 
