@@ -414,10 +414,10 @@ class _Dropping(nn.Sequential):
         )
 
 
-def _dropping_teacher() -> ModelTeacher:
+def _dropping_teacher(**options: Any) -> ModelTeacher:
     torch.manual_seed(3)
     model = _Dropping().train()
-    return ModelTeacher(model, model, PixelFormat.of(MEAN, STD, 'rgb'), 'Dropping')
+    return ModelTeacher(model, model, PixelFormat.of(MEAN, STD, 'rgb'), 'Dropping', **options)
 
 
 @pytest.mark.upstream
@@ -447,8 +447,8 @@ def test_frozen_teachers(tmp_path: Path) -> None:
 
 @pytest.mark.upstream
 def test_frozen_teachers_predict_the_same_whatever_the_student_does() -> None:
-    """Eval (BN and dropout), fp32 inside the student's autocast, no graph, and fit to save for backward."""
-    teacher = _dropping_teacher()
+    """Eval (BN and dropout), in fp32 where an option says so, no graph, and fit to save for backward."""
+    teacher = _dropping_teacher(execution=dict(dtype='float32'))
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
     data = model.data_preprocessor(raw_batch(), training=True)
     with torch.no_grad():
@@ -580,16 +580,6 @@ _CONST = dict(type='TimmTeacher', model='test_resnet')
 _SEVEN = dict(_CONST, checkpoint='FOLDER/test_resnet_7_7.pth')
 _UNKNOWN = {**preprocessor(), 'to_rgb': False}
 _IN_PIPELINE = dict(num_classes=CLASSES, to_rgb=True)
-
-
-@MODELS.register_module(force=True)
-class OwnTrainStep(MODELS.get('mmpretrain.ImageClassifier')):
-    """A student that trains without ``forward(mode='loss')``."""
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> dict:
-        losses = self.loss(**self.data_preprocessor(data, True))
-        optim_wrapper.update_params(losses['loss'])
-        return losses
 
 
 FAULTS: dict[str, tuple[Callable, list[str]]] = {
