@@ -3,10 +3,8 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.task import TrainingTask, resolve_classification_loss
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
-from fnkd_plugin.teachers.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
 __all__ = ['DistillationTask', 'FNKDTask']
 
@@ -87,10 +85,11 @@ class DistillationTask(TrainingTask):
         with isolated_rng():
             count, layer = _student_logits(owner, student_model)
             if isinstance(teacher_model, str):
-                channels = getattr(student_model, 'in_chans', 3)
-                overlay = teacher_pretrained_cfg_overlay or {}
-                built = _create_teacher(owner, teacher_model, count, channels, teacher_pretrained_path, overlay)
-                teacher: Teacher = _teacher_of(owner, built, teacher_model)
+                path = teacher_pretrained_path
+                arguments: dict[str, Any] = dict(in_chans=getattr(student_model, 'in_chans', 3))
+                if teacher_pretrained_cfg_overlay:
+                    arguments['pretrained_cfg_overlay'] = teacher_pretrained_cfg_overlay
+                teacher: Teacher = TimmTeacher(teacher_model, path, path is None, **arguments)
             elif isinstance(teacher_model, Teacher):
                 teacher = teacher_model
             else:
@@ -248,23 +247,6 @@ def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | No
         )
     check_several_classes(f'{owner}: the student {type(student).__name__}', output.shape[1])
     return output.shape[1], find_last_affine(output, ran)
-
-
-def _create_teacher(
-    owner: str, name: str, classes: int, channels: int, path: str | None, overlay: dict[str, Any]
-) -> nn.Module:
-    """Timm's model of that name with the classes of its weights, so that no part of it is random."""
-    check_timm_model(f'{owner}: the teacher', name, {})
-    arguments: dict[str, Any] = {}
-    if path is not None and not Path(path).is_file():
-        raise SetupError(f'{owner}: the teacher {name}: there is no file {path} (teacher_pretrained_path).')
-    if path is not None:
-        overlay = {'file': path, 'num_classes': classes, **overlay}
-        arguments['num_classes'] = classes
-    with timm_errors(f'{owner}: the teacher {name}'):
-        return timm.create_model(
-            name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay or None, **arguments
-        )
 
 
 def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | None = None) -> ModelTeacher:

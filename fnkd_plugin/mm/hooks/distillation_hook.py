@@ -57,7 +57,7 @@ class DistillationHook(Hook):
         if step is None:
             raise RuntimeError(
                 f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), where distilling "
-                'happens: it learned nothing from its teacher. Call it in the train_step of the student.'
+                "happens, so that its teacher is not used. Call it in the student's train_step."
             )
         if runner.cfg.get('compile'):  # a graph may write to the same memory again
             step = step.clone()
