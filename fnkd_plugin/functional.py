@@ -201,11 +201,12 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
         scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
-        varies = (scale > 4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)) & (scale > finfo.tiny / finfo.eps)
+        noise = (4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)).clamp_min(finfo.tiny / finfo.eps)
+        varies = scale > noise
         scale = torch.where(varies, scale, 1)
     scaled = centred / scale
-    norm = torch.where(varies, scaled.square().sum(dim=1, keepdim=True), x.shape[1]).sqrt()
-    return scaled / norm, varies[:, 0]
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(varies, norm, x.shape[1] ** 0.5), varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:

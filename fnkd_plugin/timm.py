@@ -93,7 +93,7 @@ class DistillationTask(TrainingTask):
             elif isinstance(teacher_model, Teacher):
                 teacher = teacher_model
             else:
-                teacher = _teacher_of(owner, teacher_model, type(teacher_model).__name__, student_model)
+                teacher = _teacher_of(owner, teacher_model, student_model)
         # Plain objects both, so that nothing finds or trains the teacher.
         self.teacher = teacher
         named = None if classes is None else Classes.of(classes, owner)
@@ -238,7 +238,7 @@ class FNKDTask(DistillationTask):
 
 
 def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | None]:
-    """How many classes the student has, and its last affine layer, if there is one."""
+    """The student's number of classes, and its last affine layer, if there is one."""
     output, ran = probe(student, student)
     if not isinstance(output, Tensor) or output.ndim != 2 or _headless(student):
         raise SetupError(
@@ -249,7 +249,8 @@ def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | No
     return output.shape[1], find_last_affine(output, ran)
 
 
-def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | None = None) -> ModelTeacher:
+def _teacher_of(owner: str, model: nn.Module, student: nn.Module) -> ModelTeacher:
+    name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise SetupError(
             f"{owner}: the teacher must be a timm model's name, a module or a Teacher, but is {name}; wrap a function "
