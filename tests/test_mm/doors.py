@@ -26,7 +26,7 @@ VALIDATION = dict(
     val_cfg=dict(),
     val_evaluator=dict(type='Accuracy'),
     custom_hooks=[dict(type='EMAHook')],
-    param_scheduler=dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True),
+    param_scheduler=dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True, end=9),
     default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto', max_keep_ckpts=2)),
 )
 """A run of which a checkpoint holds all that MMEngine stores."""
