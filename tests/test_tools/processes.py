@@ -47,7 +47,7 @@ class Tools:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(environment)
-            _forget_run()
+            forget_run()
         return Finished(code, output.getvalue())
 
     def run_apart(self, tool: str, *args: Any, **env: str) -> Finished:
@@ -74,7 +74,7 @@ def _exit_code(path: Path) -> int:
     return 0
 
 
-def _forget_run() -> None:
+def forget_run() -> None:
     """A run's name is that of its config and the second: the next run of that name must not find this one's logs."""
     for logger in MMLogger._instance_dict.values():
         for handler in logger.handlers:
