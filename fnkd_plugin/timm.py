@@ -22,6 +22,7 @@ from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 from fnkd_plugin.teachers.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.weights import read_state_dict
 
 __all__ = ['DistillationTask', 'FNKDTask']
 
@@ -259,12 +260,14 @@ def _create_teacher(
     if path is not None and not Path(path).is_file():
         raise SetupError(f'{owner}: the teacher {name}: there is no file {path} (teacher_pretrained_path).')
     if path is not None:
-        overlay = {'file': path, 'num_classes': classes, **overlay}
+        overlay = {'state_dict': read_state_dict(path), 'num_classes': classes, **overlay}
         arguments['num_classes'] = classes
     with timm_errors(f'{owner}: the teacher {name}'):
-        return timm.create_model(
+        model = timm.create_model(
             name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay or None, **arguments
         )
+    model.pretrained_cfg.pop('state_dict', None)
+    return model
 
 
 def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | None = None) -> ModelTeacher:

@@ -9,10 +9,10 @@ from mmengine.runner import Runner
 from mmpretrain import get_model
 
 from fnkd_plugin.analysis.subject import build_subject
+from fnkd_plugin.mm.mix import add_run_hooks
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.models import TimmStudent
 from fnkd_plugin.mm.publish import publish
-from fnkd_plugin.mm.training import add_default_hooks
 from fnkd_plugin.teachers import TimmTeacher
 from fnkd_plugin.timm import FNKDTask
 from fnkd_plugin.weights import read_state_dict
@@ -48,7 +48,7 @@ def _test(path: Path, folder: Path) -> None:
         test_cfg=dict(),
         test_evaluator=dict(type='Accuracy'),
     )
-    add_default_hooks(cfg)
+    add_run_hooks(cfg)
     Runner.from_cfg(cfg).test()
 
 
