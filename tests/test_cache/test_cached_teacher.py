@@ -1,7 +1,6 @@
 """Students of a cache train as those of the live teacher do, on the images that it saw, or not at all."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import HOOKS, TRANSFORMS
 
+from fnkd_plugin.cache.store import Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from tests.helpers import assert_same_weights, build, distilled, resnet, timm_checkpoint, timm_teacher
-from tests.test_cache.caches import cached, make_cache
+from tests.test_cache.caches import cached, make_cache, spoil, with_manifest
 from tests.test_mm.test_hooks.runs import RANDOM_PIPELINE, assert_resumes_exactly, batches, loader, run
 
 FNKD = dict(type='FNKDLoss', tau=5.0)
@@ -241,8 +241,7 @@ def test_images_that_nobody_replays_are_refused(folder: Path, tmp_path: Path) ->
 
 def test_a_cache_that_is_not_complete_is_refused(folder: Path, tmp_path: Path) -> None:
     make_cache(tmp_path / 'cache', timm_teacher(folder))
-    done = np.load(tmp_path / 'cache' / 'done-0001.npy')
-    np.save(tmp_path / 'cache' / 'done-0001.npy', 0 * done)
+    (tmp_path / 'cache' / 'view-0001.done').write_bytes(b'\0')
     with pytest.raises(SetupError, match='lacks 16 of 32 views of images'):
         build(distilled(resnet(), cached(str(tmp_path / 'cache'))))
 
@@ -298,7 +297,7 @@ def test_what_needs_all_logits_is_refused(folder: Path, tmp_path: Path) -> None:
     for loss in ('DISTLoss', 'DKDLoss', 'LSKDLoss', 'NormKDLoss'):
         with pytest.raises(SetupError, match=f'{loss} needs all logits, but .* keeps the 2 largest'):
             build(distilled(resnet(), cached(cache), dict(type=loss)))
-    with pytest.raises(SetupError, match='keeps the 2 largest of its 4 logits'):
+    with pytest.raises(SetupError, match='keeps the 2 largest of 4 logits'):
         build(distilled(resnet(), cached(cache, class_map=[3, 2, 1, 0])))
     with pytest.raises(SetupError, match='largest logits'):
         build(distilled(resnet(), dict(type='EnsembleTeacher', teachers=[cached(cache)])))
@@ -321,17 +320,16 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_files_are_data(folder: Path, tmp_path: Path) -> None:
-    """What a cache says that its teacher was is neither imported nor built."""
+    """The teacher's config in a cache is neither imported nor built."""
     teacher = timm_teacher(folder)
-    cache = make_cache(tmp_path / 'cache', teacher)
-    path = tmp_path / 'cache' / 'manifest.json'
-    manifest = json.loads(path.read_text())
+    good = make_cache(tmp_path / 'cache', teacher)
     (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n')
-    manifest['teacher']['config'] = dict(type='MMPretrainTeacher', config=str(tmp_path / 'evil.py'))
-    path.write_text(json.dumps(manifest))
+    evil = dict(type='MMPretrainTeacher', config=str(tmp_path / 'evil.py'))
+    entry = dict(Store(good).manifest['teacher'], config=evil)
+    cache = with_manifest(good, tmp_path / 'evil', teacher=entry)
     run(distilled(resnet(), cached(cache, verify=2, live=teacher)), tmp_path / 'work')
     assert not (tmp_path / 'ran').exists()
-    with pytest.raises(SetupError, match=r'verify=2 asks the live teacher; give its config, live=dict\(type='):
+    with pytest.raises(SetupError, match=r'verify=2 needs the live teacher; give its config, live=dict\(type='):
         build(distilled(resnet(), cached(cache, verify=2)))
 
 
@@ -344,23 +342,17 @@ def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path) -> None:
         asked.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
     )
     several = cached(cache, verify=5, live=dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)]))
-    with pytest.raises(SetupError, match='verify: EnsembleTeacher is no teacher that a cache is made of'):
+    with pytest.raises(SetupError, match='verify: EnsembleTeacher is not a teacher that can be cached'):
         run(distilled(resnet(), several), tmp_path / 'several')
-    _spoil(tmp_path / 'cache' / 'view-0001.npy')
+    spoil(tmp_path / 'cache', view=1)
     with pytest.raises(SetupError, match='verify: logits differ by up to'):
         run(model, tmp_path / 'spoilt')
     checkpoint.write_bytes(timm_checkpoint(tmp_path, seed=8).read_bytes())
-    with pytest.raises(SetupError, match=r'verify: the weights of .* are others'):
+    with pytest.raises(SetupError, match=r'verify: the weights of .* differ'):
         run(model, tmp_path / 'other')
     checkpoint.unlink()
     with pytest.raises(SetupError, match='does not exist'):
         run(model, tmp_path / 'gone')
-
-
-def _spoil(file: Path) -> None:
-    rows = np.load(file)
-    rows['logits'] += 0.25
-    np.save(file, rows)
 
 
 def _stamped(folder: Path) -> Any:
