@@ -313,8 +313,8 @@ def _fit(
         unfit = f'the student {type(student).__name__}'
     if unfit:
         raise SetupError(
-            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no one last '
-            'affine layer (a mean of two heads has two norms, cosines have none left); use '
+            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no single '
+            'last affine layer (a mean of two heads has two norms, cosines have none left); use '
             'DistillationTask(..., soft_loss=KDLoss()).'
         )
     return AffineReader(layer)  # type: ignore[arg-type]
