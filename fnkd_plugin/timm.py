@@ -1,6 +1,5 @@
 """Distillation as training tasks of timm, for timm's trainer and plain torch; without OpenMMLab."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from fnkd_plugin.errors import SetupError, check_number, check_several_classes
 from fnkd_plugin.losses import FNKDLoss, SoftLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, ImageSize, find_last_affine, image_size, probe, without_readers
+from fnkd_plugin.readers import AffineReader, find_last_affine, probe, without_readers
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
+from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher, sharing_weights
+from fnkd_plugin.teachers.timm_models import fixed_size
 from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
 __all__ = ['DistillationTask', 'FNKDTask']
@@ -264,27 +264,12 @@ def _teacher_of(owner: str, model: nn.Module, student: nn.Module) -> ModelTeache
         )
     pixels = _pixels(f'{owner}: the teacher {name}', model)
     interpolation = (getattr(model, 'pretrained_cfg', None) or {}).get('interpolation', 'bicubic')
-    own = _sharing_weights(model)
-    return ModelTeacher(own, own, pixels, name, _fixed_size(model), interpolation=interpolation)
-
-
-def _sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own, so that the caller's keep their mode, hooks and gradients; weights are shared."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo.update({id(b): b.detach() for b in model.buffers()})
-    return copy.deepcopy(model, memo)
+    own = sharing_weights(model)
+    return ModelTeacher(own, own, pixels, name, fixed_size(model), interpolation=interpolation)
 
 
 def _headless(model: nn.Module) -> bool:
     return getattr(model, 'num_classes', None) == 0
-
-
-def _fixed_size(model: nn.Module) -> ImageSize | None:
-    """The image size that a timm model is bound to, as built; None if it takes others."""
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if not cfg.get('fixed_input_size'):
-        return None
-    return image_size(getattr(getattr(model, 'patch_embed', None), 'img_size', None) or cfg['input_size'])
 
 
 def _pixels(

@@ -446,12 +446,13 @@ def test_frozen_teachers(tmp_path: Path) -> None:
 
 
 @pytest.mark.upstream
-def test_frozen_teachers_predict_the_same_whatever_the_student_does() -> None:
-    """Eval (BN and dropout), in fp32 where an option says so, no graph, and fit to save for backward."""
-    teacher = _dropping_teacher(execution=dict(dtype='float32'))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_frozen_teachers_predict_the_same_whatever_the_student_does(dtype: torch.dtype) -> None:
+    """Eval (BN and dropout), in fp32 if stated, else in the student's autocast dtype, no graph, fit to save."""
+    teacher = _dropping_teacher(**({'execution': dict(dtype='float32')} if dtype == torch.float32 else {}))
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
     data = model.data_preprocessor(raw_batch(), training=True)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         expected = teacher.model(data['inputs'])
     for train_mode in (True, False):
         model.train(train_mode)
@@ -459,7 +460,7 @@ def test_frozen_teachers_predict_the_same_whatever_the_student_does() -> None:
             found = model.distillation.predict(data['inputs'], data['data_samples'])
             model(**data, mode='loss')
         assert torch.equal(found.logits, expected)
-        assert found.logits.dtype == torch.float32
+        assert found.logits.dtype == dtype
         assert not found.logits.requires_grad and not found.logits.is_inference()
     (found.logits * torch.ones_like(found.logits).requires_grad_()).sum().backward()
 
