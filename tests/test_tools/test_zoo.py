@@ -105,13 +105,8 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
 
 def test_names(zoo: ModuleType) -> None:
     pair = 'fnkd_lite0_cub2010.py'
-    assert [
-        zoo.model_name(command) for command in (pair, f'{pair} --distill kd_t1', 'fnkd_digits.py --distill kd')
-    ] == [
-        'fnkd-lite0_cub2010',
-        'kd-t1-lite0_cub2010',
-        'kd_digits',
-    ]
+    commands = (pair, f'{pair} --distill kd_t1', 'fnkd_digits.py --distill kd')
+    assert [*map(zoo.model_name, commands)] == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
     smoothed = 'plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub'
     assert zoo.model_name(smoothed) == 'alsr-mbv3_cub2010'
 
