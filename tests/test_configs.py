@@ -264,7 +264,7 @@ def test_missing_data_and_teacher_say_what_to_do(cub_root: Path, tmp_path: Path)
     config = [str(ROOT / 'configs/fnkd_r50_cub.py'), *flags]
     with pytest.raises(SetupError, match=r'no folder .*nowhere.*--cfg-options data_root=FOLDER'):
         train.main([*config, 'data_root=nowhere'])
-    with pytest.raises(SetupError, match=r'none\.pth does not exist. Give its path'):
+    with pytest.raises(SetupError, match=r'none\.pth does not exist'):
         train.main([*config, f'data_root={cub_root}', 'teacher_checkpoint=none.pth'])
 
 

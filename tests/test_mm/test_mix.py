@@ -13,6 +13,7 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.config import is_distilled, load_config
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
@@ -222,7 +223,8 @@ def test_a_rule_from_the_shell_is_applied_to_the_training_sets_classes(tmp_path:
     )
     for options in ('groups=cub', 'groups.rule=last_word'):
         model = _mixed_by_shell(file, '--label-smoothing', 'alsr', '--label-smoothing-cfg', options).model
-        assert MODELS.build(model).loss.taxonomy.neighbours == [[1], [0], []]
+        ((_, loss),) = label_tables(MODELS.build(model))
+        assert loss.taxonomy.neighbours == [[1], [0], []]
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -370,11 +370,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             method('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
             method('LSKD', 'ls_kd'),
             method('NormKD', 'normkd'),
-            method(
-                'DKD',
-                'dkd_beta2' if student == 'r20' else 'dkd',
-                {} if share == 1 else {'model.head.warmup': 20 * share},
-            ),
+            method('DKD', dkd, {} if share == 1 else {'model.head.warmup': 20 * share}),
             method('DIST', 'dist'),
             method('TTM', 'ttm'),
             method('WTTM', 'wttm'),
