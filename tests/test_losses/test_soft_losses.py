@@ -253,13 +253,13 @@ NAN, INF = float('nan'), float('inf')
 @pytest.mark.parametrize(
     ('kind', 'name', 'values', 'range_'),
     [
-        (KDLoss, 'temperature', [0, -1.0, NAN, INF, '4', None, True], '> 0'),
+        (KDLoss, 'temperature', [0, -1.0, NAN, INF, 1e30, '4', None, True], '> 0'),
         (KDLoss, 'loss_weight', [-1, NAN, INF, '1'], '>= 0'),
         (FNKDLoss, 'tau', [0, -2.0, NAN, INF, None, True], '> 0'),
         (FNKDLoss, 'loss_weight', [-9, NAN, INF], '>= 0'),
         (DKDLoss, 'alpha', [-1, NAN, '1'], '>= 0'),
         (DKDLoss, 'beta', [-8, INF, None], '>= 0'),
-        (DKDLoss, 'temperature', [0, NAN, '4'], '> 0'),
+        (DKDLoss, 'temperature', [0, NAN, 1e30, '4'], '> 0'),
         (DKDLoss, 'loss_weight', [-1, NAN], '>= 0'),
         (DISTLoss, 'beta', [-2, NAN, '2'], '>= 0'),
         (DISTLoss, 'gamma', [-2, INF, None], '>= 0'),

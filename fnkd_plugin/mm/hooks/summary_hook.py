@@ -39,7 +39,7 @@ class SummaryHook(Hook):
         if isinstance(model, Distiller):
             result = _teacher_result(runner)
             accuracy = result or 'not evaluated (--evaluate-teacher)'
-            rows.insert(-1, ('teacher', f'{model._distillation.teacher.name}: {accuracy}'))
+            rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
         rows.append(('checkpoints', str(runner.work_dir)))
         runner.logger.info(as_text('Training', rows))
 
