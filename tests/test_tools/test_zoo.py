@@ -149,8 +149,9 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
     for metafile in METAFILES:
         for model in yaml.safe_load(metafile.read_text())['Models']:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
-            config, options = Path(model['Config']).name, model['Metadata']['Options']
-            of_config = [r for k, r in runs.items() if r['config'] == config and '_trial' not in k]
+            command = ' '.join([Path(model['Config']).name, *model['Metadata'].get('Flags', '').split()])
+            options = model['Metadata']['Options']
+            of_config = [r for k, r in runs.items() if r['config'] == command and '_trial' not in k]
             tested = [r for r in of_config if r['options'] == options]
             # Rows that share a config differ in options; the first is the model's.
             assert of_config[0]['options'] == options
