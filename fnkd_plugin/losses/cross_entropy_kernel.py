@@ -26,12 +26,11 @@ from torch import Tensor
 from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits, Target
 
 # Numbers in a tile of the kernel of the value and of that of the gradients, the widest tiles, and the warps of each.
-VALUE_TILE, VALUE_WIDTH, VALUE_WARPS = 1024, 4096, 4
-GRADIENT_TILE, GRADIENT_WIDTH, GRADIENT_WARPS = 2048, 128, 4
+VALUE_TILE, VALUE_WIDTH, VALUE_WARPS = 1024, 2048, 4
+GRADIENT_TILE, GRADIENT_WIDTH, GRADIENT_WARPS = 2048, 512, 4
 # With a gradient for the origin a program sums up to this many tiles of rows; more are split among programs, of which
 # there are then about so many.
 TILES_IN_TURN, PROGRAMS = 16, 512
-DIRECT = True
 
 
 @triton.jit
@@ -59,18 +58,19 @@ def _scale(x, row, row_ok, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
 
 @triton.jit
 def _read(x, s, row, k, ok, K: tl.constexpr, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
-    """A tile of logits, of logits less the origin, and of scaled logits, the last -inf outside."""
+    """A tile of logits, of logits less the origin, and of scaled logits; numbers like any outside."""
     offset = row.to(tl.int64)[:, None] * LAYOUTS[5 * WHICH] + k.to(tl.int64)[None, :] * LAYOUTS[5 * WHICH + 1]
     z = tl.load(x[0] + offset, mask=ok, other=0.0).to(tl.float32)
     s = s[:, None]
     if LAYOUTS[5 * WHICH + 3]:
         b = tl.load(x[3] + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
         y0 = z - b
-        y = tl.where(s < 0.5, b + s * y0, z - y0 * (1 - s))  # as torch.lerp: exactly z at s = 1
+        # As torch.lerp does, b + s y0 or z + (s - 1) y0: exactly z at s = 1.
+        y = tl.where(s < 0.5, b, z) + tl.where(s < 0.5, s, s - 1) * y0
     else:
         y0 = z
         y = z * s
-    return z, y0, tl.where(ok, y, float('-inf'))
+    return z, y0, y
 
 
 @triton.jit
@@ -124,20 +124,22 @@ def _value_kernel(
             ok = row_ok[:, None] & (k < K)[None, :]
             z, y0, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
             v, _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
-            y_new = tl.maximum(y_max, tl.max(y, 1))
-            v_new = tl.maximum(v_max, tl.max(u, 1))
-            p = tl.exp(y - _finite(y_new)[:, None])
-            q = tl.exp(u - _finite(v_new)[:, None])
+            # Outside, p and q are 0 and what they are multiplied with is finite.
+            inside_y = tl.where(ok, y, float('-inf'))
+            inside_u = tl.where(ok, u, float('-inf'))
+            y_new = tl.maximum(y_max, tl.max(inside_y, 1))
+            v_new = tl.maximum(v_max, tl.max(inside_u, 1))
+            p = tl.exp(inside_y - _finite(y_new)[:, None])
+            q = tl.exp(inside_u - _finite(v_new)[:, None])
             p_keep = tl.exp(y_max - _finite(y_new))
             q_keep = tl.exp(v_max - _finite(v_new))
             shift = _finite(y_new) - _finite(y_max)
-            cross = (cross - shift * q_sum) * q_keep
-            cross += tl.sum(tl.where(ok, q * (y - _finite(y_new)[:, None]), 0.0), 1)
+            cross = (cross - shift * q_sum) * q_keep + tl.sum(q * (y - _finite(y_new)[:, None]), 1)
             p_sum = p_sum * p_keep + tl.sum(p, 1)
             q_sum = q_sum * q_keep + tl.sum(q, 1)
             if BY_SCALE:
-                p_mean = p_mean * p_keep + tl.sum(tl.where(ok, p * y0, 0.0), 1)
-                q_mean = q_mean * q_keep + tl.sum(tl.where(ok, q * y0, 0.0), 1)
+                p_mean = p_mean * p_keep + tl.sum(p * y0, 1)
+                q_mean = q_mean * q_keep + tl.sum(q * y0, 1)
             y_max = y_new
             v_max = v_new
             if STATISTICS:
@@ -217,7 +219,7 @@ def _gradient_kernel(
                 if LAYOUTS[2] != 'rows':  # from the scale to the norm
                     r = tl.load(student[1] + row, mask=row_ok, other=1.0).to(tl.float32)
                     if LAYOUTS[2] == 'clip':
-                        moves = r >= student[2]
+                        moves = r > student[2]
                     else:
                         moves = r > student[2] * 1.4210854715202004e-14
                     g = tl.where(moves, -g * s / r, 0.0)
@@ -392,8 +394,12 @@ def _launch(
     key = (id(kernel), target, constants, warps)
     compiled = _compiled.get(key)
     if compiled is not None:
-        compiled[grid](*arguments, *constants)
+        _relaunch(compiled, grid, (*arguments, *constants))
         return
     compiled = kernel[grid](*arguments, *constants, num_warps=warps)  # None under the interpreter
-    if compiled is not None and target is not None and DIRECT:
+    if compiled is not None and target is not None:
         _compiled[key] = compiled
+
+
+def _relaunch(compiled: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
+    compiled[grid](*arguments)

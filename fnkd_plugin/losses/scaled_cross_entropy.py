@@ -91,10 +91,11 @@ def plain_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Ten
 
 def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..., Tensor] | None:
     """The kernel, if it serves here."""
-    if torch.compiler.is_compiling() or not student.logits.is_cuda or student.logits.numel() == 0:
+    z = student.logits
+    if torch.compiler.is_compiling() or not z.is_cuda or z.numel() == 0:
         return None
     fixed = [x for teacher, weight in targets for x in (*teacher.tensors(), weight) if isinstance(x, Tensor)]
-    if any([x.dtype == torch.float64 for x in student.tensors() + fixed]):
+    if any([x.dtype == torch.float64 or x.device != z.device for x in student.tensors() + fixed]):
         return None
     if torch.is_grad_enabled() and any([x.requires_grad for x in fixed]):
         return None

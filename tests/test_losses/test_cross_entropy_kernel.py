@@ -1,0 +1,41 @@
+"""Runs ``kernel_checks.py``, each time in a process of its own: Triton reads whether to interpret when it is imported."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECKS = Path(__file__).with_name('kernel_checks.py')
+
+pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed (it comes with torch on Linux)')
+
+
+def _run(interpret: bool, marker: str) -> None:
+    """All checks of a kind pass, and there are some."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '--noconftest', '-p', 'no:cacheprovider', '-m', marker, str(CHECKS)],
+        env=os.environ | {'TRITON_INTERPRET': str(int(interpret)), 'OMP_NUM_THREADS': '1'},
+        cwd=CHECKS.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r'(\d+) passed', done.stdout)
+    assert passed and int(passed[1]) >= 50, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize('marker', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_under_the_interpreter(marker: str) -> None:
+    _run(True, marker)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')
+@pytest.mark.parametrize('marker', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_on_a_gpu(marker: str) -> None:
+    _run(False, marker)
