@@ -29,7 +29,7 @@ from fnkd_plugin.analysis.report import headlines, write_report
 from fnkd_plugin.analysis.study import Question, study
 from fnkd_plugin.analysis.subject import SPLITS, build_subject
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config, merge_options
+from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config
 from fnkd_plugin.taxonomy import taxonomy_of
 
 
@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     console = Console()
     init_default_scope('mmpretrain')
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(

@@ -30,7 +30,7 @@ from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import DTYPES, Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, merge_options
+from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _PATIENCE = timedelta(days=7)
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='a distilled config, whose teacher is live; it is Python and runs when read')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the cache')
     parser.add_argument('--views', type=int, default=1, help='augmentations of each image; epochs repeat them (1)')
-    parser.add_argument('--seed', type=int, help="of the augmentations (the config's randomness.seed, or 0)")
+    parser.add_argument('--seed', type=int, default=0, help='of the augmentations, other ones than of any run (0)')
     parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0], help='of the stored logits (float16)')
     parser.add_argument(
         '--top-k',
@@ -67,14 +67,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parse_args(argv)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     training.check_data_roots(cfg, ['train_dataloader'])
     training.set_loader_defaults(cfg)
     device = _join_processes(cfg, args.launcher)
-    seed = (cfg.get('randomness') or {}).get('seed') if args.seed is None else args.seed
-    source = Source(cfg, Replay(seed or 0, args.views), device, args.dtype, args.top_k)
+    source = Source(cfg, Replay(args.seed, args.views), device, args.dtype, args.top_k)
     fixed = source.replay.batch_size
     if fixed and args.batch_size not in (None, fixed):
         raise SetupError(

@@ -35,6 +35,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=3, help='trainings of each method with its chosen values')
     parser.add_argument('--methods', nargs='+', metavar='NAME', help='only these, by their names in the table')
     parser.add_argument('--workers', type=int, default=available_cores(), help='trainings at a time, a thread each')
+    parser.add_argument(
+        '--device',
+        choices=('cuda', 'cpu'),
+        help='train the students side by side in this process, there (CIFAR); a GPU takes minutes, where workers take days',
+    )
+    parser.add_argument('--minutes', type=float, help='with --device: stop in time; the same command goes on')
+    parser.add_argument('--together', type=int, default=48, help='with --device: students at a time, at most')
+    parser.add_argument('--native', action='store_true', help="with --device cuda: PyTorch's operators, not ours")
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/reproduce'), help='checkpoints and logs')
     parser.add_argument('--data-root', type=Path, metavar='FOLDER', help="the data set's, where it is not the config's")
     parser.add_argument('--out', type=Path, help='the results file (benchmarks/TABLE.json)')
@@ -60,7 +68,16 @@ def main(argv: list[str] | None = None) -> None:
     document = document_of(ROOT, args.table) if args.docs else None
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]
-        study.run(chosen, args.workers, console)
+        if args.device:
+            from experiments.side_by_side.study import OutOfTimeError, SideBySideStudy
+
+            beside = SideBySideStudy(study, args.device, console, args.minutes, args.together, args.native)
+            try:
+                beside.run(chosen)
+            except OutOfTimeError as error:
+                sys.exit(f'{error}')
+        else:
+            study.run(chosen, args.workers, console)
     console.print(as_rich(study))
     if document:
         replace_between(document, args.table, as_markdown(study))

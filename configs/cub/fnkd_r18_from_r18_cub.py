@@ -7,3 +7,4 @@ model = dict(
     teacher=dict(type='TimmTeacher', model='resnet18', checkpoint=teacher_checkpoint),
     head={{_base_.fnkd}},
 )
+randomness = dict(seed=3)  # Other crops than its teacher was trained on.

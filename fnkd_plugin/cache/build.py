@@ -22,8 +22,9 @@ from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.config import is_distilled, plain_model, without_pretrained
 from fnkd_plugin.mm.replay.batch_augments import describe_mixing, replay_mixing
+from fnkd_plugin.mm.replay.description import images_key, warn_if_trained_on
 from fnkd_plugin.mm.replay.fixed_batches import check_loader, order_of
-from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed, seed_samples
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
@@ -73,7 +74,8 @@ class Source:
         self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
         loader = Runner.build_dataloader(cfg.train_dataloader)
         self.dataset, self._collate = loader.dataset, loader.collate_fn
-        self._seed = data_seed(replay.seed)
+        self._seed = replay.data_seed
+        warn_if_trained_on(self.teacher_config, images_key(self.dataset, self._seed))
         self._mixing = describe_mixing(self.preprocessor, self._seed, cfg.train_dataloader.get('batch_size'))
         if self._mixing is not None:
             check_loader(loader)

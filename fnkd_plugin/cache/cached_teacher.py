@@ -17,7 +17,7 @@ from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.replay.batch_augments import check_mixing, describe_mixing
 from fnkd_plugin.mm.replay.fixed_batches import order_of
-from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -115,7 +115,7 @@ class CachedTeacher(Teacher):
         if self._store.batch_size is None:
             return
         stored = self._store.manifest['mixing']
-        mixing = describe_mixing(preprocessor, data_seed(self.replay.seed), self._store.batch_size)
+        mixing = describe_mixing(preprocessor, self.replay.data_seed, self._store.batch_size)
         different = differences(stored, mixing, 'mixing')
         if different:
             raise SetupError(
@@ -178,7 +178,7 @@ class CachedTeacher(Teacher):
             yield [SampleIndex(i, view) for view, i in places]
             return
         for view, batch in places:
-            order = order_of(data_seed(store.manifest['seed']), view, store.samples)
+            order = order_of(self.replay.data_seed, view, store.samples)
             yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
 
     def _check_answers(self, now: np.ndarray, then: np.ndarray) -> None:

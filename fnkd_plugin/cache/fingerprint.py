@@ -1,6 +1,5 @@
-"""What knowledge belongs to, in words that a file can hold and a message can show."""
+"""Cache fingerprint: which data, teacher and software a cache belongs to, as plain data."""
 
-from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from itertools import zip_longest
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fnkd_plugin.mm.replay.seeded_dataset import base_of, text_of
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.replay.description import describe_pipeline, leaves, text_of
 
 _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain')
 
@@ -19,15 +19,17 @@ def describe_data(dataset: Any) -> dict[str, Any]:
     """The images, their labels, and what is done to them before the model gets them.
 
     Images are known by their paths below the ``data_root``, and by their pixels where they are in memory.
+
+    Raises:
+        SetupError: If ``num_batch_per_epoch`` takes more images than there are.
     """
-    leaves = list(_leaves(dataset))
-    return dict(
-        dataset=_kinds(dataset),
-        samples=len(dataset),
-        annotations=_annotations(dataset, [str(leaf.data_root) for leaf in leaves if getattr(leaf, 'data_root', None)]),
-        classes=list((getattr(dataset, 'metainfo', None) or {}).get('classes') or []),
-        pipeline=[text_of(step) for leaf in leaves for step in leaf.pipeline.transforms],
-    )
+    whole = getattr(dataset, '_dataset', dataset)  # MMEngine's slice of a data set, which may be longer than it
+    if len(whole) < len(dataset):
+        raise SetupError(
+            f'train_dataloader.num_batch_per_epoch: its batches hold {len(dataset)} images, but the data set has '
+            f'{len(whole)}; take fewer.'
+        )
+    return dict(describe_pipeline(dataset), annotations=_annotations(dataset))
 
 
 def describe_weights(model: nn.Module) -> str:
@@ -67,25 +69,10 @@ def plain(node: Any) -> Any:
     return node if node is None or isinstance(node, (bool, int, float, str)) else text_of(node)
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers that hold images themselves."""
-    if hasattr(dataset, 'pipeline'):
-        yield dataset
-    else:
-        for inner in getattr(dataset, 'datasets', None) or [dataset.dataset]:
-            yield from _leaves(inner)
-
-
-def _kinds(dataset: Any) -> str:
-    name = base_of(dataset).__name__
-    if hasattr(dataset, 'pipeline'):
-        return name
-    return f'{name}({", ".join(map(_kinds, getattr(dataset, "datasets", None) or [dataset.dataset]))})'
-
-
-def _annotations(dataset: Any, roots: list[str]) -> str:
+def _annotations(dataset: Any) -> str:
+    roots = [str(leaf.data_root) for leaf in leaves(dataset) if getattr(leaf, 'data_root', None)]
     digest = sha256()
-    parts = [dataset] if hasattr(dataset, 'get_data_info') else list(_leaves(dataset))
+    parts = [dataset] if hasattr(dataset, 'get_data_info') else list(leaves(dataset))
     for part in parts:
         for i in range(len(part)):
             info = part.get_data_info(i)

@@ -10,6 +10,7 @@ from fnkd_plugin.losses.lskd_loss import LSKDLoss
 from fnkd_plugin.losses.lsr_loss import LSRLoss
 from fnkd_plugin.losses.normkd_loss import NormKDLoss
 from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
+from fnkd_plugin.losses.ttm_loss import FNTTMLoss, TTMLoss, WTTMLoss
 
 __all__ = [
     'ALSRLoss',
@@ -17,10 +18,13 @@ __all__ = [
     'DKDLoss',
     'DenoisedLabelLoss',
     'FNKDLoss',
+    'FNTTMLoss',
     'KDLoss',
     'LSKDLoss',
     'LSRLoss',
     'NormKDLoss',
     'SoftLoss',
     'SoftTargetLoss',
+    'TTMLoss',
+    'WTTMLoss',
 ]

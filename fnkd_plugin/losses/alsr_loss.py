@@ -1,17 +1,18 @@
 """Anisotropic label smoothing as a hard-label loss."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.functional import alsr_table, mixed_targets
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
 
+_logger = logging.getLogger(__name__)
 
-@register_model
+
 class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 
@@ -49,9 +50,7 @@ class ALSRLoss(DenoisedLabelLoss):
         # No part of the student: its checkpoints hold the same keys with any loss.
         table = alsr_table(self.taxonomy.neighbours, self.eps_uniform, self.eps_near)
         self.register_buffer('table', table, persistent=False)
-        print_log(
-            f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current'
-        )
+        _logger.info(f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.')
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""

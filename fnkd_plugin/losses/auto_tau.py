@@ -1,15 +1,17 @@
 """``tau='auto'``: a norm to rescale to, learned from the teacher on the first training batches."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import all_reduce, print_log, run_messages
 from fnkd_plugin.host_copy import HostCopy
+
+_logger = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES = 20
 LAMBDA = 3.0
@@ -65,7 +67,7 @@ class AutoTau:
         if saved is None:
             return
         self.restore(saved)
-        print_log(f"FNKDLoss: tau='auto' resumed as {float(self.tau):.4g}.", logger='current')
+        _logger.info(f"FNKDLoss: tau='auto' resumed as {float(self.tau):.4g}.")
 
     def state(self) -> dict[str, float]:
         """What was learned so far, as plain numbers."""
@@ -117,7 +119,8 @@ class AutoTau:
         norms = feature_norm.float()
         # Filled on the device: a number brought there would make the host wait.
         total = torch.stack([norms.sum(), norms.new_full((), len(norms))])
-        all_reduce(total)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(total)
         state = self._state.to(norms.device)
         learned = state + torch.cat([total, total.new_ones(1)])
         self._state = torch.where(state[2] < CALIBRATION_BATCHES, learned, state)
@@ -133,13 +136,23 @@ class AutoTau:
             )
         if batches >= CALIBRATION_BATCHES and not self._settled:
             self._settled = True
-            print_log(
+            _logger.info(
                 f"FNKDLoss: tau='auto' settled at {norm_sum / count / LAMBDA:.4g}, a third of the teacher's mean "
                 f"feature norm over {count:.0f} images. mode='clip' leaves smaller norms alone: should student_norm be "
-                "below it in this log, mode='normalize' fits.",
-                logger='current',
+                "below it in this log, mode='normalize' fits."
             )
 
 
 def _tau_of(state: Tensor) -> Tensor:
     return state[0] / state[1] / LAMBDA
+
+
+def run_messages() -> Any:
+    """The message hub of the current run, which its checkpoints hold; None outside a Runner."""
+    try:
+        from mmengine.logging import MessageHub
+    except ImportError:
+        return None
+    hub = MessageHub.get_current_instance()
+    # Outside a Runner the current hub is MMEngine's own default, which outlives any one training.
+    return None if hub.instance_name == 'mmengine' else hub

@@ -313,7 +313,9 @@ class _FusedCrossEntropy(torch.autograd.Function):
         groups = -(-tiles // in_turn)
         of_z = z.new_empty((count, classes))
         of_scale = scale.new_empty(count) if by_scale else None
-        of_origin = z.new_empty((groups, classes) if groups > 1 else classes, dtype=torch.float32) if by_origin else None
+        of_origin = (
+            z.new_empty((groups, classes) if groups > 1 else classes, dtype=torch.float32) if by_origin else None
+        )
         _launch(
             _gradient_kernel,
             (groups, columns, 1),

@@ -3,13 +3,11 @@
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import pearson_correlation, scale_by_temperature
 from fnkd_plugin.losses.soft_loss import SoftLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@register_model
 class DISTLoss(SoftLoss):
     r"""DIST: the student's probabilities shall correlate with the teacher's, not equal them.
 

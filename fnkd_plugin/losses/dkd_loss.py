@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import scale_by_temperature, soft_cross_entropy
 from fnkd_plugin.losses.soft_loss import SoftLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@register_model
 class DKDLoss(SoftLoss):
     r"""Decoupled knowledge distillation, :math:`w \, T^2 (\alpha \, \text{TCKD} + \beta \, \text{NCKD})`.
 

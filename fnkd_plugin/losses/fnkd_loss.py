@@ -1,18 +1,19 @@
 """Feature normalized knowledge distillation."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, device, tensor
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.losses.auto_tau import AutoTau
+from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
+
+_logger = logging.getLogger(__name__)
 
 
-@register_model
 class FNKDLoss(SoftTargetLoss):
     r"""Knowledge distillation whose temperature is each sample's own feature norm (Eq. 10 to 12).
 
@@ -57,11 +58,9 @@ class FNKDLoss(SoftTargetLoss):
         self.mode = mode
         self.detach_norm = detach_norm
         if mode == 'normalize' and detach_norm:
-            print_log(
+            _logger.warning(
                 "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
-                'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.',
-                logger='current',
-                level=30,
+                'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.'
             )
 
     @property

@@ -1,13 +1,11 @@
 """Knowledge distillation with one temperature."""
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 
-@register_model
 class KDLoss(SoftTargetLoss):
     r"""Knowledge distillation, :math:`w \, T^2 \, H(\sigma(v/T), \sigma(z/T))` (Eq. 4 and 5).
 

@@ -1,14 +1,12 @@
 """Knowledge distillation of standardised logits."""
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import logit_std
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 
-@register_model
 class LSKDLoss(SoftTargetLoss):
     r"""Logit standardisation, :math:`w \, T^2 \, H(\sigma(Z(v)/T), \sigma(Z(z)/T))`.
 

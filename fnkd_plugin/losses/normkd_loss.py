@@ -3,14 +3,12 @@
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import logit_std
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 
-@register_model
 class NormKDLoss(SoftTargetLoss):
     r"""NormKD, :math:`w \, T_v^2 \, H(\sigma(v/T_v), \sigma(z/T_z))`.
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
-from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
 from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
+from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
+from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
 
 
 class SoftLoss(nn.Module, ABC):
@@ -58,6 +58,8 @@ class SoftTargetLoss(SoftLoss):
 
     .. math:: w \, \frac1N \sum_n w_n H\big(\sigma(\pi(v_n)), \sigma(\pi(z_n))\big)
 
+    A policy may treat the student's side differently (:meth:`student_logits`).
+
     Where a paper has the Kullback-Leibler divergence, it differs by the teacher's entropy: the gradient is the same.
 
     Args:
@@ -67,6 +69,10 @@ class SoftTargetLoss(SoftLoss):
     @abstractmethod
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """The prediction's logits and how the temperature policy scales them."""
+
+    def student_logits(self, student: Prediction) -> ScaledLogits:
+        """The student's side, where the policy is not the same on both; :meth:`scaled_logits` by default."""
+        return self.scaled_logits(student)
 
     def sample_weight(self, teacher: Prediction) -> Tensor | float:
         """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
@@ -90,9 +96,9 @@ class SoftTargetLoss(SoftLoss):
             (self.scaled_logits(one), self.loss_weight * share * trust * self.sample_weight(one))
             for share, one in members_of(teacher)
         ]
-        return scaled_cross_entropy(self.scaled_logits(student), targets)
+        return scaled_cross_entropy(self.student_logits(student), targets)
 
     def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, trust: Tensor | float) -> Tensor:
         log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
         weight = self.loss_weight * trust * self.sample_weight(teacher)
-        return sparse_cross_entropy(self.scaled_logits(student).tensor(), log_q, teacher.classes, weight)
+        return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)

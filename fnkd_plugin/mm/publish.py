@@ -17,8 +17,9 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import TIMM_EMA, find_state_dict, read_checkpoint, to_plain
+from fnkd_plugin.mm.checkpoints import read_checkpoint, to_plain
 from fnkd_plugin.mm.timm_keys import to_timm_keys
+from fnkd_plugin.weights import TIMM_EMA, find_state_dict
 
 _MMENGINE_EMA = 'ema_state_dict'
 _TIME = re.compile(r'(\d{8})_\d{6}$')

@@ -6,14 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import build_model, register_model
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import Teacher
 
 
-@register_model
 class EnsembleTeacher(Teacher):
     """The weighted mean of several teachers' distributions, each after its own temperature policy.
 
@@ -21,14 +19,14 @@ class EnsembleTeacher(Teacher):
     :class:`~fnkd_plugin.prediction.EnsemblePrediction` for what losses make of it.
 
     Args:
-        teachers: At least one teacher, or its config. An ensemble among them counts as its members.
+        teachers: At least one teacher; in a config, its config. An ensemble among them counts as its members.
         weights: One > 0 for each; only their ratios count. All alike if None.
 
     Raises:
         SetupError: If there are no teachers, the weights do not fit, or two cached ones know other views.
     """
 
-    def __init__(self, teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
         if not teachers:
             raise SetupError('EnsembleTeacher: teachers is empty; give at least one.')
         if weights is not None and len(weights) != len(teachers):
@@ -37,10 +35,13 @@ class EnsembleTeacher(Teacher):
             check_number('EnsembleTeacher', 'a weight', w, positive=True) for w in weights or [1.0] * len(teachers)
         ]
         self.weights = [weight / sum(checked) for weight in checked]
-        self.teachers: list[Teacher] = [build_model(t) if isinstance(t, dict) else t for t in teachers]
+        self.teachers = list(teachers)
         others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
         if others:
-            raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
+            raise SetupError(
+                f'EnsembleTeacher: {others[0]} is not a teacher; wrap a model in CallableTeacher, build a config with '
+                'MODELS.build.'
+            )
         sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
         if sparse:
             raise SetupError(

@@ -217,6 +217,7 @@ def test_a_hook_that_unmixes_is_found(folder: Path, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
     """Mixing itself is not compiled."""
     model = distilled(_student(), cached(str(folder / 'cache')), FNKD)

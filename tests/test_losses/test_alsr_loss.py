@@ -94,7 +94,7 @@ def test_half_precision_logits_are_computed_in_fp32() -> None:
 
 def test_the_log_says_how_many_classes_have_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss._logger.info', said.append)
     ALSRLoss(groups=GROUPS)
     assert said == ['ALSRLoss: 5 of 6 classes have neighbours, 1 to 2 each; one without any gets LSR with eps 0.1.']
 

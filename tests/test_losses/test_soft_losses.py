@@ -182,7 +182,7 @@ def test_the_students_bias_gets_its_gradient() -> None:
 
 def test_literal_eq_12_warns(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss._logger.warning', said.append)
     FNKDLoss(mode='normalize')
     FNKDLoss(detach_norm=True)
     assert not said

@@ -20,16 +20,15 @@ from mmpretrain import get_model
 from mmpretrain.registry import HOOKS
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import (
-    UnreadableCheckpointError,
-    guard_framework_loaders,
-    load_weights,
-    read_state_dict,
-    to_plain,
-)
+from fnkd_plugin.mm.checkpoints import guard_framework_loaders, to_plain
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.models import TimmStudent
 from fnkd_plugin.teachers import TimmTeacher
+from fnkd_plugin.weights import (
+    UnreadableCheckpointError,
+    load_weights,
+    read_state_dict,
+)
 from tests.helpers import assert_same_weights, build, config, resnet, timm_checkpoint, timm_student, vit
 from tests.test_mm.test_hooks.runs import run
 

@@ -25,7 +25,7 @@ from fnkd_plugin.mm.training import dump_plain_config
 from tests.helpers import CLASSES, SIZE, assert_same_weights, config, distilled, resnet, timm_student, timm_teacher
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = {'resnet': resnet(), 'timm': timm_student(channels_last=True)}
 
 

@@ -72,7 +72,7 @@ def test_teaches_through_the_runner_by_its_name(tmp_path: Path) -> None:
         ('channel_means', 'cannot be imported'),
         ('torch.nn.Identity', 'must be a module or a function of images'),
         ('math.pi', 'must be a module or a function of images'),
-        (not_logits, r'no tensor of logits \[N, K\], but of shape'),
+        (not_logits, r'not a tensor of logits \[N, K\], but of shape'),
     ],
 )
 def test_faults(fn: Any, said: str) -> None:

@@ -103,11 +103,26 @@ def test_fixed_sizes_are_kept(tmp_path: Path) -> None:
     teacher.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     teacher.prepare(HALVES)
     teacher.predict(IMAGES)
-    assert teacher.input_size == 160 and seen == [(4, 3, 160, 160)]
+    assert teacher.input_size == (160, 160) and seen == [(4, 3, 160, 160)]
     small = TimmTeacher('test_vit', timm_checkpoint(tmp_path, 'test_vit', img_size=SIZE), img_size=SIZE)
     small.prepare(HALVES)
-    assert small.input_size == SIZE
+    assert small.input_size == (SIZE, SIZE)
     assert small.predict(IMAGES).logits.shape == (4, CLASSES)
+
+
+NOT_SQUARE: dict[str, Any] = dict(img_size=(64, 32), embed_dim=32, depth=2, num_heads=2)
+
+
+@pytest.mark.parametrize('stated', [{}, dict(input_size=(64, 32))])
+def test_fixed_sizes_that_are_not_square(stated: dict, tmp_path: Path) -> None:
+    name = 'vit_tiny_patch16_224'
+    teacher = TimmTeacher(name, timm_checkpoint(tmp_path, name, **NOT_SQUARE), **NOT_SQUARE, **stated)
+    assert teacher.input_size == (64, 32)
+    teacher.prepare(teacher.pixels)
+    exact, other = torch.randn(2, 3, 64, 32), torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(teacher.predict(exact).logits, teacher.model(exact))
+    assert teacher.predict(other).logits.shape == (2, CLASSES)
 
 
 def test_a_fixed_size_given_by_the_user(tmp_path: Path) -> None:
@@ -153,9 +168,9 @@ def test_a_timm_teacher_without_a_classifier(tmp_path: Path) -> None:
         TimmTeacher('gemma4_vit_167m_enc', weights, **options)
 
 
-def test_outputs_that_are_no_logits() -> None:
+def test_outputs_that_are_not_logits() -> None:
     net = nn.Conv2d(3, 4, 1)
-    with pytest.raises(SetupError, match=r'Net: its output is no tensor of logits \[N, K\], but of shape \(1, 4, '):
+    with pytest.raises(SetupError, match=r'Net: its output is not a tensor of logits \[N, K\], but of shape \(1, 4, '):
         ModelTeacher(net, net, HALVES, 'Net')
     with pytest.raises(SetupError, match='but tuple'):
         ModelTeacher(net, lambda images: (net(images),), HALVES, 'Net')  # type: ignore[arg-type, return-value]
@@ -237,7 +252,7 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
         (dict(config='nowhere.py'), ['MMPretrainTeacher(nowhere.py)', 'There is no config file nowhere.py']),
         (
             dict(config='resnet19_of_mine'),
-            ['MMPretrainTeacher(resnet19_of_mine)', 'no config file (*.py)', 'model zoo'],
+            ['MMPretrainTeacher(resnet19_of_mine)', 'config file (*.py)', 'model zoo'],
         ),
         (dict(config='FILE'), ['teacher.py)', 'trained weights', 'checkpoint=FILE']),
         (dict(config='EMPTY', checkpoint='RIGHT'), ['empty.py): ', 'has no model']),

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from fnkd_plugin.errors import SetupError
 from tests.helpers import build, timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 pytestmark = pytest.mark.upstream
 pytest.importorskip('sklearn')
@@ -25,13 +25,13 @@ def groups(tmp_path: Path) -> Path:
     return path
 
 
-def _analyse(tools: Nursery, config: Path, weights: Path, out: Path, *options: object) -> dict:
+def _analyse(tools: Tools, config: Path, weights: Path, out: Path, *options: object) -> dict:
     done = tools.run('analyze.py', config, weights, '--out', out, *options)
     assert done.code == 0, done.output
     return json.loads((out / 'analysis.json').read_text())
 
 
-def test_train_on_flipped_labels_then_audit(tools: Nursery, tmp_path: Path, groups: Path) -> None:
+def test_train_on_flipped_labels_then_audit(tools: Tools, tmp_path: Path, groups: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
     flips = ['type=FlippedLabels', 'of=NoiseImages', 'rate=0.25', f'groups={groups}']
     options = ['--cfg-options', *(f'train_dataloader.dataset.{flip}' for flip in flips)]
@@ -52,7 +52,7 @@ def test_train_on_flipped_labels_then_audit(tools: Nursery, tmp_path: Path, grou
     assert audited['indicators']['loss']['auroc'] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
-def test_the_page_holds_everything_and_opens_offline(tools: Nursery, tmp_path: Path, groups: Path) -> None:
+def test_the_page_holds_everything_and_opens_offline(tools: Tools, tmp_path: Path, groups: Path) -> None:
     teacher = timm_checkpoint(tmp_path, 'test_resnet')
     plain, distilled = write_configs(tmp_path, teacher)
     work = tmp_path / 'work'
@@ -78,7 +78,7 @@ def test_the_page_holds_everything_and_opens_offline(tools: Nursery, tmp_path: P
         assert all(method in card['total'] for card in numbers['compensations'])
 
 
-def test_a_missing_checkpoint_ends_in_one_sentence(tools: Nursery, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_ends_in_one_sentence(tools: Tools, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
     done = tools.run('analyze.py', plain, tmp_path / 'none.pth', '--out', tmp_path / 'out')
     assert done.code == 1

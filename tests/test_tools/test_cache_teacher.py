@@ -13,7 +13,7 @@ from tests.helpers import timm_checkpoint
 from tests.test_cache.caches import contents
 from tests.test_tools import test_distributed
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 VIEWS = ['--views', 3, '--seed', 5]
 
@@ -35,7 +35,7 @@ def kill_later(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3)) @ torch.linspace(-1, 1, 3 * 4).view(3, 4)
 
 
-def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Path) -> None:
+def test_a_killed_tool_goes_on_and_training_uses_it(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     fn = "dict(type='CallableTeacher', fn='tests.test_tools.test_cache_teacher.kill_later', mean=[0]*3, std=[1]*3)"
     config.write_text(
@@ -47,7 +47,7 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Pa
     assert done.code == 0, done.output
     assert '16 images in 3 views, 4 classes in float16: 768 B' in done.output
     # The probe, the first image, and 4 batches a view: within the second view.
-    killed = tools.run('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
+    killed = tools.run_apart('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
     assert killed.code == -signal.SIGKILL, killed.output
     early = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{cut}', '--distill', 'kd')
     assert early.code == 1
@@ -63,9 +63,10 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Pa
     assert 'is a cache of other knowledge: seed: 5 then, 6 now' in other.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
 @pytest.mark.parametrize('mixed', [False, True])
-def test_two_processes_make_what_one_makes(mixed: bool, tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_make_what_one_makes(mixed: bool, tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path, mixed)
     one = tools.run('cache_teacher.py', config, '--out', tmp_path / 'one', *VIEWS)
     assert one.code == 0, one.output
@@ -81,8 +82,9 @@ def test_two_processes_make_what_one_makes(mixed: bool, tools: Nursery, tmp_path
         assert trained.code == 0, trained.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_two_processes_train_from_a_cache_as_one_does(tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_train_from_a_cache_as_one_does(tools: Tools, tmp_path: Path) -> None:
     """Over as many steps as with the live teacher; the second epoch replays the one view."""
     live = test_distributed._config(tmp_path)
     cache = tools.run('cache_teacher.py', live, '--out', tmp_path / 'cache', '--views', 1)
@@ -101,7 +103,7 @@ def test_two_processes_train_from_a_cache_as_one_does(tools: Nursery, tmp_path: 
         torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
 
 
-def test_what_cannot_be_cached_is_said(tools: Nursery, tmp_path: Path) -> None:
+def test_what_cannot_be_cached_is_said(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     plain = tools.run('cache_teacher.py', tmp_path / 'plain.py', '--out', tmp_path / 'out')
     assert plain.output.splitlines()[-1].startswith('error: Knowledge store: the config has no teacher')

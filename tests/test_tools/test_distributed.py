@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 # Batches depend on the number of processes in order only; no batch statistics, nothing drawn per process.
 EQUAL = """
@@ -43,8 +43,9 @@ def _script(name: str, *args: object, **env: str) -> subprocess.CompletedProcess
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_two_processes_equal_one(tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_equal_one(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     options = ['--cfg-options', 'train_cfg.max_epochs=2']
     one = tools.run('train.py', config, '--work-dir', tmp_path / 'one', *options)
@@ -64,8 +65,9 @@ def test_two_processes_equal_one(tools: Nursery, tmp_path: Path) -> None:
     assert f'accuracy/top1: {accuracy}' in tested.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Nursery, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     hook = "custom_imports['imports'].append('tests.test_tools.killing')\ncustom_hooks = [dict(type='Kill')]\n"
     config.write_text(config.read_text() + hook)

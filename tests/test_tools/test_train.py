@@ -1,4 +1,4 @@
-"""``tools/train.py`` and ``tools/test.py`` with their flags, each in a process of its own."""
+"""``tools/train.py`` and ``tools/test.py`` with their flags."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import torch
 
 from tests.helpers import assert_same_weights, timm_checkpoint
 from tests.test_tools.configs import PURE_PYTHON, write_configs
-from tests.test_tools.processes import ROOT, Finished, Nursery
+from tests.test_tools.processes import ROOT, Finished, Tools
 
 ONE_EPOCH = 'train_cfg.max_epochs=1'
 STOCK_TEST = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
@@ -39,7 +39,7 @@ def assert_one_sentence(finished: Finished, expected: str) -> None:
 
 @pytest.mark.upstream
 def test_a_distilled_student_is_tested_with_and_without_the_plugin(
-    tools: Nursery, configs: tuple[Path, Path], tmp_path: Path
+    tools: Tools, configs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     _, distilled = configs
     work = tmp_path / 'work'
@@ -73,7 +73,7 @@ def test_a_distilled_student_is_tested_with_and_without_the_plugin(
 
 @pytest.mark.upstream
 def test_options_for_the_plain_model_reach_the_student(
-    tools: Nursery, configs: tuple[Path, Path], tmp_path: Path
+    tools: Tools, configs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     _, distilled = configs
     options = [
@@ -101,7 +101,7 @@ def test_options_for_the_plain_model_reach_the_student(
 
 
 def test_load_from_a_distilled_student_and_the_teachers_result(
-    tools: Nursery, configs: tuple[Path, Path], tmp_path: Path
+    tools: Tools, configs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     plain, distilled = configs
     flags = ['--cfg-options', ONE_EPOCH]
@@ -116,7 +116,7 @@ def test_load_from_a_distilled_student_and_the_teachers_result(
     assert 'do not match exactly' not in second.output
 
 
-def test_auto_scale_lr(tools: Nursery, configs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_auto_scale_lr(tools: Tools, configs: tuple[Path, Path], tmp_path: Path) -> None:
     plain, _ = configs
     assert_one_sentence(tools.run('train.py', plain, '--auto-scale-lr'), 'base_batch_size')
     options = ['--cfg-options', ONE_EPOCH, 'auto_scale_lr.base_batch_size=8']
@@ -127,7 +127,7 @@ def test_auto_scale_lr(tools: Nursery, configs: tuple[Path, Path], tmp_path: Pat
 
 
 @pytest.mark.upstream
-def test_what_does_not_fit_is_said_in_one_sentence(tools: Nursery, configs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_said_in_one_sentence(tools: Tools, configs: tuple[Path, Path], tmp_path: Path) -> None:
     plain, distilled = configs
     work = ['--work-dir', tmp_path / 'work']
     torch.save(torch.nn.Linear, tmp_path / 'object.pth')
@@ -174,7 +174,7 @@ def test_tools_run_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None
     assert done.stdout.splitlines().count(str(ROOT)) == len(tools)
 
 
-def test_a_variable_of_the_file_is_replaced_for_both_tools(tools: Nursery, tmp_path: Path) -> None:
+def test_a_variable_of_the_file_is_replaced_for_both_tools(tools: Tools, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, timm_checkpoint(tmp_path))
     text = plain.read_text().replace('pipeline = [', "data_root = 'nowhere'\npipeline = [", 1)
     plain.write_text(text.replace("type='NoiseImages',", "type='NoiseImages', data_root=data_root,"))
@@ -189,7 +189,7 @@ def test_a_variable_of_the_file_is_replaced_for_both_tools(tools: Nursery, tmp_p
 
 @pytest.mark.upstream
 @pytest.mark.parametrize('pure', [False, True])
-def test_a_mixed_run_is_repeated_by_its_dumped_config_alone(pure: bool, tools: Nursery, tmp_path: Path) -> None:
+def test_a_mixed_run_is_repeated_by_its_dumped_config_alone(pure: bool, tools: Tools, tmp_path: Path) -> None:
     teacher = timm_checkpoint(tmp_path)
     plain, _ = write_configs(tmp_path, teacher)
     if pure:
@@ -225,9 +225,7 @@ def test_a_mixed_run_is_repeated_by_its_dumped_config_alone(pure: bool, tools: N
 
 
 @pytest.mark.upstream
-def test_what_cannot_be_mixed_is_said_in_one_sentence(
-    tools: Nursery, configs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_what_cannot_be_mixed_is_said_in_one_sentence(tools: Tools, configs: tuple[Path, Path], tmp_path: Path) -> None:
     plain, distilled = configs
     teacher = ['--teacher', 'timm:test_resnet', '--teacher-checkpoint', timm_checkpoint(tmp_path)]
 

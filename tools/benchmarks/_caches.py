@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed, seed_samples
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 
 LOOKUP = 256
 """Rows of a batch."""
@@ -70,7 +70,7 @@ def build(model: Any, cfg: Config) -> Any:
 def images_of(cfg: Config, stamps: bool) -> Dataset:
     """The training images, replayed."""
     dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
-    seed_samples(dataset, data_seed(0), stamps)
+    seed_samples(dataset, Replay(0, 1).data_seed, stamps)
     return dataset
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from experiments.job import Job
@@ -21,8 +22,12 @@ def surroundings() -> dict[str, Any]:
     installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
     return dict(
         versions=dict(python=platform.python_version(), **{n: installed[n] for n in _PACKAGES if n in installed}),
-        machine=dict(system=platform.system(), processor=_processor()),
+        machine=dict(system=platform.system(), processor=_processor(), **_accelerator()),
     )
+
+
+def _accelerator() -> dict[str, str]:
+    return dict(accelerator=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
 
 
 def _processor() -> str:
@@ -34,22 +39,34 @@ def _processor() -> str:
 
 
 def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
-    """Accuracy in %, NLL in nats, ECE in % (15 bins), and in % the images on which the teacher says the same."""
+    """:func:`measures` of files that hold ``scores`` and ``labels``."""
     found = np.load(predictions)
-    scores, labels = torch.from_numpy(found['scores']), torch.from_numpy(found['labels'])
+    theirs = None
+    if teacher is not None and teacher.is_file():
+        asked = np.load(teacher)
+        if np.array_equal(asked['labels'], found['labels']):  # trials are scored on other images
+            theirs = torch.from_numpy(asked['scores'])
+    return measures(torch.from_numpy(found['scores']), torch.from_numpy(found['labels']), theirs)
+
+
+def measures(scores: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, float]:
+    """Accuracy in %, NLL in nats, ECE in % (15 bins), and in % the images on which the teacher says the same.
+
+    Args:
+        scores: Probabilities [M, K].
+        labels: Classes [M].
+        teacher: The teacher's probabilities or logits [M, K], if it is known.
+    """
     classes = scores.shape[1]
     nll = -scores.double().gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny).log().mean()
-    measures = dict(
+    found = dict(
         accuracy=100 * multiclass_accuracy(scores, labels, classes, average='micro').item(),
         nll=nll.item(),
         ece=100 * multiclass_calibration_error(scores, labels, classes).item(),
     )
-    if teacher is not None and teacher.is_file():
-        asked = np.load(teacher)
-        if np.array_equal(asked['labels'], found['labels']):  # trials are scored on other images
-            theirs = torch.from_numpy(asked['scores']).argmax(1)
-            measures['agreement'] = 100 * multiclass_accuracy(scores, theirs, classes, average='micro').item()
-    return {name: round(value, 4) for name, value in measures.items()}
+    if teacher is not None:
+        found['agreement'] = 100 * multiclass_accuracy(scores, teacher.argmax(1), classes, average='micro').item()
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 class Results:

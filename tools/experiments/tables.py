@@ -4,6 +4,7 @@ A method's trials are values for what is tuned. They are compared on a part of t
 are then trained anew on all of it, with each seed, and measured on the test set.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,25 +327,50 @@ def controls_cub2010() -> Table:
     )
 
 
-def cifar100_short() -> Table:
-    """The public R56 → R20 pair at a length for one CPU core, and the public recipe's values: nothing is tuned."""
-    lr = {LR: 'lr'}
+def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', note: str = '') -> Table:
+    """A pair of the public CIFAR-100 benchmark, each method with its authors' values: nothing is tuned.
+
+    Shorter trainings have their milestones, and DKD its warm-up, in proportion.
+    """
+
+    def method(title: str, name: str, options: Options | None = None) -> Method:
+        plain = name in ('plain', 'lsr', 'alsr')
+        config = f'cifar100/{name}_{student}{"" if plain else f"_from_{teacher}"}_cifar100.py'
+        return Method(title, config, (options or {},), {}, needs_teacher=not plain)
+
+    share = epochs / 240
+    length: Options = {}
+    if epochs != 240:
+        length = {
+            'train_cfg.max_epochs': epochs,
+            'train_cfg.val_interval': epochs,
+            # Half an epoch more rather than less.
+            'param_scheduler.milestones': [math.ceil(m * share) for m in (150, 180, 210)],
+        }
+    soft = 'model.head.soft_loss'
     return Table(
-        title='CIFAR-100, short recipe: 10,000 images, 3 epochs, ResNet-56 → ResNet-20',
-        teacher='cifar100/plain_r56_cifar100_short.py',
+        title=title,
+        teacher=f'cifar100/plain_{teacher}_cifar100.py',
         methods=(
-            Method('plain', 'cifar100/plain_r20_cifar100_short.py', ({LR: 0.05},), lr),
-            Method('LSR', 'cifar100/lsr_r20_cifar100_short.py', ({LR: 0.05},), lr),
-            Method('ALSR', 'cifar100/alsr_r20_cifar100_short.py', ({LR: 0.05},), lr),
-            Method('KD', 'cifar100/kd_r20_from_r56_cifar100_short.py', ({LR: 0.05},), lr, needs_teacher=True),
-            Method('FNKD', 'cifar100/fnkd_r20_from_r56_cifar100_short.py', ({LR: 0.05},), lr, needs_teacher=True),
+            method('plain', 'plain'),
+            method('LSR', 'lsr'),
+            method('ALSR', 'alsr'),
+            method('KD', 'kd'),
+            method("KD, FNKD's weights and T", 'kd', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
+            method('FNKD', 'fnkd'),
+            method('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
+            method('LSKD', 'ls_kd'),
+            method('NormKD', 'normkd'),
+            method('DKD', 'dkd', {} if share == 1 else {'model.head.warmup': 20 * share}),
+            method('DIST', 'dist'),
+            method('TTM', 'ttm'),
+            method('WTTM', 'wttm'),
+            method('TTM by norm', 'fnkd', {f'{soft}.type': 'FNTTMLoss', WEIGHT: 7}),
         ),
         trial_options={},
-        cached_views=3,
-        note=(
-            'Too short a training to compare with published numbers. Each epoch sees another view of the images, the '
-            'same with every seed; KD and FNKD learn from a cache of what the teacher says of it.'
-        ),
+        final_options=length,
+        teacher_options=length,
+        note=note,
     )
 
 
@@ -373,8 +399,15 @@ TABLES: dict[str, Callable[[], Table]] = {
     'cub2010_small': cub2010_small,
     'sweeps_cub2010': sweeps_cub2010,
     'controls_cub2010': controls_cub2010,
-    'cifar100_short': cifar100_short,
-    'cifar100': lambda: _presets('CIFAR-100, 240 epochs, ResNet-56 → ResNet-20', 'cifar100', 'r56', 'r20'),
+    'cifar100': lambda: cifar100('r20', 'r56', title='CIFAR-100, 240 epochs, ResNet-56 → ResNet-20'),
+    'cifar100_8x4': lambda: cifar100('r8x4', 'r32x4', title='CIFAR-100, 240 epochs, ResNet-32x4 → ResNet-8x4'),
+    'cifar100_60e': lambda: cifar100(
+        'r20',
+        'r56',
+        60,
+        'CIFAR-100, 60 epochs, ResNet-56 → ResNet-20',
+        'A quarter of the public recipe, its decays in proportion: compare with each other, not with published numbers.',
+    ),
     'cub_r18': lambda: _presets(
         'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', "The pair of the paper's Table 1."
     ),

@@ -1,4 +1,4 @@
-"""Labels flipped on purpose, so that what finds wrong labels can be measured."""
+"""Labels flipped on purpose, to measure methods that find wrong labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.taxonomy import taxonomy_of
+from fnkd_plugin.taxonomy.taxonomy import groups_of_classes
 
 
 def flip_labels(
@@ -65,8 +66,8 @@ def _without_themselves(neighbours: Sequence[Sequence[int]]) -> list[list[int]]:
 def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any = None, **kwargs: Any) -> BaseDataset:  # noqa: N802
     """A data set with labels flipped on purpose: builds the data set ``of`` and changes its ``gt_label``.
 
-    What comes back *is* that data set, so that samplers, hooks and wrappers find what they know. One line makes
-    any config train on wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
+    Returns that data set itself, so that samplers, hooks and wrappers work with it. One line makes any config train on
+    wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
     rate=0.1))``, or the same by ``--cfg-options``. Each sample keeps its own label as ``clean_label``, which
     ``tools/analyze.py`` takes for the truth, and ``could_flip`` says whether it could have been flipped.
 
@@ -79,12 +80,12 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
         **kwargs: The data set's own.
 
     Raises:
-        SetupError: If ``of`` is no such data set, or ``groups`` are of other classes.
+        SetupError: If ``of`` is not such a data set, or ``groups`` are of other classes.
     """
     dataset = DATASETS.build(dict(type=of, **kwargs))
     if not isinstance(dataset, BaseDataset):
         raise SetupError(
-            f'FlippedLabels: {type(dataset).__name__} is no BaseDataset with labels of its own; put FlippedLabels '
+            f'FlippedLabels: {type(dataset).__name__} is not a BaseDataset with labels of its own; put FlippedLabels '
             'inside that wrapper.'
         )
     dataset.full_init()
@@ -95,7 +96,7 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
     names = dataset.metainfo.get('classes') or [str(k) for k in range(int(labels.max()) + 1)]
     neighbours = None
     if groups is not None:
-        taxonomy = taxonomy_of(groups)
+        taxonomy = taxonomy_of(groups_of_classes(groups, names))
         taxonomy.check_classes(names, f'FlippedLabels: {type(dataset).__name__}')
         neighbours = taxonomy.neighbours
     flipped = flip_labels(labels, len(names), rate, seed, neighbours)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.replay.seeded_dataset import Replay, derive_seed, seed_all, text_of
+from fnkd_plugin.mm.replay.description import text_of
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, derive_seed, seed_all
 from fnkd_plugin.rng import isolated_rng
 
 _TRIALS = 16
@@ -39,7 +40,7 @@ class ReplayedAugments:
 
     Args:
         augments: What mixes.
-        seed: 64 bits, see :func:`~fnkd_plugin.mm.replay.seeded_dataset.data_seed`.
+        seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
     """
 
     def __init__(self, augments: Augments, seed: int) -> None:

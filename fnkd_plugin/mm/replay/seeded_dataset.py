@@ -3,11 +3,9 @@
 import functools
 import itertools
 import random
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +14,6 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.dist import get_dist_info
 
 from fnkd_plugin.errors import SetupError
-
-_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 
 class Replay(NamedTuple):
@@ -32,6 +28,11 @@ class Replay(NamedTuple):
     seed: int
     views: int
     batch_size: int | None = None
+
+    @property
+    def data_seed(self) -> int:
+        """What :func:`seed_samples` takes; never that of a run, so that a teacher meets no crop it was trained on."""
+        return derive_seed(self.seed, 2)
 
 
 class SampleIndex(int):
@@ -81,7 +82,7 @@ def derive_seed(*key: int) -> int:
 
 
 def data_seed(seed: int) -> int:
-    """What :func:`seed_samples` takes of a run's seed."""
+    """What :func:`seed_samples` takes in a run with views of its own; :attr:`Replay.data_seed` in others."""
     return derive_seed(seed, 0)
 
 
@@ -112,6 +113,11 @@ def _seeded_dataset(base: type) -> type:
             if self._fnkd_stamps:
                 _stamp(sample, view, int(index), getattr(index, 'batch', 0))
             return sample
+
+        @property
+        def __getitems__(self) -> Any:
+            # Batches that the data set would load at once are loaded one by one, each sample seeded.
+            raise AttributeError('__getitems__')
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             return remade, (_seeded_dataset, base), self.__dict__
@@ -229,9 +235,3 @@ def number_views(sampler: Any, views: int | None = None) -> None:
     sampler._fnkd_views = views
     if isinstance(sampler, InfiniteSampler):
         sampler.indices = sampler._indices_of_rank()
-
-
-def text_of(value: Any) -> str:
-    """An object's ``repr`` without addresses in memory, a path as it is."""
-    text = str(value) if isinstance(value, Path) else repr(value)
-    return ' '.join(_ADDRESS.sub('', text).split())

@@ -1,0 +1,13 @@
+_base_ = ['plain_r20_cifar100.py', '../_base_/methods.py']
+teacher_checkpoint = 'work_dirs/plain_r56_cifar100/epoch_240.pth'  # made by plain_r56_cifar100.py
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=dict(
+        type='MMPretrainTeacher',
+        config='{{ fileDirname }}/plain_r56_cifar100.py',
+        checkpoint=teacher_checkpoint,
+    ),
+    head={{_base_.ttm}},
+)

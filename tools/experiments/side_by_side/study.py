@@ -1,0 +1,172 @@
+"""A table's jobs side by side: the teacher and whoever needs none, then the students of all that it says."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from rich.console import Console
+
+import fnkd_plugin  # noqa: F401  (registers the losses)
+from experiments.results import measures
+from experiments.side_by_side.images import Images, Table
+from experiments.side_by_side.recipe import Recipe, Student, read
+from experiments.side_by_side.training import Group
+from experiments.study import Study, StudyError
+from experiments.tables import Method
+
+SAVED_EVERY = 120
+"""Seconds."""
+
+
+class OutOfTimeError(Exception):
+    """The minutes are over; all is kept, and a second call goes on."""
+
+
+class SideBySideStudy:
+    """Runs what is missing of a study in this process.
+
+    Args:
+        study: Its table, results and folder.
+        device: ``'cuda'`` or ``'cpu'``.
+        console: For a line an epoch.
+        minutes: After which to keep everything and stop; None for no limit.
+        together: How many students train at a time at most.
+        native: Whether PyTorch's own operators do the work on a GPU, too, instead of Triton's kernels.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        device: str,
+        console: Console,
+        minutes: float | None = None,
+        together: int = 48,
+        native: bool = False,
+    ) -> None:
+        self._study, self._device, self._console = study, torch.device(device), console
+        self._ends = None if minutes is None else time.monotonic() + 60 * minutes
+        self._together, self._native = together, native or self._device.type == 'cpu'
+        self._data: dict[str, Images] = {}
+        init_default_scope('mmpretrain')
+        # Of each layer's initialisation it would say a line, of each student.
+        MMLogger.get_current_instance().setLevel('WARNING')
+
+    def run(self, methods: Sequence[Method]) -> None:
+        """Run what is missing.
+
+        Raises:
+            OutOfTimeError: When the minutes are over.
+            StudyError: If methods with trials are asked for.
+        """
+        tuned = [m.title for m in methods if len(m.trials) > 1]
+        if tuned:
+            raise StudyError(f'{", ".join(tuned)}: trials are not run side by side; leave out --device.')
+        study = self._study
+        missing = [job for m in methods for job in study.finals(m) if study.results.find(job) is None]
+        missing.sort(key=lambda job: job.seed)
+        students = [read(job) for job in missing]
+        plain = [pair for pair in students if pair[1].head is None]
+        taught = [pair for pair in students if pair[1].head is not None]
+        teacher = self._group('teacher', [read(study.teacher)], None)
+        first = [] if teacher.done else [teacher]
+        first += self._groups('plain', plain, None)
+        self._train(first)
+        assert teacher.logits is not None
+        if study.results.find(study.teacher) is None:
+            self._record(teacher, None)
+        for group in first:
+            if group is not teacher:
+                self._record(group, teacher.logits[0])
+        if not taught:
+            return
+        if not self._has(60):
+            raise OutOfTimeError('the minutes are over; the same command goes on from here.')
+        began = time.perf_counter()
+        table = teacher.table()
+        self._say(f'the table of the teacher: {time.perf_counter() - began:.0f} s, mean norm {table.mean_norm:.3f}')
+        for group in self._groups('taught', taught, table):
+            self._train([group])
+            self._record(group, teacher.logits[0])
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> list[Group]:
+        # As equal as possible, so that none is small.
+        count = -(-len(pairs) // self._together)
+        parts = [pairs[len(pairs) * i // count : len(pairs) * (i + 1) // count] for i in range(count)]
+        return [self._group(f'{name}{i}', part, table) for i, part in enumerate(parts)]
+
+    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> Group:
+        recipes = [recipe for recipe, _ in pairs]
+        odd = next((student for recipe, student in pairs if recipe != recipes[0]), None)
+        if odd is not None:
+            raise StudyError(f'{odd.job.name}: its recipe is not that of {pairs[0][1].job.name}; leave out --device.')
+        recipe = recipes[0]
+        train, test = (self._images(part, recipe) for part in (recipe.train, recipe.test))
+        students = [student for _, student in pairs]
+        return Group(
+            name, recipe, students, train, test, table, self._study.folder / 'side_by_side', self._device, self._native
+        )
+
+    def _images(self, config: dict, recipe: Recipe) -> Images:
+        key = repr((config, recipe.mean, recipe.std))
+        if key not in self._data:
+            self._data[key] = Images(config, recipe, self._device)
+        return self._data[key]
+
+    def _train(self, groups: Sequence[Group]) -> None:
+        """All epochs of groups that run at the same time, a step of each in turn."""
+        running = [self._epochs(group) for group in groups]
+        while running:
+            running = [epochs for epochs in running if next(epochs, self) is None]
+        for group in groups:
+            group.save()
+        if not all(group.done for group in groups):
+            raise OutOfTimeError('the minutes are over; the same command goes on from here.')
+
+    def _epochs(self, group: Group) -> Iterator[None]:
+        seconds, saved = 0.0, time.monotonic()
+        while not group.done and self._has(1.1 * seconds + 5):
+            began = time.monotonic()
+            yield from group.steps()
+            seconds = time.monotonic() - began
+            self._progress(group, seconds)
+            if time.monotonic() - saved > SAVED_EVERY:
+                group.save()
+                saved = time.monotonic()
+
+    def _has(self, seconds: float) -> bool:
+        return self._ends is None or time.monotonic() + seconds < self._ends
+
+    def _progress(self, group: Group, seconds: float) -> None:
+        count = len(group.students)
+        speed = count * (group.plan.steps + bool(group.plan.rest)) / seconds
+        left = seconds * (group.recipe.epochs - group.epoch)
+        accuracy = [curve[group.epoch] for curve in group.curves if group.epoch in curve]
+        mean = f', top-1 {sum(accuracy) / len(accuracy):.2f} %' if accuracy else ''
+        losses = [sum(pair) for pair in group.mean_losses]
+        self._say(
+            f'{group.name}: epoch {group.epoch}/{group.recipe.epochs} of {count}, {seconds:.1f} s, '
+            f'{speed:,.0f} steps/s, loss {sum(losses) / count:.3f}{mean}, {left / 60:.1f} min to go'
+        )
+
+    def _record(self, group: Group, teacher: torch.Tensor | None) -> None:
+        """Results of a group that is done, and its students' weights."""
+        assert group.logits is not None
+        for i, student in enumerate(group.students):
+            job, curve = student.job, group.curves[i]
+            job.folder.mkdir(parents=True, exist_ok=True)
+            file = job.folder / f'epoch_{group.epoch}.pth'
+            torch.save(dict(meta={}, state_dict=group.state_of(i)), file)
+            scores = group.logits[i].double().softmax(1).cpu()
+            said = None if teacher is None else teacher.cpu()
+            best = max(curve, key=lambda epoch: curve[epoch])
+            found: dict[str, Any] = measures(scores, group._test.labels.cpu(), said)
+            found |= dict(best_accuracy=round(curve[best], 4), best_epoch=best)
+            found |= dict(seconds=round(group.seconds, 1), side_by_side=len(group.students))
+            self._study.results.add(job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))})
+            self._say(f'{job.name}: {found["accuracy"]:.2f} %, best {found["best_accuracy"]:.2f} %')

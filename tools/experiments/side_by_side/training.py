@@ -1,0 +1,276 @@
+"""Students side by side: their steps, on a GPU as CUDA graphs, their tests, and where they stopped."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import set_random_seed
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
+from experiments.side_by_side.network import SideBySide
+from experiments.side_by_side.recipe import Recipe, Student
+from fnkd_plugin.losses.auto_tau import LAMBDA
+from fnkd_plugin.mm.config import dicts_in
+from fnkd_plugin.prediction import Prediction
+
+BRANCHES = 8
+"""Streams on which the losses of the students are computed: each is many small kernels."""
+
+
+class Losses:
+    """The losses of one student."""
+
+    def __init__(self, student: Student, model: nn.Module, mean_norm: float | None, device: torch.device) -> None:
+        self.hard = model.head.loss_module.to(device)
+        self.hard_weight, self.warmup, self.soft = 1.0, 0.0, []
+        if student.head is None:
+            return
+        config = student.head.to_dict()
+        for node in dicts_in(config):
+            if node.get('type', '').startswith('FN') and node.get('tau', 'auto') == 'auto':
+                assert mean_norm is not None
+                node['tau'] = mean_norm / LAMBDA
+        head = MODELS.build(config)
+        self.hard_weight, self.warmup = head.hard_weight, head.warmup
+        self.soft = [loss for loss in head.soft_losses if loss.loss_weight > 0]
+
+    def growth(self, epoch: int) -> float:
+        """The factor of the soft losses in an epoch, counted from 0."""
+        return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
+
+    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor, growth: Tensor) -> Tensor:
+        """The hard loss, and the sum of the soft ones, both weighed, [2]."""
+        hard = self.hard(student.logits, labels, avg_factor=len(labels)) * self.hard_weight
+        soft = [loss(student, teacher, labels) for loss in self.soft]
+        total = sum(soft[1:], soft[0]) if soft else torch.zeros_like(hard)
+        return torch.stack([hard, total * growth if self.warmup else total])
+
+
+class Group:
+    """Students that train side by side: of one architecture and recipe, with any losses and seeds.
+
+    Args:
+        name: For files and progress.
+        recipe: What they have in common.
+        students: At least one.
+        train: What is learned from.
+        test: What is tested on.
+        table: What their teacher says; None if none has one.
+        folder: Where they are kept.
+        device: A CPU, or a GPU.
+        native: Whether PyTorch's own operators do the work, instead of Triton's kernels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        students: Sequence[Student],
+        train: Images,
+        test: Images,
+        table: Table | None,
+        folder: Path,
+        device: torch.device,
+        native: bool,
+    ) -> None:
+        self.name, self.recipe, self.students, self.file = name, recipe, list(students), folder / f'{name}.pth'
+        self.epoch, self.seconds = 0, 0.0
+        self.curves: list[dict[int, float]] = [{} for _ in students]
+        self.logits: Tensor | None = None
+        self._train, self._test, self._table, self._device = train, test, table, device
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._cuda, self._half = device.type == 'cuda', device.type == 'cuda'
+        self._native = native
+        models = []
+        for student in students:
+            # As the Runner: seed, build, initialise.
+            set_random_seed(student.job.seed)
+            model = MODELS.build(student.model)
+            model.init_weights()
+            models.append(model)
+        mean_norm = None if table is None else table.mean_norm
+        self.losses = [Losses(s, m, mean_norm, device) for s, m in zip(students, models, strict=True)]
+        self.network = SideBySide(models, native).to(device)
+        seeds = list(dict.fromkeys(s.job.seed for s in students))
+        self.plan = Plan(seeds, len(train), recipe.batch_size)
+        self._seeds = [seeds.index(s.job.seed) for s in students]
+        self._seed_of = torch.tensor(self._seeds, device=device)
+        self._parameters = list(self.network.parameters())
+        self._momenta = [torch.zeros_like(p) for p in self._parameters]
+        self._rate = torch.zeros((), device=device)
+        self._growth = torch.ones(len(students), device=device)
+        self._sums = torch.zeros(len(students), 2, device=device)
+        self._at = torch.zeros(1, dtype=torch.long, device=device)
+        whole, rest = self.plan(0)
+        self._whole, self._rest = whole.to(device), rest.to(device)
+        self.stream = torch.cuda.Stream(device) if self._cuda else None
+        self._branches = [torch.cuda.Stream(device) for _ in range(min(BRANCHES, len(students)))] if self._cuda else []
+        if self.file.exists():
+            self._restore(torch.load(self.file, map_location=device, weights_only=True))
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs have run."""
+        return self.epoch >= self.recipe.epochs
+
+    def steps(self) -> Iterator[None]:
+        """One epoch, step by step, and its test; on a GPU all in the group's own stream, ahead of the device."""
+        began = time.perf_counter()
+        with self._on_stream():
+            self.network.train()
+            self._sums.zero_()
+            self._rate.fill_(self.recipe.rate(self.epoch))
+            self._growth.copy_(torch.tensor([loss.growth(self.epoch) for loss in self.losses]))
+            whole, rest = self.plan(self.epoch)
+            self._whole.copy_(whole)
+            self._rest.copy_(rest)
+            self._at.zero_()
+        for _ in range(self.plan.steps):
+            self._step(self.recipe.batch_size)
+            yield
+        if self.plan.rest:
+            self._step(self.plan.rest)
+            yield
+        self.epoch += 1
+        with self._on_stream():
+            if self.epoch >= min(self.recipe.milestones, default=0) or self.done:
+                self.logits = self.predict(self._test)
+                right = (self.logits.argmax(2) == self._test.labels).float().mean(1).tolist()
+                for curve, share in zip(self.curves, right, strict=True):
+                    curve[self.epoch] = 100 * share
+            self.mean_losses = (self._sums / (self.plan.steps + bool(self.plan.rest))).tolist()
+        self.seconds += time.perf_counter() - began
+
+    def _on_stream(self) -> Any:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def _step(self, size: int) -> None:
+        """A step on the GPU: the first of its size at once, the second captured, all others replayed."""
+        with self._on_stream():
+            if not self._cuda:
+                self.step(size)
+            elif size in self._graphs:
+                self._graphs[size].replay()
+            else:
+                self.step(size)
+                self.stream.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode='thread_local'):
+                    self.step(size)
+                self._graphs[size] = graph
+
+    def step(self, size: int) -> None:
+        """Gradients of all losses, and SGD as PyTorch has it."""
+        if size == self.recipe.batch_size:
+            indices, views = self._whole.index_select(1, self._at)[:, 0]
+            self._at += 1
+        else:
+            indices, views = self._rest
+        dtype = torch.bfloat16 if self._half else torch.float32
+        images = self._beside(self._train.batch(indices, views, dtype))
+        labels = self._train.labels.index_select(0, indices.flatten()).view(indices.shape)
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._half and self._native, cache_enabled=False
+        ):
+            logits, features = self.network(images)
+        found = self._all_losses(logits, features, labels, self._answers(indices, views))
+        for parameter in self._parameters:
+            parameter.grad = None
+        found.sum().backward()
+        self._sums += found.detach()
+        with torch.no_grad():
+            gradients = [p.grad for p in self._parameters]
+            torch._foreach_add_(gradients, self._parameters, alpha=self.recipe.weight_decay)
+            torch._foreach_mul_(self._momenta, self.recipe.momentum)
+            torch._foreach_add_(self._momenta, gradients)
+            torch._foreach_sub_(self._parameters, torch._foreach_mul(self._momenta, self._rate))
+
+    def _answers(self, indices: Tensor, views: Tensor) -> list[Prediction] | None:
+        if self._table is None:
+            return None
+        return [self._table(i, v) for i, v in zip(indices, views, strict=True)]
+
+    def _all_losses(self, logits: Tensor, features: Tensor, labels: Tensor, teacher: list[Prediction] | None) -> Tensor:
+        main = torch.cuda.current_stream(self._device) if self._cuda else None
+        for branch in self._branches:
+            branch.wait_stream(main)
+        found = []
+        said = zip(logits.unbind(), torch.linalg.vector_norm(features, dim=2).unbind(), self.network.bias.unbind())
+        for i, one in enumerate(said):
+            seed = self._seeds[i]
+            with torch.cuda.stream(self._branches[i % len(self._branches)]) if self._branches else nullcontext():
+                losses = self.losses[i](Prediction(*one), teacher and teacher[seed], labels[seed], self._growth[i])
+            found.append(losses)
+        for branch in self._branches:
+            main.wait_stream(branch)
+        return torch.stack(found)
+
+    def _beside(self, images: Tensor) -> Tensor:
+        """[seeds, N, H, W, 3] to each student's, [N, S * 3, H, W] in ``channels_last``."""
+        return images.permute(1, 2, 3, 0, 4).index_select(3, self._seed_of).flatten(3).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def predict(self, images: Images) -> Tensor:
+        """Logits [S, M, K] of the images as they are."""
+        found = []
+        for part in torch.arange(len(images), device=self._device).split(max(100, 40000 // len(self.students))):
+            found.append(self.answer(images, part, torch.full_like(part, CENTRE))[0])
+        return torch.cat(found, 1)
+
+    @torch.no_grad()
+    def answer(self, images: Images, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S, N, K] and features [S, N, D] of views, in evaluation mode."""
+        self.network.eval()
+        dtype = torch.bfloat16 if self._half else torch.float32
+        one = images.batch(indices, views, dtype)
+        batch = one[..., None, :].expand(*one.shape[:-1], len(self.students), 3).flatten(3).permute(0, 3, 1, 2)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half and self._native):
+            return self.network(batch)
+
+    def table(self, size: int = 8192) -> Table:
+        """What the only student, a teacher then, says of all views of the training images."""
+        rows = len(self._train) * VIEWS
+        logits = torch.empty(rows, self.network.bias.shape[1], dtype=torch.float16, device=self._device)
+        norms = torch.empty(rows, dtype=torch.float16, device=self._device)
+        with self._on_stream():
+            for start in range(0, rows, size):
+                row = torch.arange(start, min(start + size, rows), device=self._device)
+                z, f = self.answer(self._train, row // VIEWS, row % VIEWS)
+                logits[start : start + size] = z[0]
+                norms[start : start + size] = torch.linalg.vector_norm(f[0], dim=1)
+            if self.stream is not None:
+                self.stream.synchronize()
+        return Table(logits, norms, self.network.bias[0].detach())
+
+    def state_of(self, index: int) -> dict[str, Tensor]:
+        """The state dict of a student, as MMPretrain has it."""
+        steps = self.plan.steps + bool(self.plan.rest)
+        return self.network.state_of(index, self.epoch * steps)
+
+    def save(self) -> None:
+        """Keep where the students stand."""
+        if self.stream is not None:
+            self.stream.synchronize()
+        state = dict(
+            network=self.network.state_dict(), momenta=self._momenta, epoch=self.epoch, curves=self.curves,
+            names=[s.job.folder.name for s in self.students], seconds=self.seconds, logits=self.logits,
+        )  # fmt: skip
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_suffix('.part')
+        torch.save(state, partial)
+        partial.replace(self.file)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        names = [s.job.folder.name for s in self.students]
+        if state['names'] != names:
+            raise ValueError(f'{self.file} holds {state["names"]}, not {names}; give another --work-dir.')
+        self.network.load_state_dict(state['network'])
+        for mine, kept in zip(self._momenta, state['momenta'], strict=True):
+            mine.copy_(kept)
+        self.epoch, self.curves, self.seconds = state['epoch'], state['curves'], state['seconds']
+        self.logits = state['logits']
