@@ -1,4 +1,4 @@
-"""Runs ``kernel_checks.py``, each time in a process of its own: Triton reads whether to interpret when it is imported."""
+"""Runs ``kernel_checks.py``, in processes of their own: Triton reads whether to interpret when it is imported."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import torch
 
 CHECKS = Path(__file__).with_name('kernel_checks.py')
 
-pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed (it comes with torch on Linux)')
+pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed')
 
 
 def _run(interpret: bool, marker: str) -> None:

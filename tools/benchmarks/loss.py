@@ -1,14 +1,17 @@
 """The soft loss alone, value and gradient, against log_softmax + softmax + kl_div in eager and under torch.compile.
 
 On a CPU ours is the plain form with one thread, on a GPU the kernel. A call is timed by itself, until the device has
-done its work: at small sizes that is what Python takes to launch it, of which ``nothing`` shows autograd's part. On a GPU it is also captured in a CUDA graph and
-replayed, which leaves the work of the device. Extra memory is what the allocator holds at most beyond the inputs, the
-gradient of the logits among it, in sizes of the logits. Needs neither MMEngine nor MMPretrain.
+done its work: at small sizes that is what the host takes to launch it, of which ``nothing`` shows autograd's part. On a
+GPU it is also captured in a CUDA graph and replayed, which leaves the work of the device. Extra memory is what the
+allocator holds at most beyond the inputs, the gradient of the logits among it, in sizes of the logits. Needs neither
+MMEngine nor MMPretrain.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,7 +140,7 @@ def _replayed(call: Callable[[], Any]) -> float:
         event.record()
         graph.replay()
     torch.cuda.synchronize()
-    return sorted(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))[REPLAYS // 2]
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(events))
 
 
 def _peak_extra(call: Callable[[], Any], on_gpu: bool) -> int:
@@ -167,7 +170,9 @@ def table(results: dict[str, Any]) -> str:
     ]
     for row in results['rows']:
         name = f'{row["policy"]}, {row["images"]:,} × {row["classes"]:,}'
-        shares = [shown(row[f'{way}_ratio'], 2) if f'{way}_ratio' in row else '' for way in ('compiled', 'ours', 'nothing')]
+        shares = [
+            shown(row[f'{way}_ratio'], 2) if f'{way}_ratio' in row else '' for way in ('compiled', 'ours', 'nothing')
+        ]
         graph = f'{row["ours_graph_ms"]:.3f} / {row["eager_graph_ms"]:.3f}' if 'ours_graph_ms' in row else ''
         extra = f'{row["eager_extra"]:.1f}; {row["ours_extra"]:.1f}'
         lines.append(f'| {name} | {shown(row["eager_ms"], 3)} | {" | ".join(shares)} | {graph} | {extra} |')
