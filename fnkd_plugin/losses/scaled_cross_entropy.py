@@ -6,6 +6,7 @@ A temperature policy scales each sample's logits about an origin, :math:`z'_n = 
 one loss for all of them. :func:`plain_cross_entropy` defines it; on a GPU a Triton kernel computes the same.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -94,6 +95,8 @@ def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..
     z = student.logits
     if torch.compiler.is_compiling() or not z.is_cuda or z.numel() == 0:
         return None
+    if z.device.index != torch.cuda.current_device():  # where Triton would launch it
+        return None
     fixed = [x for teacher, weight in targets for x in (*teacher.tensors(), weight) if isinstance(x, Tensor)]
     if any([x.dtype == torch.float64 or x.device != z.device for x in student.tensors() + fixed]):
         return None
@@ -104,8 +107,18 @@ def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..
 
 @cache
 def _fused_cross_entropy() -> Callable[..., Tensor] | None:
-    try:  # only where it is needed: not every system has Triton, and importing it takes a while
+    """The kernel, if Triton is installed and works, which it is tried for once (it may want a C compiler)."""
+    try:
         from fnkd_plugin.losses.cross_entropy_kernel import fused_cross_entropy
     except ImportError:
+        return None
+    try:
+        x = ScaledLogits(torch.zeros(1, 2, device='cuda'))
+        fused_cross_entropy(x, [(x, 1.0)])
+    except Exception as error:
+        warnings.warn(
+            f'Triton does not work here ({type(error).__name__}: {error}); soft losses are computed by torch operators.',
+            stacklevel=2,
+        )
         return None
     return fused_cross_entropy

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fnkd_plugin.losses import scaled_cross_entropy
+
 CHECKS = Path(__file__).with_name('kernel_checks.py')
 
 pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed')
@@ -39,3 +41,9 @@ def test_under_the_interpreter(marker: str) -> None:
 @pytest.mark.parametrize('marker', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
 def test_on_a_gpu(marker: str) -> None:
     _run(False, marker)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is CUDA')
+def test_where_triton_does_not_work_torchs_operators_do() -> None:
+    with pytest.warns(UserWarning, match='Triton does not work here'):
+        assert scaled_cross_entropy._fused_cross_entropy.__wrapped__() is None
