@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = [
     'alsr_compensation',
-    'alsr_table',
     'alsr_target',
     'at_least_fp32',
     'denoised_target',
@@ -27,7 +26,6 @@ __all__ = [
     'logit_std',
     'lsr_compensation',
     'lsr_target',
-    'mixed_targets',
     'norm_scale',
     'pearson_correlation',
     'scale_about_origin',
@@ -182,16 +180,32 @@ def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``: the mean product of their z-scores.
+    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``, whatever the scale of the rows.
 
     Args:
         a: [N, K].
         b: [N, K].
 
     Returns:
-        Coefficients in [-1, 1], 0 where a row is constant (see :func:`logit_std`), [N]; fp32 or fp64.
+        Coefficients in [-1, 1]; where a row is constant up to rounding, 1 if both are, else 0, with the gradient of a
+        standard deviation of 1 (our choice). [N], fp32 or fp64.
     """
-    return (standardize(a) * standardize(b)).mean(dim=1)
+    (a, a_varies), (b, b_varies) = _unit_rows(a), _unit_rows(b)
+    return (a * b).sum(dim=1) + ~(a_varies | b_varies)
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less their mean and of norm 1, and whether they vary beyond rounding noise, [N]; the others as they are."""
+    x = at_least_fp32(x)
+    centred = x - x.mean(dim=1, keepdim=True)
+    with torch.no_grad():
+        # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
+        scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
+        varies = (scale > 4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)) & (scale > finfo.tiny / finfo.eps)
+        scale = torch.where(varies, scale, 1)
+    scaled = centred / scale
+    norm = torch.where(varies, scaled.square().sum(dim=1, keepdim=True), x.shape[1]).sqrt()
+    return scaled / norm, varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
@@ -212,7 +226,7 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     r"""Anisotropic label smoothing, :math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho` (Eq. 3).
 
     :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours falls back to LSR
-    with :math:`\epsilon_1` (our choice; the paper does not say).
+    with :math:`\epsilon_1` (our choice).
 
     Args:
         labels: Class indices [N], or distributions [N, K]: the targets of their classes are mixed.
@@ -223,38 +237,45 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     Returns:
         Distributions [N, K], fp32 unless ``labels`` are distributions of another floating type.
     """
-    return mixed_targets(labels, alsr_table(neighbours, eps_uniform, eps_near).to(labels.device))
+    return Neighbours(neighbours).to(labels.device).target(labels, eps_uniform, eps_near)
 
 
-def alsr_table(neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
-    """The target of each class, one a row, [K, K], fp32; see :func:`alsr_target`."""
-    num_classes = len(neighbours)
-    table = torch.eye(num_classes)
-    for row, near in zip(table, neighbours, strict=True):
-        if len(near) > 0:
-            row.mul_(1 - eps_uniform - eps_near)
-            row[list(near)] += eps_near / len(near)
-        else:
-            row.mul_(1 - eps_uniform)
-    return table + eps_uniform / num_classes
-
-
-def mixed_targets(labels: Tensor, table: Tensor) -> Tensor:
-    """Each label's row of a table of targets, or a mixture of rows.
+class Neighbours(nn.Module):
+    """Near classes as indices, K rows of the length of the longest; no table of K x K.
 
     Args:
-        labels: Class indices [N], or distributions [N, K], by which the rows are mixed.
-        table: The target of each class, [K, K].
-
-    Returns:
-        Distributions [N, K], of ``table``'s type, or of ``labels``' if they are distributions of a floating type.
+        neighbours: For each of the K classes the indices of its near classes.
     """
-    if labels.ndim == 1:
-        return table[labels]
-    if not labels.is_floating_point():
-        labels = labels.to(table.dtype)
-    with torch.autocast(labels.device.type, enabled=False):
-        return labels @ table.to(labels)
+
+    index: Tensor
+    count: Tensor
+
+    def __init__(self, neighbours: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        num_classes, longest = len(neighbours), max(map(len, neighbours), default=0)
+        # The missing ones stand for class K, which is cut off in the end.
+        rows = [[*near, *[num_classes] * (longest - len(near))] for near in neighbours]
+        # Not in a state_dict: a student's checkpoint has the same keys under any loss.
+        self.register_buffer('index', torch.tensor(rows, dtype=torch.long).view(num_classes, longest), persistent=False)
+        self.register_buffer('count', torch.tensor([len(near) for near in neighbours]), persistent=False)
+
+    def target(self, labels: Tensor, eps_uniform: float, eps_near: float) -> Tensor:
+        """The targets of :func:`alsr_target`, [N, K]."""
+        q = _distributions(labels, len(self.count))
+        kept = 1 - eps_uniform - torch.where(self.count > 0, eps_near, 0.0).to(q)
+        return q * kept + eps_uniform / len(self.count) + eps_near * self.near(labels).to(q)
+
+    def near(self, labels: Tensor) -> Tensor:
+        r""":math:`\rho`, uniform on the near classes of each label, 0 for a class without any, [N, K]."""
+        share = 1 / self.count.clamp_min(1)
+        if labels.ndim == 1:
+            found = share.new_zeros(len(labels), len(self.count) + 1)
+            each = self.index[labels]
+            return found.scatter(1, each, share[labels, None].expand_as(each))[:, :-1]
+        found = labels.new_zeros(len(labels), len(self.count) + 1, dtype=torch.promote_types(labels.dtype, share.dtype))
+        for column in self.index.T:  # not at once, which would take N x K x longest
+            found.index_add_(1, column, labels * share.to(found))
+        return found[:, :-1]
 
 
 def kd_target(labels: Tensor, q_kd: Tensor, alpha: float) -> Tensor:
@@ -303,14 +324,9 @@ def alsr_compensation(
     Returns:
         :math:`\eta \ge 0`, [N, K], fp32.
     """
-    num_classes = len(neighbours)
-    near = torch.zeros(num_classes, num_classes)
-    kept = torch.full((num_classes, 1), 1 - eps_uniform)
-    for k, indices in enumerate(neighbours):
-        if len(indices) > 0:
-            near[k, list(indices)] = eps_near / len(indices)
-            kept[k] -= eps_near
-    return ((eps_uniform / num_classes + near) / kept).to(labels.device)[labels]
+    near = Neighbours(neighbours).to(labels.device)
+    kept = 1 - eps_uniform - torch.where(near.count > 0, eps_near, 0.0)[labels, None]
+    return (eps_uniform / len(neighbours) + eps_near * near.near(labels)) / kept
 
 
 def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
@@ -329,9 +345,9 @@ def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
 def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
     r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
 
-    FNKD is no cross-entropy with one label. But Eq. 12's gradient,
+    FNKD is not a cross-entropy with one label. But Eq. 12's gradient,
     :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, holds the labels only as :math:`-(q + \eta)`, as KD's does;
-    its weight differs by sample: the smaller the norm, the more the teacher is trusted.
+    its weight differs by sample: the smaller the norm, the more the teacher's distribution weighs.
 
     Args:
         q_fn: The teacher's distributions (Eq. 10), [N, K].
@@ -366,5 +382,5 @@ def denoised_target(labels: Tensor, compensation: Tensor) -> Tensor:
 def _distributions(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Labels as distributions; one-hot ones in ``dtype``, or in fp32 if that is less."""
     if labels.ndim == 2:
-        return labels
+        return labels if labels.is_floating_point() else labels.to(dtype)
     return F.one_hot(labels, num_classes).to(torch.promote_types(dtype, torch.float32))

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import is_distilled, is_mixed_in, load_config, merge_options
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, distill, smooth_labels, teacher_config
+
+# Options of the hard-label loss, of models with and without a head.
+_LOSS = re.compile(r'model\.(student\.)?(head\.)?loss\.')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,8 +95,8 @@ def add_mixing_arguments(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """The config file, with ``--cfg-options`` and what ``--label-smoothing``, ``--teacher`` and ``--distill`` mix in.
 
-    Options for the plain model are merged first, those for what is mixed in, such as ``model.teacher.input_size``,
-    last.
+    Options for the plain model are merged first, those for what is mixed in, such as ``model.teacher.input_size`` or
+    ``model.head.loss.eps``, last.
 
     Raises:
         SetupError: If a flag lacks the one that it belongs to, or does not fit the config.
@@ -104,7 +108,11 @@ def read_config(args: argparse.Namespace) -> Config:
         if reserved := [name for name in ('method', 'teacher') if name in options]:
             raise SetupError(f'{flag}-cfg: {reserved[0]} is not an option of a method; use {flag} or --teacher.')
     mixes = bool(args.teacher or args.distill or args.distill_cfg)
-    mixed_in = {key: value for key, value in args.cfg_options.items() if mixes and is_mixed_in(key)}
+    mixed_in = {
+        key: value
+        for key, value in args.cfg_options.items()
+        if (mixes and is_mixed_in(key)) or (args.label_smoothing and _LOSS.match(key))
+    }
     cfg = load_config(args.config, {key: value for key, value in args.cfg_options.items() if key not in mixed_in})
     if args.label_smoothing:
         cfg = smooth_labels(cfg, method=args.label_smoothing, **args.label_smoothing_cfg)
@@ -113,7 +121,7 @@ def read_config(args: argparse.Namespace) -> Config:
             raise SetupError('--distill and its options need a teacher; give --teacher.')
         teachers = [teacher_config(name, checkpoint) for name, checkpoint in args.teacher] or None
         cfg = distill(cfg, teachers, args.distill or 'fnkd', **args.distill_cfg)
-        merge_options(cfg, mixed_in)
+    merge_options(cfg, mixed_in)
     return cfg
 
 

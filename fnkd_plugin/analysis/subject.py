@@ -125,7 +125,7 @@ def build_subject(
     model = MMPretrainTeacher(cfg, checkpoint)
     if not model.has_feature_norm:
         raise SetupError(
-            f'analysis: {type(model.model).__name__} has no one last affine layer whose input has a norm (a mean of '
+            f'analysis: {type(model.model).__name__} has no single last affine layer whose input has a norm (a mean of '
             'several heads, a cosine?), so there is no ‖f‖ to look at. Give a model with one linear classifier.'
         )
     model.model.to(device)

@@ -16,9 +16,9 @@ _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain'
 
 
 def describe_data(dataset: Any) -> dict[str, Any]:
-    """The images, their labels, and what is done to them before the model gets them.
+    """The images, their labels, and their pipeline.
 
-    Images are known by their paths below the ``data_root``, and by their pixels where they are in memory.
+    Images are described by their paths below ``data_root``, or by their pixels if they are in memory.
 
     Raises:
         SetupError: If ``num_batch_per_epoch`` takes more images than there are.
@@ -43,23 +43,23 @@ def describe_weights(model: nn.Module) -> str:
 
 
 def describe_software() -> dict[str, str]:
-    """The versions of what makes pixels and logits."""
+    """The versions of the packages that make pixels and logits."""
     return {name: import_module(name).__version__ for name in _SOFTWARE}
 
 
 def differences(stored: Any, found: Any, name: str = '') -> list[str]:
-    """What differs, in words; of a list the first entry that does."""
+    """A sentence for each entry that differs; of a list for the first."""
     if isinstance(stored, dict) and isinstance(found, dict):
         parts = [differences(stored.get(k), found.get(k), f'{name}.{k}' if name else k) for k in {**stored, **found}]
         return [one for part in parts for one in part]
     if isinstance(stored, list) and isinstance(found, list):
         pairs = enumerate(zip_longest(stored, found))
         return next((differences(a, b, f'{name}[{i}]') for i, (a, b) in pairs if a != b), [])
-    return [] if stored == found else [f'{name}: {_short(stored)} then, {_short(found)} now']
+    return [] if stored == found else [f'{name}: {_short(stored)} in the cache, {_short(found)} now']
 
 
 def plain(node: Any) -> Any:
-    """A part of a config as JSON holds it; classes by their dotted names, from which registries build them."""
+    """A part of a config in JSON's types; classes by their dotted names."""
     if isinstance(node, dict):
         return {str(key): plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

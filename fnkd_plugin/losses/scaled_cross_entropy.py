@@ -117,7 +117,7 @@ def _fused_cross_entropy() -> Callable[..., Tensor] | None:
         fused_cross_entropy(x, [(x, 1.0)])
     except Exception as error:
         warnings.warn(
-            f'Triton does not work here ({type(error).__name__}: {error}); soft losses are computed by torch operators.',
+            f'Triton does not work here ({type(error).__name__}: {error}); torch operators compute the soft losses.',
             stacklevel=2,
         )
         return None

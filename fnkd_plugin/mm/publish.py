@@ -63,11 +63,6 @@ def publish(
 
 
 def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool) -> dict[str, Tensor]:
-    if isinstance(checkpoint.get(_MMENGINE_EMA), dict) and not isinstance(checkpoint.get('state_dict'), dict):
-        raise SetupError(
-            f'Checkpoint {source} has an {_MMENGINE_EMA} but no state_dict, which MMEngine writes beside it; give the '
-            'whole checkpoint.'
-        )
     averaged = [key for key in (_MMENGINE_EMA, *TIMM_EMA) if isinstance(checkpoint.get(key), dict)]
     if ema:
         if not averaged:

@@ -3,7 +3,6 @@
 import functools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -47,8 +46,9 @@ def differences(a: Sequence[str], b: Sequence[str]) -> list[int]:
         return []
     keys_a, keys_b = ([_synonyms(name) for name in names] for names in (a, b))
     exact = _ambiguous(keys_a) | _ambiguous(keys_b)
-    pairs = enumerate(zip_longest(zip(a, keys_a, strict=True), zip(b, keys_b, strict=True), fillvalue=('', set())))
-    return [k for k, ((x, p), (y, q)) in pairs if x != y and (k in exact or not p & q)]
+    shared = min(len(a), len(b))
+    different = [k for k in range(shared) if a[k] != b[k] and (k in exact or not keys_a[k] & keys_b[k])]
+    return [*different, *range(shared, max(len(a), len(b)))]
 
 
 def _synonyms(name: str) -> set[str]:

@@ -15,15 +15,14 @@ from fnkd_plugin.teachers.teacher import Teacher
 class EnsembleTeacher(Teacher):
     """The weighted mean of several teachers' distributions, each after its own temperature policy.
 
-    Each has its own normalisation, input size and class map. See
-    :class:`~fnkd_plugin.prediction.EnsemblePrediction` for what losses make of it.
+    Each has its own normalisation, input size and class map, see :class:`~fnkd_plugin.prediction.EnsemblePrediction`.
 
     Args:
         teachers: At least one teacher; in a config, its config. An ensemble among them counts as its members.
-        weights: One > 0 for each; only their ratios count. All alike if None.
+        weights: One > 0 for each; only their ratios matter. Equal if None.
 
     Raises:
-        SetupError: If there are no teachers, the weights do not fit, or two cached ones know other views.
+        SetupError: If there are no teachers, the weights do not fit, or two caches hold other views.
     """
 
     def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
@@ -45,14 +44,14 @@ class EnsembleTeacher(Teacher):
         sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
         if sparse:
             raise SetupError(
-                f'EnsembleTeacher: {sparse[0]} keeps the largest logits alone, which have no mean with those of '
-                'others; make its cache without --top-k.'
+                f'EnsembleTeacher: {sparse[0]} holds only the largest logits, which cannot be averaged; make its '
+                'cache without --top-k.'
             )
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(
-                f'EnsembleTeacher: its cached teachers know other views: {", ".join(sorted(map(str, replays)))}; make '
-                'all caches with one --seed, one number of --views and, where images are mixed, in batches of one size.'
+                f'EnsembleTeacher: its cached teachers hold different views: {", ".join(sorted(map(str, replays)))}; '
+                'make all caches with one --seed, one number of --views and, for mixed images, one batch size.'
             )
         self.replay = next(iter(replays), None)
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'

@@ -31,7 +31,7 @@ class Way(NamedTuple):
     def of_student(cls, images: Tensor) -> 'Way':
         """The student's, of the autocast around this call and the order of its batch; fp32, contiguous without."""
         device = images.device.type
-        if not torch.is_autocast_enabled(device):
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return cls()
         reordered = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
         return cls(torch.get_autocast_dtype(device), reordered)
@@ -108,7 +108,7 @@ class Execution:
     def _reorder(self, channels_last: bool) -> None:
         self._reordered = channels_last
         # In place and without loss, so that another order can be set later.
-        self._model.to(memory_format=_memory_format(channels_last))  # type: ignore[call-overload]
+        self._model.to(memory_format=_memory_format(channels_last))
 
     @torch.compiler.disable
     def _decide(self, images: Tensor) -> None:

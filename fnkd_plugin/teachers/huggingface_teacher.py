@@ -120,7 +120,8 @@ def _format_of(name: str, processor: Any) -> PixelFormat:
 def _size_of(name: str, processor: Any) -> Size | None:
     """The (H, W) that the processor makes of images of any size; None if it leaves them as they are."""
     given = [(64, 64), (96, 96), (96, 64)]
-    made = [tuple(_processed(processor, (0, 0, 0), *size).shape[-2:]) for size in given]
+    images = [_processed(processor, (0, 0, 0), *size) for size in given]
+    made = [(image.shape[-2], image.shape[-1]) for image in images]
     if made == given:
         return None
     if len(set(made)) > 1:

@@ -45,10 +45,10 @@ class PixelFormat:
     ) -> 'PixelFormat':
         """From any sequences."""
         try:
-            numbers = [None if values is None else tuple(float(x) for x in values) for values in (mean, std)]
+            means, stds = (None if values is None else tuple(float(x) for x in values) for values in (mean, std))
         except (TypeError, ValueError) as error:
             raise SetupError(f'mean and std must be one number per channel, but are {mean!r} and {std!r}.') from error
-        return cls(*numbers, channel_order)
+        return cls(means, stds, channel_order)
 
     def restated(
         self,
@@ -86,7 +86,7 @@ class PixelFormat:
 
 
 def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
-    """What an MMPretrain data preprocessor makes of images, as far as it can be known from it alone.
+    """The format of the images that an MMPretrain data preprocessor makes, as far as it is known from it alone.
 
     ``to_rgb=True`` gives RGB. ``to_rgb=False`` keeps whatever the data set loads: BGR from
     ``LoadImageFromFile``, RGB from CIFAR's loader; so it is unknown. Without ``mean`` the images may have

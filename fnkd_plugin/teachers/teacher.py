@@ -22,11 +22,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Teacher(ABC):
-    """Images in the student's format to a :class:`Prediction`; no module, so that nothing finds or trains it.
+    """Images in the student's format to a :class:`Prediction`; not a module, so that nothing finds or trains it.
 
     Attributes:
-        name: For messages.
-        has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
+        name: Begins log lines and errors.
+        has_feature_norm: Whether predictions have ``feature_norm`` and ``origin``.
         top_k: How many logits of each image its predictions hold, as ``SparsePrediction``; None for all.
         replay: The views of the training images that it knows
             (:class:`~fnkd_plugin.mm.replay.seeded_dataset.Replay`); None if it takes any image.
@@ -44,11 +44,11 @@ class Teacher(ABC):
 
     @property
     def without_norm(self) -> list[str]:
-        """The names of those that have no feature norm, of several teachers; itself or none."""
+        """The names of the members without a feature norm; of a single teacher its own, or none."""
         return [] if self.has_feature_norm else [self.name]
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
-        """Learn, before training, what the student's classes are.
+        """Match the teacher's classes with the student's, before training.
 
         Args:
             count: How many they are.
@@ -72,19 +72,19 @@ class Teacher(ABC):
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:
-        """Learn, once and before training, how the student's images are normalised.
+        """Set how the student's images are normalised, once and before training.
 
         Raises:
-            SetupError: If the teacher's own format cannot be had from it.
+            SetupError: If they cannot be converted to the teacher's format.
         """
 
     @abstractmethod
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
-        """What the teacher says of a batch, without gradient.
+        """The teacher's prediction for a batch, without gradient.
 
         Args:
             images: The student's preprocessed batch [N, C, H, W].
-            data_samples: The data samples of the batch, for teachers that know images by name.
+            data_samples: The data samples of the batch, by which a cached teacher finds its predictions.
         """
 
 
@@ -131,11 +131,12 @@ class ModelTeacher(Teacher):
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device = next(model.parameters(), torch.empty(0)).device
         channels = None if self.pixels.mean is None else len(self.pixels.mean)
-        output, layer_outputs = probe(self.model, forward, _side(self.input_size), channels)
+        side = self.input_size and self.input_size[0]
+        output, layer_outputs = probe(self.model, lambda images: forward(self._resize(images)), side, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
-        self._reader = None if layer is None else AffineReader(layer)
+        self._reader = None if layer is None else AffineReader(layer).attach()
         self.has_feature_norm = layer is not None
         count = output.shape[1]
         if stated.classes is not None:
@@ -143,7 +144,7 @@ class ModelTeacher(Teacher):
         elif own_classes is not None and len(own_classes.names) != count:
             own_classes = None
         self._classes = ClassMap(name, count, own_classes, stated.class_map)
-        # After the reader's hook, which belongs into a compiled graph.
+        # After the reader's hook, which has to be part of a compiled graph.
         self._run = Execution(name, self.model, forward, stated.execution)
 
     @property
@@ -172,9 +173,9 @@ class ModelTeacher(Teacher):
         except SetupError as error:
             raise SetupError(
                 f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
-                f"{error}. Say what the student's are with Distiller(pixels=dict(mean=..., std=..., "
-                "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
-                "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
+                f"{error}. State the student's with Distiller(pixels=dict(mean=..., std=..., channel_order='rgb')), "
+                "the teacher's with its own options of these names; mean and std are on the 0 to 255 scale. (A task "
+                "of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
         _logger.info(f'{self.name} sees: {self.pixels}, {self._resize}; it runs in {self._run}.')
 
@@ -189,18 +190,11 @@ class ModelTeacher(Teacher):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:
                 return self._classes.restrict(Prediction(self._run(pixels, student)))
-            self._reader.reading = True
-            try:
+            with self._reader:
                 self._run(pixels, student)
-            finally:
-                self._reader.reading = False
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)
-
-
-def _side(size: Any) -> Any:
-    return size if size is None or size[0] != size[1] else size[0]
 
 
 def _describe(output: Any) -> str:

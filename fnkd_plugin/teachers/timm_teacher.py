@@ -47,7 +47,6 @@ class TimmTeacher(ModelTeacher):
         num_classes: int | None = None,
         **options: Any,
     ) -> None:
-
         name = f'TimmTeacher({model})'
         stated = {key: options.pop(key) for key in OPTIONS if key in options}
         cfg = check_timm_model(name, model, options)

@@ -306,7 +306,7 @@ def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None
     timms = teacher_config('timm:test_resnet', str(timm_checkpoint(tmp_path, num_classes=10)))
     model = MODELS.build(distill(_plain(resnet(num_classes=10)), [timms, own], 'kd').model)
     assert isinstance(model, Distiller)
-    teacher = model._distillation.teacher
+    teacher = model.distillation.teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert [type(one) for one in teacher.teachers] == [TimmTeacher, MMPretrainTeacher]
 

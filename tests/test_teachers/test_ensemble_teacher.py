@@ -181,7 +181,7 @@ def test_of_several_teachers_the_mean_is_right_or_wrong() -> None:
 def test_wrong_teacher_weight_faults() -> None:
     with pytest.raises(SetupError, match=r'wrong_teacher_weight must be in \[0, 1\], but is 2'):
         DistillHead(dict(type='KDLoss'), wrong_teacher_weight=2)
-    with pytest.raises(SetupError, match='DKDLoss is no mean over images'):
+    with pytest.raises(SetupError, match='DKDLoss is not a mean over images'):
         DistillHead(dict(type='DKDLoss'), wrong_teacher_weight=0)
     with pytest.raises(ValueError, match='no labels, which wrong_teacher_weight needs'):
         DistillHead(dict(type='KDLoss'), wrong_teacher_weight=0)(STUDENT, A)

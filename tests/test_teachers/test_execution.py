@@ -115,7 +115,7 @@ def test_a_distillers_teacher_and_losses_under_autocast(tmp_path: Path) -> None:
     """The teacher runs in bf16; soft losses and norms are fp32."""
     model = build(distilled(resnet(), timm_teacher(tmp_path), dict(type='FNKDLoss')))
     seen: list[torch.dtype] = []
-    net = model._distillation.teacher.model
+    net = model.distillation.teacher.model
     net.conv1[0].register_forward_hook(lambda *args: seen.append(args[2].dtype))
     samples = [DataSample().set_gt_label(k % CLASSES) for k in range(4)]
     with torch.autocast('cpu', torch.bfloat16):

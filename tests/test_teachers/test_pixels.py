@@ -116,7 +116,7 @@ def test_numbers_on_the_scale_of_0_to_1_are_refused_and_can_be_restated() -> Non
 def test_other_scales_than_that_of_8_bit_are_refused_and_can_be_restated(factor: float, bits: str) -> None:
     scaled = [[factor * x for x in values] for values in (MEAN, STD)]
     student = format_of_preprocessor(ClsDataPreprocessor(*scaled, to_rgb=True))
-    with pytest.raises(SetupError, match='Me: .*0 to 255 scale'):
+    with pytest.raises(SetupError, match=r'Me: .*0 to 255 scale'):
         student.restated('Me')
     assert student.restated('Me', MEAN, STD) == RGB
 
@@ -128,7 +128,7 @@ def test_scales_in_use_are_accepted(mean: float, std: float) -> None:
 
 @pytest.mark.parametrize('options', [dict(mean=127.5, std=127.5), dict(mean=['a'], std=['b']), dict(mean='123', std=1)])
 def test_what_is_not_one_number_per_channel_is_refused(options: dict) -> None:
-    with pytest.raises(SetupError, match='Me: .*one number per channel'):
+    with pytest.raises(SetupError, match=r'Me: .*one number per channel'):
         PixelFormat().restated('Me', **options)
 
 

@@ -69,7 +69,7 @@ def test_sizes_that_are_not_square() -> None:
 
 @pytest.mark.parametrize('size', [0, -8, True, 32.0, '32', (32,), (32, 0), (3, 32, 32)])
 def test_sizes_that_are_not_pixels_are_refused(size: Any) -> None:
-    with pytest.raises(SetupError, match='Me: input_size must be a number of pixels or .height, width., but is'):
+    with pytest.raises(SetupError, match=r'Me: input_size must be a number of pixels or \(height, width\), but is'):
         Resize('Me', size, 'bicubic')
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-from fnkd_plugin.teachers import PixelFormat, TimmTeacher
-from fnkd_plugin.teachers.teacher import ModelTeacher
+from fnkd_plugin.teachers import CallableTeacher, Classes, ModelTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.teachers.options import OPTIONS
 from tests.helpers import (
     CLASSES,
     MEAN,
@@ -176,6 +176,51 @@ def test_outputs_that_are_not_logits() -> None:
         ModelTeacher(net, lambda images: (net(images),), HALVES, 'Net')  # type: ignore[arg-type, return-value]
 
 
+# Options
+
+
+def test_a_wrong_option_is_named_with_those_there_are(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """In Python and in configs; timm's own errors name the model."""
+    teachers: list[dict] = [
+        dict(type='CallableTeacher', fn='torch.nn.functional.relu'),
+        dict(type='MMPretrainTeacher', config=str(zoo[0]), checkpoint=str(zoo[1])),
+    ]
+    for teacher in teachers:
+        with pytest.raises(SetupError, match=r'unknown option inputsize; .* mean, std, channel_order, input_size, '):
+            build(dict(**teacher, inputsize=32))
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): timm cannot make it: .*inputsize'):
+        TimmTeacher('test_resnet', timm_checkpoint(tmp_path), inputsize=32)
+
+
+def test_every_kind_takes_every_option(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(
+        mean=MEAN,
+        std=STD,
+        channel_order='bgr',
+        input_size=(48, 40),
+        interpolation='nearest',
+        execution=dict(channels_last=True),
+        class_map=['c', 'a'],
+        classes=['a', 'b', 'c', 'd'],
+    )
+    assert tuple(options) == OPTIONS
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    for teacher in (
+        CallableTeacher(net, **options),
+        TimmTeacher('test_resnet', timm_checkpoint(tmp_path), **options),
+        MMPretrainTeacher(zoo[0], zoo[1], **options),
+        ModelTeacher(net, net, HALVES, 'Net', 16, 'bilinear', Classes(['x'] * CLASSES), **options),
+    ):
+        assert teacher.pixels == PixelFormat.of(MEAN, STD, 'bgr') and teacher.input_size == (48, 40)
+        assert (teacher.num_classes, teacher.own_classes.names) == (2, ['a', 'b', 'c', 'd'])
+        assert str(teacher._resize) == '48 x 40 px nearest' and 'channels last' in str(teacher._run)
+
+
+def test_options_that_are_none_leave_what_the_model_has(zoo: tuple[Path, Path, Any]) -> None:
+    own, same = (MMPretrainTeacher(zoo[0], zoo[1], **options) for options in ({}, dict.fromkeys(OPTIONS)))
+    assert (own.pixels, str(own._resize), str(own._run)) == (same.pixels, str(same._resize), str(same._run))
+
+
 # MMPretrainTeacher
 
 
@@ -242,7 +287,7 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
         teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
         assert teacher.pixels.channel_order == 'rgb' and list(teacher.pixels.mean) == pytest.approx(MEAN)
     else:
-        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. Say .* its own options"):
+        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. State .* its own options"):
             teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
 
 

@@ -87,16 +87,16 @@ def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Tools, tmp_p
         torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
 
 
-def test_slurm_script_asks_for_what_it_is_told(tmp_path: Path) -> None:
+def test_slurm_script_passes_its_arguments(tmp_path: Path) -> None:
     fake = tmp_path / 'srun'
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': 'py', 'GPUS': '2', 'GPUS_PER_NODE': '1'}
     env['SRUN_ARGS'] = '--qos high'
     command = ['bash', ROOT / 'tools' / 'slurm_train.sh', 'part', 'a job', 'my config.py', 'work dir', '--amp']
-    asked = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.splitlines()
-    assert asked[:2] == ['-p', 'part']
-    assert {'--job-name=a job', '--gres=gpu:1', '--ntasks=2', '--ntasks-per-node=1', '--qos', 'high'} <= set(asked)
+    passed = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.splitlines()
+    assert passed[:2] == ['-p', 'part']
+    assert {'--job-name=a job', '--gres=gpu:1', '--ntasks=2', '--ntasks-per-node=1', '--qos', 'high'} <= set(passed)
     tail = ['my config.py', '--work-dir', 'work dir', '--launcher', 'slurm', '--amp']
-    assert asked[-len(tail) :] == tail
-    assert Path(asked[-len(tail) - 1]).samefile(ROOT / 'tools' / 'train.py')
+    assert passed[-len(tail) :] == tail
+    assert Path(passed[-len(tail) - 1]).samefile(ROOT / 'tools' / 'train.py')

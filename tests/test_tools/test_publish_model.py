@@ -15,7 +15,7 @@ def test_publishes_and_prints_the_file(tools: Tools, tmp_path: Path) -> None:
     assert set(torch.load(path, weights_only=True)) == {'state_dict', 'meta'}
 
 
-def test_ends_in_one_sentence(tools: Tools, tmp_path: Path) -> None:
+def test_an_error_is_one_line(tools: Tools, tmp_path: Path) -> None:
     torch.save(dict(state_dict=dict(w=torch.ones(1))), tmp_path / 'x.pth')
     done = tools.run('publish_model.py', tmp_path / 'x.pth', tmp_path, '--ema')
     assert done.code == 1

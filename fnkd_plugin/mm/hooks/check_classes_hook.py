@@ -156,11 +156,11 @@ def _check_same_names(names: Sequence[str], train: Sequence[str], owner: str) ->
 
 
 def _check_teacher(model: Any, names: list[str], dataset: str) -> None:
-    if model._distillation.classes is not None:
+    if model.distillation.classes is not None:
         # These have been compared with the teacher's, whatever the data set's names are.
-        _refuse_another_order(model._distillation.classes.names, names, dataset)
+        _refuse_another_order(model.distillation.classes.names, names, dataset)
     else:
-        teacher = model._distillation.teacher
+        teacher = model.distillation.teacher
         if len(names) == teacher.num_classes:
             teacher.match_classes(len(names), Classes.of(names, dataset))
 

@@ -43,7 +43,7 @@ class EvaluateTeacherHook(Hook):
         with isolated_rng(), torch.no_grad():
             for batch in loop.dataloader:
                 data = model.data_preprocessor(batch, False)
-                logits = model._distillation.ask_teacher(data['inputs'], data['data_samples']).logits.float()
+                logits = model.distillation.predict(data['inputs'], data['data_samples']).logits.float()
                 samples = [_predicted(s, row) for s, row in zip(data['data_samples'], logits, strict=True)]
                 evaluator.process(data_samples=samples, data_batch=batch)
                 right += sum(int(row.argmax()) in s.gt_label.tolist() for s, row in zip(samples, logits, strict=True))
@@ -54,12 +54,12 @@ class EvaluateTeacherHook(Hook):
         # Metrics by class, or a confusion matrix.
         others = [f'\n{name}: {value}' for name, value in metrics.items() if name not in numbers]
         runner.logger.info(
-            f'Teacher {model._distillation.teacher.name} on the validation set: {self.result}{"".join(others)}'
+            f'Teacher {model.distillation.teacher.name} on the validation set: {self.result}{"".join(others)}'
         )
         counts = torch.tensor([right, total])
         all_reduce(counts)
         right, total = counts.tolist()
-        accuracy, chance = right / max(total, 1), 1 / model._distillation.teacher.num_classes
+        accuracy, chance = right / max(total, 1), 1 / model.distillation.teacher.num_classes
         if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / max(total, 1)):
             runner.logger.warning(
                 f"The teacher's accuracy on the validation set is {accuracy:.1%}, chance is {chance:.1%}: its "

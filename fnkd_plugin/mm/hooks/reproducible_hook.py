@@ -55,7 +55,7 @@ class ReproducibleHook(Hook):
         self._images = images_key(loader.dataset, data)
         _seed_batches(loader, sampler, model, data, replay)
         warn_if_trained_on(runner.cfg.get('model', {}).get('teacher'), self._images)
-        teacher = model._distillation.teacher if isinstance(model, Distiller) else None
+        teacher = model.distillation.teacher if isinstance(model, Distiller) else None
         mixed = replay is not None and replay.batch_size is not None
         if mixed or (teacher and teacher.replay):
             refuse_switches(runner.hooks, mixed)
@@ -75,7 +75,7 @@ class ReproducibleHook(Hook):
         seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
 
     def _replay_with(self, model: Any) -> Replay | None:
-        known = model._distillation.teacher.replay if isinstance(model, Distiller) else None
+        known = model.distillation.teacher.replay if isinstance(model, Distiller) else None
         if known and self._replay and known != self._replay:
             raise SetupError(
                 f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'

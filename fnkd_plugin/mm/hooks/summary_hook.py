@@ -8,7 +8,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmpretrain.registry import HOOKS
+from mmpretrain.registry import DATASETS, HOOKS
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +39,7 @@ class SummaryHook(Hook):
         if isinstance(model, Distiller):
             result = _teacher_result(runner)
             accuracy = result or 'not evaluated (--evaluate-teacher)'
-            rows.insert(-1, ('teacher', f'{model._distillation.teacher.name}: {accuracy}'))
+            rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
         rows.append(('checkpoints', str(runner.work_dir)))
         runner.logger.info(as_text('Training', rows))
 
@@ -75,8 +75,9 @@ def _dataset(dataset: Any) -> str:
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     classes = f'{len(names):,} classes, ' if names else ''
     # ReproducibleHook may have changed the class of the object.
-    kind = next(k for k in type(dataset).__mro__ if not k.__module__.startswith('fnkd_plugin.mm.replay'))
-    return f'{kind.__name__}: {classes}{len(dataset):,} images'
+    kinds = [kind.__name__ for kind in type(dataset).__mro__]
+    name = next((name for name in kinds if name in DATASETS.module_dict), kinds[0])
+    return f'{name}: {classes}{len(dataset):,} images'
 
 
 def _student(cfg: Any, model: nn.Module) -> str:

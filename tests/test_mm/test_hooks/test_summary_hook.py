@@ -28,7 +28,7 @@ def test_a_distilled_run_outside_of_the_tools(evaluated: bool, tmp_path: Path) -
     log = _log(tmp_path)
     count = sum(parameter.numel() for parameter in runner.model.parameters())
     for fact in (
-        'RandomImages: 4 classes, 16 images',
+        'training set     RandomImages: 4 classes, 16 images',
         f'ResNet + LinearClsHead of depth 18, {count:,} parameters',
         '0.25 × CrossEntropyLoss(loss_weight=1.0) + KDLoss(temperature=4.0, loss_weight=0.5)',
         'TimmTeacher(test_resnet)',
