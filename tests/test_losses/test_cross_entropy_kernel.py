@@ -29,16 +29,20 @@ def _run(interpret: bool, marker: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     passed = re.search(r'(\d+) passed', done.stdout)
-    assert passed and int(passed[1]) >= 50, done.stdout[-2000:]
+    assert passed and int(passed[1]) >= 30, done.stdout[-2000:]
 
 
-@pytest.mark.parametrize('marker', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'marker', ['not slow', pytest.param('slow', marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_under_the_interpreter(marker: str) -> None:
     _run(True, marker)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')
-@pytest.mark.parametrize('marker', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'marker', ['not slow', pytest.param('slow', marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
 def test_on_a_gpu(marker: str) -> None:
     _run(False, marker)
 
