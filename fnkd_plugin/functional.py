@@ -47,8 +47,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. On a GPU
-    :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy` computes it in one kernel with the scaling.
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU the losses compute it, and the scaling of the logits, in a kernel
+    (:func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`).
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
