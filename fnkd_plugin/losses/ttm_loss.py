@@ -36,7 +36,7 @@ class TTMLoss(SoftTargetLoss):
         self.gamma = check_number(type(self).__name__, 'gamma', gamma, positive=True)
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
-        """:math:`\gamma v`."""
+        r""":math:`\gamma v`."""
         return ScaledLogits(prediction.logits, self.gamma)
 
     def student_logits(self, student: Prediction) -> ScaledLogits:
@@ -72,9 +72,9 @@ class WTTMLoss(TTMLoss):
 
 @register_model
 class FNTTMLoss(FNKDLoss):
-    r"""TTM whose temperature is the teacher's feature norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
+    r"""TTM by the norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
 
-    Our combination of :class:`FNKDLoss`, whose arguments it has, and :class:`TTMLoss`: with ``tau='auto'`` the mean of
+    The teacher's temperature is its feature norm. Our combination of :class:`FNKDLoss`, whose arguments it has, and :class:`TTMLoss`: with ``tau='auto'`` the mean of
     the temperatures is 3, near TTM's 1 / 0.3. The student's norm is not read.
     """
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from experiments.side_by_side.recipe import PADDING, Recipe
 from mmpretrain.registry import DATASETS
 from torch import Tensor
 
+from experiments.side_by_side.recipe import PADDING, Recipe
 from fnkd_plugin.prediction import Prediction
 
 SHIFTS = 2 * PADDING + 1
@@ -97,8 +97,7 @@ class Table:
         self.mean_norm = float(norms.mean(dtype=torch.float64))
 
     def __call__(self, indices: Tensor, views: Tensor) -> Prediction:
-        """Of a batch [N]."""
-        rows = indices * VIEWS + views
-        return Prediction(
-            self._logits.index_select(0, rows).float(), self._norms.index_select(0, rows).float(), self._origin
-        )
+        """Of batches [seeds, N]: logits [seeds, N, K] and feature norms [seeds, N], fp32, and the bias."""
+        rows = (indices * VIEWS + views).flatten()
+        logits, norms = (x.index_select(0, rows).float() for x in (self._logits, self._norms))
+        return Prediction(logits.view(*indices.shape, -1), norms.view(indices.shape), self._origin)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.job import Job
 from mmengine.config import ConfigDict
 
+from experiments.job import Job
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import is_distilled, load_config, merge_options, plain_model
 

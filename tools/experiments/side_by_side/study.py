@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from rich.console import Console
+
+import fnkd_plugin  # noqa: F401  (registers the losses)
 from experiments.results import measures
 from experiments.side_by_side.images import Images, Table
 from experiments.side_by_side.recipe import Recipe, Student, read
 from experiments.side_by_side.training import Group
 from experiments.study import Study, StudyError
 from experiments.tables import Method
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from rich.console import Console
 
-import fnkd_plugin  # noqa: F401  (registers the losses)
-
-SAVED_EVERY = 120
+SAVED_EVERY = 60
 """Seconds."""
 
 
@@ -148,10 +148,9 @@ class SideBySideStudy:
         left = seconds * (group.recipe.epochs - group.epoch)
         accuracy = [curve[group.epoch] for curve in group.curves if group.epoch in curve]
         mean = f', top-1 {sum(accuracy) / len(accuracy):.2f} %' if accuracy else ''
-        losses = [sum(pair) for pair in group.mean_losses]
         self._say(
             f'{group.name}: epoch {group.epoch}/{group.recipe.epochs} of {count}, {seconds:.1f} s, '
-            f'{speed:,.0f} steps/s, loss {sum(losses) / count:.3f}{mean}, {left / 60:.1f} min to go'
+            f'{speed:,.0f} steps/s, loss {group.loss:.3f}{mean}, {left / 60:.1f} min to go'
         )
 
     def _record(self, group: Group, teacher: torch.Tensor | None) -> None:
@@ -170,4 +169,3 @@ class SideBySideStudy:
             found |= dict(seconds=round(group.seconds, 1), side_by_side=len(group.students))
             self._study.results.add(job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))})
             self._say(f'{job.name}: {found["accuracy"]:.2f} %, best {found["best_accuracy"]:.2f} %')
-
