@@ -6,20 +6,23 @@ ifeq ($(VENV),)
 override VENV := $(shell "$(PYTHON)" requirements/environment.py path "$(STACK)")
 endif
 RUN = "$(VENV)/bin/python"
+# A process for each core; TEST_ARGS=-n0 runs the tests in this one.
+PYTEST = $(RUN) -m pytest -n auto --dist worksteal
 
 # The environment holds third-party packages only: the checkout's own package comes first, here and
 # in every process that the tests and the demo start.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help setup demo test lint ruff mypy format clean
+.PHONY: help setup demo test test-all lint ruff mypy format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make setup   create the environment when it is missing'
-	@echo 'make demo    a teacher and its students on real digits: a table and a picture'
-	@echo 'make test    the tests; TEST_ARGS="-k norm -x" goes to pytest'
-	@echo 'make lint    ruff and mypy; make format lets ruff mend what it can'
-	@echo 'make clean   remove what the tools left in this checkout'
+	@echo 'make setup     create the environment when it is missing'
+	@echo 'make demo      a teacher and its students on real digits: a table and a picture'
+	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
+	@echo 'make test-all  every test'
+	@echo 'make lint      ruff and mypy; make format lets ruff fix what it can'
+	@echo 'make clean     remove what the tools left in this checkout'
 	@echo
 	@echo 'STACK=$(STACK) (onedl or openmmlab)  PYTHON=$(PYTHON)'
 	@echo 'VENV=$(VENV)'
@@ -31,7 +34,10 @@ demo: setup
 	$(RUN) tools/demo.py $(DEMO_ARGS)
 
 test: setup
-	$(RUN) -m pytest $(TEST_ARGS)
+	$(PYTEST) -m 'not slow' $(TEST_ARGS)
+
+test-all: setup
+	$(PYTEST) $(TEST_ARGS)
 
 lint: ruff mypy
 

@@ -1,45 +1,34 @@
-"""Feature Normalized Knowledge Distillation for MMPretrain.
+"""Feature Normalized Knowledge Distillation for MMPretrain and timm.
 
-``import fnkd_plugin`` registers the losses, :class:`DistillHead`, :class:`Distiller`, the teachers, the
-students, the backbones, the data sets and the hooks with MMPretrain's registries, and makes the framework read
-checkpoints as data (see :mod:`fnkd_plugin.mm.checkpoints`). :mod:`fnkd_plugin.functional` needs torch alone,
-:mod:`fnkd_plugin.losses` and :mod:`fnkd_plugin.timm` torch and timm.
+``import fnkd_plugin`` registers the losses, :class:`DistillHead`, :class:`Distiller`, the teachers, the students, the
+backbones, the data sets and the hooks with MMPretrain's registries, and makes the framework read checkpoints as data
+(see :mod:`fnkd_plugin.mm.checkpoints`). Without an OpenMMLab stack, :mod:`fnkd_plugin.functional`,
+:mod:`fnkd_plugin.losses`, :mod:`fnkd_plugin.taxonomy`, :mod:`fnkd_plugin.teachers` and :mod:`fnkd_plugin.timm` work.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from fnkd_plugin._stack import OPENMMLAB_INSTALLED, refuse_imports, refuse_names
+from fnkd_plugin.prediction import Prediction
 
 __version__ = '0.1.0'
+__all__ = ['CachedTeacher', 'DistillHead', 'Distiller', 'MMPretrainTeacher', 'Prediction', 'distill']
 
-if TYPE_CHECKING or OPENMMLAB_INSTALLED:
-    from fnkd_plugin import losses, presets, taxonomy, teachers
+if TYPE_CHECKING or all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmpretrain')):
     from fnkd_plugin.cache.cached_teacher import CachedTeacher
-    from fnkd_plugin.mm import checkpoints, datasets, hooks, models, zoo
+    from fnkd_plugin.mm import checkpoints, datasets, hooks, models, registry, zoo  # noqa: F401
     from fnkd_plugin.mm.distill_head import DistillHead
     from fnkd_plugin.mm.distiller import Distiller
+    from fnkd_plugin.mm.hooks import distillation_hook
     from fnkd_plugin.mm.mix import distill
     from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-    from fnkd_plugin.prediction import Prediction
 
     checkpoints.guard_framework_loaders()
+    distillation_hook.add_to_runners()
     zoo.extend_hub()
-
-    __all__ = [
-        'CachedTeacher',
-        'DistillHead',
-        'Distiller',
-        'MMPretrainTeacher',
-        'Prediction',
-        'datasets',
-        'distill',
-        'hooks',
-        'losses',
-        'models',
-        'presets',
-        'taxonomy',
-        'teachers',
-    ]
 else:
-    refuse_imports()
-    __getattr__ = refuse_names(__name__)
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            import fnkd_plugin.mm  # noqa: F401  # raises ImportError, which says what to install
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

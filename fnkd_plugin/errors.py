@@ -1,11 +1,11 @@
-"""Errors that end in one sentence: what is wrong, where, and the mend."""
+"""Errors of one sentence: what is wrong, where, and the fix."""
 
 import math
 from collections.abc import Sequence
 
 
 class SetupError(ValueError):
-    """Something a config or command line asks for does not fit; said before training starts."""
+    """An option of a config or command line does not fit; raised before training starts."""
 
 
 def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
@@ -21,6 +21,27 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
     lower = '> 0' if positive else '>= 0'
     upper = '' if below == math.inf else f' and < {below:g}'
     raise SetupError(f'{owner}: {name} must be a finite number {lower}{upper}, but is {value!r}.')
+
+
+def check_temperature(owner: str, value: object) -> float:
+    """A temperature in (0, 1e6): above, the differences of softened distributions are below fp32's noise.
+
+    Raises:
+        SetupError: As :func:`check_number`.
+    """
+    return check_number(owner, 'temperature', value, positive=True, below=1e6)
+
+
+def check_several_classes(owner: str, count: int) -> None:
+    """Refuse a classifier of one class, whose softmax is 1 for any logit.
+
+    Raises:
+        SetupError: If ``count`` is below 2.
+    """
+    if count < 2:
+        raise SetupError(
+            f'{owner} has {count} class, of which a softmax is 1 whatever the logit; train it with two classes.'
+        )
 
 
 def first_few(entries: Sequence[object], few: int = 5) -> str:

@@ -13,13 +13,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits, at_least_fp32, scaled_cross_entropy
+from torch import Tensor, nn
 
 __all__ = [
     'alsr_compensation',
-    'alsr_table',
     'alsr_target',
     'at_least_fp32',
     'denoised_target',
@@ -29,14 +26,19 @@ __all__ = [
     'logit_std',
     'lsr_compensation',
     'lsr_target',
-    'mixed_targets',
     'norm_scale',
     'pearson_correlation',
+    'scale_about_origin',
     'scale_by_feature_norm',
     'scale_by_temperature',
     'soft_cross_entropy',
     'standardize',
 ]
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in fp32 if it is in half precision, else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
@@ -45,8 +47,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. See :func:`fnkd_plugin.scaled_cross_entropy.scaled_cross_entropy`, which
-    scales the logits as well.
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU
+    :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy` computes it in one kernel with the scaling.
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
@@ -56,7 +58,28 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     Returns:
         A scalar; with weight 1 >= the mean entropy of the teacher's distributions. fp32, or fp64 for fp64 inputs.
     """
-    return scaled_cross_entropy(ScaledLogits(student_logits), [(ScaledLogits(teacher_logits), weight)])
+    log_p, q = at_least_fp32(student_logits).log_softmax(dim=1), at_least_fp32(teacher_logits).softmax(dim=1)
+    return -(weight * (q * log_p).sum(dim=1)).mean()
+
+
+def scale_about_origin(logits: Tensor, scale: Tensor | float, origin: Tensor | None = None) -> Tensor:
+    r"""Logits scaled about those of the zero feature, :math:`z' = b + s (z - b)`: what every temperature policy does.
+
+    KD has :math:`s = 1/T` and :math:`b = 0`, FNKD :math:`s = \tau / \lVert f \rVert` and the bias.
+
+    Args:
+        logits: :math:`z`, [N, K].
+        scale: :math:`s`, the inverse temperature of each sample, [N], or one for all.
+        origin: :math:`b`, [K]; None for 0.
+
+    Returns:
+        :math:`z'`, [N, K], fp32, or fp64 if any input is. At :math:`s = 1` it is :math:`z` exactly.
+    """
+    dtypes = [x.dtype for x in (logits, scale, origin) if isinstance(x, Tensor)]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    s = scale.to(dtype).reshape(-1, 1) if isinstance(scale, Tensor) else scale
+    z = logits.to(dtype)
+    return z * s if origin is None else torch.lerp(origin.to(dtype), z, s)
 
 
 def scale_by_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -107,7 +130,7 @@ def scale_by_feature_norm(
     Raises:
         ValueError: If ``mode`` is neither.
     """
-    return ScaledLogits(logits, norm_scale(feature_norm, tau, mode), origin).tensor()
+    return scale_about_origin(logits, norm_scale(feature_norm, tau, mode), origin)
 
 
 def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:
@@ -157,16 +180,32 @@ def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``: the mean product of their z-scores.
+    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``, whatever the scale of the rows.
 
     Args:
         a: [N, K].
         b: [N, K].
 
     Returns:
-        Coefficients in [-1, 1], 0 where a row is constant (see :func:`logit_std`), [N]; fp32 or fp64.
+        Coefficients in [-1, 1]; where a row is constant up to rounding, 1 if both are, else 0, with the gradient of a
+        standard deviation of 1 (our choice). [N], fp32 or fp64.
     """
-    return (standardize(a) * standardize(b)).mean(dim=1)
+    (a, a_varies), (b, b_varies) = _unit_rows(a), _unit_rows(b)
+    return (a * b).sum(dim=1) + ~(a_varies | b_varies)
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less their mean and of norm 1, and whether they vary beyond rounding noise, [N]; the others as they are."""
+    x = at_least_fp32(x)
+    centred = x - x.mean(dim=1, keepdim=True)
+    with torch.no_grad():
+        # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
+        scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
+        varies = (scale > 4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)) & (scale > finfo.tiny / finfo.eps)
+        scale = torch.where(varies, scale, 1)
+    scaled = centred / scale
+    norm = torch.where(varies, scaled.square().sum(dim=1, keepdim=True), x.shape[1]).sqrt()
+    return scaled / norm, varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
@@ -187,7 +226,7 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     r"""Anisotropic label smoothing, :math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho` (Eq. 3).
 
     :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours falls back to LSR
-    with :math:`\epsilon_1` (our choice; the paper does not say).
+    with :math:`\epsilon_1` (our choice).
 
     Args:
         labels: Class indices [N], or distributions [N, K]: the targets of their classes are mixed.
@@ -198,38 +237,45 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
     Returns:
         Distributions [N, K], fp32 unless ``labels`` are distributions of another floating type.
     """
-    return mixed_targets(labels, alsr_table(neighbours, eps_uniform, eps_near).to(labels.device))
+    return Neighbours(neighbours).to(labels.device).target(labels, eps_uniform, eps_near)
 
 
-def alsr_table(neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
-    """The target of each class, one a row, [K, K], fp32; see :func:`alsr_target`."""
-    num_classes = len(neighbours)
-    table = torch.eye(num_classes)
-    for row, near in zip(table, neighbours, strict=True):
-        if len(near) > 0:
-            row.mul_(1 - eps_uniform - eps_near)
-            row[list(near)] += eps_near / len(near)
-        else:
-            row.mul_(1 - eps_uniform)
-    return table + eps_uniform / num_classes
-
-
-def mixed_targets(labels: Tensor, table: Tensor) -> Tensor:
-    """Each label's row of a table of targets, or a mixture of rows.
+class Neighbours(nn.Module):
+    """Near classes as indices, K rows of the length of the longest; no table of K x K.
 
     Args:
-        labels: Class indices [N], or distributions [N, K], by which the rows are mixed.
-        table: The target of each class, [K, K].
-
-    Returns:
-        Distributions [N, K], of ``table``'s type, or of ``labels``' if they are distributions of a floating type.
+        neighbours: For each of the K classes the indices of its near classes.
     """
-    if labels.ndim == 1:
-        return table[labels]
-    if not labels.is_floating_point():
-        labels = labels.to(table.dtype)
-    with torch.autocast(labels.device.type, enabled=False):
-        return labels @ table.to(labels)
+
+    index: Tensor
+    count: Tensor
+
+    def __init__(self, neighbours: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        num_classes, longest = len(neighbours), max(map(len, neighbours), default=0)
+        # The missing ones stand for class K, which is cut off in the end.
+        rows = [[*near, *[num_classes] * (longest - len(near))] for near in neighbours]
+        # Not in a state_dict: a student's checkpoint has the same keys under any loss.
+        self.register_buffer('index', torch.tensor(rows, dtype=torch.long).view(num_classes, longest), persistent=False)
+        self.register_buffer('count', torch.tensor([len(near) for near in neighbours]), persistent=False)
+
+    def target(self, labels: Tensor, eps_uniform: float, eps_near: float) -> Tensor:
+        """The targets of :func:`alsr_target`, [N, K]."""
+        q = _distributions(labels, len(self.count))
+        kept = 1 - eps_uniform - torch.where(self.count > 0, eps_near, 0.0).to(q)
+        return q * kept + eps_uniform / len(self.count) + eps_near * self.near(labels).to(q)
+
+    def near(self, labels: Tensor) -> Tensor:
+        r""":math:`\rho`, uniform on the near classes of each label, 0 for a class without any, [N, K]."""
+        share = 1 / self.count.clamp_min(1)
+        if labels.ndim == 1:
+            found = share.new_zeros(len(labels), len(self.count) + 1)
+            each = self.index[labels]
+            return found.scatter(1, each, share[labels, None].expand_as(each))[:, :-1]
+        found = labels.new_zeros(len(labels), len(self.count) + 1, dtype=torch.promote_types(labels.dtype, share.dtype))
+        for column in self.index.T:  # not at once, which would take N x K x longest
+            found.index_add_(1, column, labels * share.to(found))
+        return found[:, :-1]
 
 
 def kd_target(labels: Tensor, q_kd: Tensor, alpha: float) -> Tensor:
@@ -278,14 +324,9 @@ def alsr_compensation(
     Returns:
         :math:`\eta \ge 0`, [N, K], fp32.
     """
-    num_classes = len(neighbours)
-    near = torch.zeros(num_classes, num_classes)
-    kept = torch.full((num_classes, 1), 1 - eps_uniform)
-    for k, indices in enumerate(neighbours):
-        if len(indices) > 0:
-            near[k, list(indices)] = eps_near / len(indices)
-            kept[k] -= eps_near
-    return ((eps_uniform / num_classes + near) / kept).to(labels.device)[labels]
+    near = Neighbours(neighbours).to(labels.device)
+    kept = 1 - eps_uniform - torch.where(near.count > 0, eps_near, 0.0)[labels, None]
+    return (eps_uniform / len(neighbours) + eps_near * near.near(labels)) / kept
 
 
 def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
@@ -304,9 +345,9 @@ def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
 def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
     r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
 
-    FNKD is no cross-entropy with one label. But Eq. 12's gradient,
+    FNKD is not a cross-entropy with one label. But Eq. 12's gradient,
     :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, holds the labels only as :math:`-(q + \eta)`, as KD's does;
-    its weight differs by sample: the smaller the norm, the more the teacher is trusted.
+    its weight differs by sample: the smaller the norm, the more the teacher's distribution weighs.
 
     Args:
         q_fn: The teacher's distributions (Eq. 10), [N, K].
@@ -341,5 +382,5 @@ def denoised_target(labels: Tensor, compensation: Tensor) -> Tensor:
 def _distributions(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Labels as distributions; one-hot ones in ``dtype``, or in fp32 if that is less."""
     if labels.ndim == 2:
-        return labels
+        return labels if labels.is_floating_point() else labels.to(dtype)
     return F.one_hot(labels, num_classes).to(torch.promote_types(dtype, torch.float32))

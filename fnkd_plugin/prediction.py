@@ -1,4 +1,4 @@
-"""What a model says of a batch, as far as any temperature policy needs to know."""
+"""Predictions of a batch: what any temperature policy reads of a model."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Prediction(NamedTuple):
 
 
 class EnsemblePrediction(Prediction):
-    r"""What several teachers say of a batch: their weighted mean distribution.
+    r"""Predictions of several teachers: their weighted mean distribution.
 
     A cross-entropy is linear in its target, so under a temperature policy :math:`\pi` the loss on the mean of the
     members' distributions, :math:`\sum_m w_m \sigma(\pi(v_m))`, is the weighted mean of the losses on each. Losses that

@@ -1,9 +1,10 @@
-"""Finding where a classifier makes its logits, if possible in an affine layer, and reading them there."""
+"""Finds the layer that makes a classifier's logits, if possible an affine one, and reads them there."""
 
+import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,11 @@ from fnkd_plugin.functional import at_least_fp32
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.rng import isolated_rng
 
+ImageSize = int | tuple[int, int]
+"""Height and width in pixels, or one number for both."""
+
 _FALLBACK_SIZES = (224, 32, 299, 384)
+Model = TypeVar('Model', bound=nn.Module)
 
 
 class Ran(NamedTuple):
@@ -59,13 +64,20 @@ def _same_numbers(a: Any, ran: Ran) -> bool:
     )
 
 
-def _size_hints(model: nn.Module) -> list[int]:
+def image_size(size: Any) -> ImageSize | None:
+    """A model's ``img_size`` or ``input_size`` as [..., H, W] or a number; None if it is neither."""
+    if isinstance(size, (tuple, list)) and size and all(isinstance(side, int) for side in size):
+        height, width = size[-2:] if len(size) > 1 else (size[0], size[0])
+        return height if height == width else (height, width)
+    return size if isinstance(size, int) else None
+
+
+def _size_hints(model: nn.Module) -> list[ImageSize]:
     hints = []
     for module in model.modules():
         cfg = getattr(module, 'pretrained_cfg', None)
-        size = cfg.get('input_size', (None,))[-1] if isinstance(cfg, dict) else getattr(module, 'img_size', None)
-        size = size[-1] if isinstance(size, (tuple, list)) and size else size
-        if isinstance(size, int) and size not in hints:
+        size = image_size(cfg.get('input_size') if isinstance(cfg, dict) else getattr(module, 'img_size', None))
+        if size and size not in hints:
             hints.append(size)
     return hints
 
@@ -75,10 +87,10 @@ def _channel_hints(model: nn.Module) -> list[int]:
     return [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)][:1]
 
 
-def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> int | None:
-    """The one H = W that a model takes, such as an MLP-Mixer's; None if it says none, or takes half or twice of it."""
+def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> ImageSize | None:
+    """The only image size that a model takes, such as an MLP-Mixer's; None if it is unknown or if others work."""
 
-    def takes(size: int) -> bool:
+    def takes(size: ImageSize) -> bool:
         try:
             probe(model, forward, size)
         except SetupError:
@@ -86,19 +98,22 @@ def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> int | None:
         return True
 
     own = next((size for size in _size_hints(model) if takes(size)), None)
-    return None if own is None or takes(own // 2) or takes(2 * own) else own
+    if own is None:
+        return None
+    height, width = (own, own) if isinstance(own, int) else own
+    return None if takes((height // 2, width // 2)) or takes((2 * height, 2 * width)) else own
 
 
 def probe(
-    model: nn.Module, forward: Callable[[Tensor], Any], size: int | None = None, channels: int | None = None
+    model: nn.Module, forward: Callable[[Tensor], Any], size: ImageSize | None = None, channels: int | None = None
 ) -> tuple[Any, LayerOutputs]:
     """Run ``forward`` once on one image in eval mode, leaving the model and the random streams as they were.
 
     Args:
         model: The model whose modules are watched.
         forward: Images [1, C, H, W] to the model's output.
-        size: H = W where it is known; otherwise the model's own hints and common sizes are tried.
-        channels: C of a model whose first convolution is not the one that sees the image; 3 if None.
+        size: The image size, if known; otherwise the model's own hints and common sizes are tried.
+        channels: C of a model whose first convolution does not see the image; 3 if None.
 
     Returns:
         The output, and how each module inside the model ran whose own output is one vector.
@@ -124,7 +139,8 @@ def probe(
         # In some models eval() and train() do more than set flags: they gather biases, freeze stages.
         model.eval()
         for depth, side in itertools.product(depths, sizes):
-            image = torch.zeros(1, depth, side, side, device=reference.device, dtype=reference.dtype)
+            height, width = (side, side) if isinstance(side, int) else side
+            image = torch.zeros(1, depth, height, width, device=reference.device, dtype=reference.dtype)
             outputs.clear()
             try:
                 with isolated_rng(), torch.no_grad():
@@ -140,15 +156,15 @@ def probe(
         for parameter, requires_grad in trainable.items():
             parameter.requires_grad_(requires_grad)
     raise SetupError(
-        f'{type(model).__name__}: no image of {", ".join(map(str, sizes))} pixels a side can be run '
-        f'through it in eval mode ({type(first_error).__name__}: {first_error}). Check its config.'
+        f'{type(model).__name__}: it fails in eval mode on images of {", ".join(map(str, sizes))} pixels '
+        f'({type(first_error).__name__}: {first_error}). Check its config.'
     ) from first_error
 
 
 def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
     """The affine layer whose own output is the model's output, or None.
 
-    A mean of two heads, a cosine or a scaled output is no affine layer's own output; then there is no one feature
+    A mean of two heads, a cosine or a scaled output is not an affine layer's own output; then there is not one feature
     norm, and None is returned.
     """
     found = [layer for layer, ran in layer_outputs.items() if _same_numbers(output, ran)]
@@ -161,22 +177,47 @@ def find_last_module(output: Any, layer_outputs: LayerOutputs) -> nn.Module | No
 
 
 class Reader(ABC):
-    """A permanent forward hook on a module; reads when asked to, and holds nothing between batches.
+    """Reads what a module makes of a batch, inside ``with reader:``, by a forward hook.
 
-    A hook registered per call would break a compiled graph twice, a permanent one does not.
+    The hook is there only meanwhile, so that nothing of ours is on the model that others script, quantise or copy;
+    unless it is attached for good, which a compiled graph needs: a hook registered while it runs would break it.
+
+    Args:
+        module: The module to read.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.reading = False
+        self._module = module
+        self.attached = self._reading = False
+        self._handle: Any = None
         self._read: Prediction | None = None
-        module.register_forward_hook(self._hook, with_kwargs=True)
+
+    def attach(self) -> 'Reader':
+        """Keep the hook on the module."""
+        if not self.attached:
+            self._module.register_forward_hook(self._hook, with_kwargs=True)
+            self.attached = True
+        return self
+
+    def __enter__(self) -> None:
+        if not self.attached:
+            self._handle = self._module.register_forward_hook(self._hook, with_kwargs=True)
+        self._reading = True
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        self._reading = False
+        if kind is not None:
+            self._read = None
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
 
     def __deepcopy__(self, memo: dict) -> 'Reader':
         # An EMA copy of the model copies the hook with it; one reader serves both.
         return self
 
     def _hook(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        if self.reading:
+        if self._reading:
             self._read = self._prediction(module, args, kwargs, output)
 
     @abstractmethod
@@ -186,6 +227,17 @@ class Reader(ABC):
         """The prediction read since the last call, if any."""
         read, self._read = self._read, None
         return read
+
+
+def without_readers(model: Model) -> Model:
+    """A copy of a model without the hooks of attached readers."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, '__self__', None), Reader):
+                del module._forward_hooks[key]
+                module._forward_hooks_with_kwargs.pop(key, None)
+    return model
 
 
 class AffineReader(Reader):
@@ -224,8 +276,3 @@ class SumReader(Reader):
 
     def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
         return Prediction(sum(output))
-
-
-def class_count(layer: nn.Module) -> int:
-    """K of an affine classifier layer."""
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels  # type: ignore[return-value]

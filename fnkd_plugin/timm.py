@@ -1,5 +1,6 @@
-"""Distillation in the form of timm's training tasks, for timm's own trainer and plain torch; needs no OpenMMLab."""
+"""Distillation as training tasks of timm, for timm's trainer and plain torch; without OpenMMLab."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ from timm.task import TrainingTask, resolve_classification_loss
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fnkd_plugin.errors import SetupError, check_number
+from fnkd_plugin.errors import SetupError, check_number, check_several_classes
 from fnkd_plugin.losses import FNKDLoss, SoftLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, find_last_affine, probe
+from fnkd_plugin.readers import AffineReader, ImageSize, find_last_affine, image_size, probe, without_readers
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
@@ -30,10 +31,11 @@ _logger = logging.getLogger(__name__)
 class DistillationTask(TrainingTask):
     r"""A soft loss of this package as one of timm's training tasks.
 
-    The student is :attr:`trainable_module`: checkpoints (:meth:`get_checkpoint_state`), EMA, DDP and optimisers see the
-    plain model. The teacher is in no ``state_dict`` and no ``parameters()``, frozen, in eval mode, in fp32, on the
-    images' device. It sees the student's images, mixup included, under its own normalisation; with a soft weight
-    of 0 it is not run, and training is timm's ``ClassificationTask`` bit for bit.
+    The student is :attr:`trainable_module`: checkpoints (:meth:`get_checkpoint_state`), EMA, DDP, optimisers and what
+    scripts or quantises it see the plain model. The teacher is in no ``state_dict`` and no ``parameters()``, frozen, in
+    eval mode, on the images' device; a module that is given stays as it is, since the task runs a copy of it that
+    shares its weights. It sees the student's images, mixup included, under its own normalisation; with a soft weight of
+    0 it is not run, and training is timm's ``ClassificationTask`` bit for bit.
 
     Args:
         student_model: The model to train, on its device, not yet wrapped.
@@ -55,7 +57,7 @@ class DistillationTask(TrainingTask):
         verbose: Whether to log what learns from what.
 
     Raises:
-        SetupError: If student, teacher and soft loss do not fit; it names both sides and the mend.
+        SetupError: If student, teacher and soft loss do not fit; it names both sides and the fix.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class DistillationTask(TrainingTask):
         named = None if classes is None else Classes.of(classes, owner)
         teacher.match_classes(count, named)
         self._reader = _fit(owner, student_model, layer, teacher, soft_loss)
+        self._targets_checked = False
         images = _pixels(owner, student_model, mean, std)
         teacher.prepare(images)
         if self.verbose:
@@ -113,12 +116,21 @@ class DistillationTask(TrainingTask):
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """See timm's tasks: the student alone is compiled."""
+        if self._reader is not None:
+            self._reader.attach()
         compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
         self.trainable_module = self.eval_model = compiled
         return compiled
 
+    def student(self) -> nn.Module:
+        """The plain student; after :meth:`compile` a copy, since the compiled one is read by a hook."""
+        module: Any = self.trainable_module
+        while hasattr(module, '_orig_mod') or isinstance(module, DistributedDataParallel):
+            module = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
+        return module if self._reader is None or not self._reader.attached else without_readers(module)
+
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """What the soft loss has learned (``tau='auto'``), for checkpoints."""
+        """The state of the soft loss (``tau='auto'``), for checkpoints."""
         state = {} if ema else self.soft_loss.state_dict()
         return {'soft_loss': state} if state else {}
 
@@ -129,7 +141,7 @@ class DistillationTask(TrainingTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Go on from :meth:`get_task_state`."""
+        """Continue from :meth:`get_task_state`."""
         if state and 'soft_loss' in state:
             self.soft_loss.load_state_dict(state['soft_loss'], strict=strict)
 
@@ -143,7 +155,12 @@ class DistillationTask(TrainingTask):
         Returns:
             ``loss``, the sum of the weighted losses; ``output``, the student's logits; ``task_loss``, the loss on the
             labels without its weight; ``kd_loss``, the soft loss with its weight; ``tau`` of FNKD.
+
+        Raises:
+            ValueError: If the first targets of this form are not distributions, as those of several labels an image.
         """
+        if target.ndim == 2 and not self._targets_checked:
+            self._check_distributions(target)
         if self.soft_loss.loss_weight == 0:
             output = self.trainable_module(input)
             task_loss = self.criterion(output, target)
@@ -151,20 +168,28 @@ class DistillationTask(TrainingTask):
         with isolated_rng():
             teacher = self.teacher.predict(input)
         self.soft_loss.observe(teacher)
-        output, student = self._ask_student(input)
+        output, student = self._run_student(input)
         task_loss = self.criterion(output, target)
         kd_loss = self.soft_loss(student, teacher, target if target.ndim == 1 else target.argmax(1))
-        return {**self._result(output, task_loss, kd_loss), **self.soft_loss.log_vars()}
+        log_vars = {name: torch.tensor(value) for name, value in self.soft_loss.log_vars().items()}
+        return {**self._result(output, task_loss, kd_loss), **log_vars}
 
-    def _ask_student(self, images: Tensor) -> tuple[Tensor, Prediction]:
+    @torch.compiler.disable
+    def _check_distributions(self, target: Tensor) -> None:
+        self._targets_checked = True
+        sums = target.detach().float().sum(1)
+        if not torch.allclose(sums, torch.ones_like(sums), atol=0.01):
+            raise ValueError(
+                f'{type(self).__name__}: targets must be class indices or distributions, but the rows of the first '
+                f'batch sum to {sums.min():.3g} to {sums.max():.3g}; soft targets are for one label an image.'
+            )
+
+    def _run_student(self, images: Tensor) -> tuple[Tensor, Prediction]:
         if self._reader is None:
             output = self.trainable_module(images)
             return output, Prediction(output)
-        self._reader.reading = True
-        try:
+        with self._reader:
             output = self.trainable_module(images)
-        finally:
-            self._reader.reading = False
         student = self._reader.take()
         if student is None:
             raise RuntimeError(
@@ -221,6 +246,7 @@ def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | No
             f'{owner}: the student {type(student).__name__} makes no logits [N, K] of images; give a student with a '
             'classifier (num_classes > 0).'
         )
+    check_several_classes(f'{owner}: the student {type(student).__name__}', output.shape[1])
     return output.shape[1], find_last_affine(output, ran)
 
 
@@ -248,33 +274,40 @@ def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | No
             'in CallableTeacher.'
         )
     if model is student:
-        raise SetupError(f'{owner}: the teacher is the student itself, which would be frozen; give a trained copy.')
+        raise SetupError(f'{owner}: the teacher is the student itself; give a trained copy.')
     if _headless(model):
         raise SetupError(
             f'{owner}: the teacher {name} has no classifier (num_classes=0); give one trained on the classes.'
         )
     pixels = _pixels(f'{owner}: the teacher {name}', model)
     interpolation = (getattr(model, 'pretrained_cfg', None) or {}).get('interpolation', 'bicubic')
-    return ModelTeacher(model, model, pixels, name, _fixed_size(model), interpolation=interpolation)
+    own = _sharing_weights(model)
+    return ModelTeacher(own, own, pixels, name, _fixed_size(model), interpolation=interpolation)
+
+
+def _sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy with modules of its own, so that the caller's keep their mode, hooks and gradients; weights are shared."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    memo.update({id(b): b.detach() for b in model.buffers()})
+    return copy.deepcopy(model, memo)
 
 
 def _headless(model: nn.Module) -> bool:
     return getattr(model, 'num_classes', None) == 0
 
 
-def _fixed_size(model: nn.Module) -> int | None:
-    """The size of images that a timm model is bound to, as built; None if it takes others."""
+def _fixed_size(model: nn.Module) -> ImageSize | None:
+    """The image size that a timm model is bound to, as built; None if it takes others."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('fixed_input_size'):
         return None
-    built = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
-    return (built or cfg['input_size'])[-1]
+    return image_size(getattr(getattr(model, 'patch_embed', None), 'img_size', None) or cfg['input_size'])
 
 
 def _pixels(
     owner: str, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> PixelFormat:
-    """How images are normalised for a model: as told, or as its ``pretrained_cfg`` says; in RGB, as timm loads them."""
+    """How images are normalised for a model: as given, or as in its ``pretrained_cfg``; in RGB, as timm loads them."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     mean, std = cfg.get('mean') if mean is None else mean, cfg.get('std') if std is None else std
     if mean is None and std is None:

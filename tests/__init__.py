@@ -1,0 +1,16 @@
+"""The tests: what each process that imports one of them sets first."""
+
+import os
+from typing import Any
+
+from yapf.yapflib import yapf_api
+
+
+def _unformatted(text: str, **style: Any) -> tuple[str, bool]:
+    return text, False
+
+
+# Before torch is imported: as many test processes as cores, each with one thread.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+# MMEngine formats each config that it dumps with yapf, which takes as long as a tiny training.
+yapf_api.FormatCode = _unformatted

@@ -73,7 +73,8 @@ def _built(model: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize('path', CONFIGS, ids=_name)
 def test_student_of_each_config_builds(path: Path) -> None:
-    model = _built(repr(without_pretrained(plain_model(_config(path))).to_dict()))
+    with torch.device('meta'):  # no memory, and no initial weights to draw
+        model = MODELS.build(without_pretrained(plain_model(_config(path))))
     assert sum(p.numel() for p in model.parameters()) > 0
 
 
@@ -192,7 +193,7 @@ def test_teacher_then_student_end_to_end(cub_root: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Sixteen images of noise in each of the official files of CIFAR-100, whose sums are not asked for."""
+    """Sixteen images of noise in each of the official files of CIFAR-100, whose checksums are not checked."""
     folder = tmp_path / 'cifar100' / 'cifar-100-python'
     folder.mkdir(parents=True)
     for seed, split in enumerate(('train', 'test')):
@@ -225,13 +226,13 @@ def test_variables_that_hold_the_methods_need_no_plugin() -> None:
     assert 'custom_imports' in plain_config(_config(ROOT / 'configs/cub/lsr_r18_cub.py'))
 
 
-def test_missing_data_and_teacher_say_what_to_do(cub_root: Path, tmp_path: Path) -> None:
+def test_missing_data_or_teacher_names_the_option_that_sets_it(cub_root: Path, tmp_path: Path) -> None:
     train = _train_tool()
     flags = ['--work-dir', str(tmp_path), '--cfg-options', 'model.pretrained=False']
     config = [str(ROOT / 'configs/fnkd_r50_cub.py'), *flags]
-    with pytest.raises(SetupError, match=r'no folder .*nowhere.*--cfg-options data_root=FOLDER'):
+    with pytest.raises(SetupError, match=r'nowhere.*--cfg-options data_root='):
         train.main([*config, 'data_root=nowhere'])
-    with pytest.raises(SetupError, match=r'none\.pth does not exist. Give its path'):
+    with pytest.raises(SetupError, match=r'none\.pth'):
         train.main([*config, f'data_root={cub_root}', 'teacher_checkpoint=none.pth'])
 
 

@@ -1,10 +1,16 @@
 """The package where no OpenMMLab stack is installed."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MMLogger
+from mmpretrain.registry import MODELS
+
+from fnkd_plugin.teachers import EnsembleTeacher
+from tests.helpers import timm_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE = """
@@ -21,12 +27,17 @@ assert 'timm' not in sys.modules
 """
 
 MODULES = """
-import importlib
-from fnkd_plugin import losses, timm
-from fnkd_plugin._stack import _WITHOUT_STACK
-from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher
-for name in _WITHOUT_STACK:
-    importlib.import_module(f'fnkd_plugin.{name}')
+import importlib, pkgutil, fnkd_plugin
+from fnkd_plugin import Prediction, losses, taxonomy, teachers, timm
+from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, HuggingFaceTeacher, TimmTeacher
+STACK_SIDE = 'mm', 'cache', 'analysis', 'cli'
+found = [name for _, name, _ in pkgutil.walk_packages(fnkd_plugin.__path__, onerror=lambda name: None)]
+free = [name for name in found if name not in STACK_SIDE]
+assert set(free) >= {'functional', 'losses', 'taxonomy', 'teachers', 'timm', 'readers'}, free
+for name in free:
+    module = importlib.import_module(f'fnkd_plugin.{name}')
+    for _, part, _ in pkgutil.iter_modules(getattr(module, '__path__', [])):
+        importlib.import_module(f'fnkd_plugin.{name}.{part}')
 """
 
 ENSEMBLE = """
@@ -41,21 +52,23 @@ def model():
 both = EnsembleTeacher([CallableTeacher(model(), [128] * 3, [64] * 3) for _ in range(2)], weights=[1, 2])
 task = FNKDTask(model(), both, mean=[0.5] * 3, std=[0.25] * 3)
 assert task(torch.randn(2, 3, 32, 32), torch.arange(2))['kd_loss'] > 0
-try:
-    EnsembleTeacher([dict(type='CallableTeacher')])
-except SetupError as error:
-    assert 'give the object itself' in str(error), error
-else:
-    raise AssertionError
+for wrong, fact in ((lambda: EnsembleTeacher([dict(type='CallableTeacher')]), 'dict'),
+                    (lambda: taxonomy.taxonomy_of('cub'), 'MMPretrain')):
+    try:
+        wrong()
+    except SetupError as error:
+        assert fact in str(error), error
+    else:
+        raise AssertionError(fact)
 """
 
 REFUSED = """
 for statement in (
     'import fnkd_plugin.mm',
     'import fnkd_plugin.mm.checkpoints',
-    'import fnkd_plugin.teachers.timm_teacher',
     'from fnkd_plugin import Distiller',
-    'from fnkd_plugin.teachers import TimmTeacher',
+    'from fnkd_plugin import distill',
+    'import fnkd_plugin; fnkd_plugin.CachedTeacher',
 ):
     try:
         exec(statement)
@@ -63,6 +76,8 @@ for statement in (
         assert 'fnkd_plugin[onedl]' in str(error) and 'fnkd_plugin[openmmlab]' in str(error), error
     else:
         raise AssertionError(statement)
+import fnkd_plugin
+assert not hasattr(fnkd_plugin, 'no_such_name')
 """
 
 
@@ -72,6 +87,19 @@ def run_bare(code: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.upstream
-def test_what_works_without_and_what_names_the_extra() -> None:
+def test_without_a_stack() -> None:
     done = run_bare(FUNCTIONAL + REFUSED + MODULES + ENSEMBLE)
     assert done.returncode == 0, done.stderr
+
+
+def test_messages_reach_the_current_logger_of_mmengine(tmp_path: Path) -> None:
+    MMLogger.get_instance('test_messages', log_file=str(tmp_path / 'log'))
+    logging.getLogger('fnkd_plugin.losses.fnkd_loss').info('tau is 3')
+    logging.getLogger('fnkd_plugin').debug('not this')
+    text = (tmp_path / 'log').read_text()
+    assert text.count('tau is 3') == 1 and 'not this' not in text
+
+
+def test_configs_build_the_members_of_an_ensemble(tmp_path: Path) -> None:
+    teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)] * 2))
+    assert isinstance(teacher, EnsembleTeacher) and len(teacher.teachers) == 2

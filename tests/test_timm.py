@@ -15,6 +15,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qat_qconfig, prepare_qat, quantize_dynamic
 
 import fnkd_plugin.timm
 from fnkd_plugin.errors import SetupError
@@ -103,7 +104,7 @@ def test_a_step_is_that_of_a_distiller(tmp_path: Path, soft_loss: str) -> None:
     result['loss'].backward()
     torch.testing.assert_close(result['task_loss'], losses['loss_hard'], rtol=1e-6, atol=0)
     torch.testing.assert_close(result['kd_loss'], losses['loss_soft'], rtol=1e-6, atol=0)
-    assert result.get('tau') == losses.get('tau')
+    assert {k: float(v) for k, v in result.items() if k == 'tau'} == student.distillation.head.log_vars()
     _assert_close(_gradients(ours), _gradients(student.model))
 
 
@@ -152,16 +153,80 @@ def test_the_teacher_is_found_by_nothing_and_frozen() -> None:
     assert task.get_trainable_module() is student
     result = task(_images(), LABELS)
     result['loss'].backward()
-    assert not any(module.training for module in teacher.modules())
-    assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
+    assert not any(module.training for module in task.teacher.model.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in task.teacher.model.parameters())
     assert_same_weights(teacher.state_dict(), before)
+
+
+def test_tasks_leave_the_models_as_they_were() -> None:
+    """Three tasks on one pair: no hooks, and the caller's teacher can be trained on; its weights are not copied."""
+    student, teacher = _model(0), _model(1)
+    tasks = [FNKDTask(student, teacher).train() for _ in range(3)]
+    losses = [task(_images(), LABELS)['loss'] for task in tasks]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    for model in (student, teacher):
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert all(module.training for module in model.modules()) and all(p.requires_grad for p in model.parameters())
+    shared = {p.data_ptr() for p in teacher.parameters()}
+    assert {p.data_ptr() for p in tasks[0].teacher.model.parameters()} == shared
+    assert tasks[0].student() is student
+
+
+def _quantised_aware(model: nn.Module) -> nn.Module:
+    model.train().qconfig = get_default_qat_qconfig('fbgemm')
+    return prepare_qat(model)
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(
+    'export',
+    [
+        lambda model: torch.jit.script(model.eval()),
+        lambda model: quantize_dynamic(model.eval(), {nn.Linear}),
+        _quantised_aware,
+        lambda model: torch.export.export(model.eval(), (_images(),)).module(),
+    ],
+    ids=['script', 'quantize_dynamic', 'prepare_qat', 'export'],
+)
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_student_is_exported_as_a_plain_model(export: Callable, compiled: bool) -> None:
+    student = _model(0)
+    task = FNKDTask(student, _model(1))
+    if compiled:
+        task.compile(backend='eager')
+    task(_images(), LABELS)['loss'].backward()
+    assert export(task.student() if compiled else student)(_images()).shape == (4, CLASSES)
+
+
+def test_students_and_teachers_of_images_that_are_not_square() -> None:
+    images = torch.randn(2, 3, 64, 32)
+
+    def fixed() -> nn.Module:
+        return _model(0, 'vit_tiny_patch16_224', img_size=(64, 32), embed_dim=32, depth=1, num_heads=2)
+
+    for student, teacher in ((fixed(), _model(1)), (_model(1), fixed()), (fixed(), fixed())):
+        task = FNKDTask(student, teacher, tau=2.0)
+        seen: list[Tensor] = []
+        task.teacher.model.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        task(images, LABELS[:2])['loss'].backward()
+        assert seen[0].shape == images.shape
+
+
+def test_one_logit_and_several_labels_are_refused() -> None:
+    one = [_model(seed, num_classes=1) for seed in range(2)]
+    with pytest.raises(SetupError, match='the student ResNet has 1 class'):
+        DistillationTask(*one, nn.BCEWithLogitsLoss(), soft_loss=KDLoss())
+    task = DistillationTask(_model(0), _model(1), nn.BCEWithLogitsLoss(), soft_loss=KDLoss())
+    with pytest.raises(ValueError, match='the first batch sum to 1 to 2'):
+        task(_images(), torch.tensor([[1.0, 0, 0, 0]] * 3 + [[1.0, 1, 0, 0]]))
+    task(_images(), F.one_hot(LABELS, CLASSES).float())['loss'].backward()
 
 
 def test_each_sees_the_images_under_its_own_normalisation() -> None:
     student, teacher = _model(0, 'resnet18'), _model(1)
     seen: list[Tensor] = []
     task = FNKDTask(student, teacher)
-    for model in (student, teacher):
+    for model in (student, task.teacher.model):
         model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     images = _images()
     task(images, LABELS)
@@ -287,17 +352,17 @@ def test_plain_torch_models() -> None:
 
 
 def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
-    """As in timm's train.py, whose forward runs under autocast; the teacher has none."""
+    """As in timm's train.py, whose forward runs under autocast; the teacher follows it."""
     student, teacher = _Torch(), _Torch()
     task = FNKDTask(student, teacher, tau=0.5)
     full = task(_images(), LABELS)
     spoken: list[Tensor] = []
-    teacher.register_forward_hook(lambda module, args, output: spoken.append(output))
+    task.teacher.model.register_forward_hook(lambda module, args, output: spoken.append(output))
     with torch.autocast('cpu', torch.bfloat16):
         half = task(_images(), LABELS)
     assert half['output'].dtype == torch.bfloat16 and half['kd_loss'].dtype == torch.float32
     torch.testing.assert_close(half['kd_loss'], full['kd_loss'], rtol=1e-2, atol=0)
-    assert torch.equal(spoken[0], teacher(_images()))
+    assert spoken[0].dtype == torch.bfloat16
 
 
 def _two_heads() -> nn.Module:
@@ -305,9 +370,9 @@ def _two_heads() -> nn.Module:
 
 
 def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
-    with pytest.raises(SetupError, match=r'student VisionTransformerDistilled .* no one last affine .*KDLoss'):
+    with pytest.raises(SetupError, match=r'student VisionTransformerDistilled .* no single last affine .*KDLoss'):
         FNKDTask(_two_heads(), _Torch())
-    with pytest.raises(SetupError, match=r'teacher VisionTransformerDistilled .* no one last affine .*KDLoss'):
+    with pytest.raises(SetupError, match=r'teacher VisionTransformerDistilled .* no single last affine .*KDLoss'):
         FNKDTask(_Torch(), _two_heads())
     student = _two_heads()
     DistillationTask(student, _Torch(), soft_loss=KDLoss())(_images(), LABELS)['loss'].backward()

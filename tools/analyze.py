@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Look at a classifier's feature norms and at label noise: one HTML page, and its numbers as JSON.
+"""Analyse a classifier's feature norms and label noise: one HTML page, and its numbers as JSON.
 
     python tools/analyze.py CONFIG CHECKPOINT --out DIR --split train --groups cub --flip 0.1
 
@@ -29,7 +29,7 @@ from fnkd_plugin.analysis.report import headlines, write_report
 from fnkd_plugin.analysis.study import Question, study
 from fnkd_plugin.analysis.subject import SPLITS, build_subject
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config, merge_options
+from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config
 from fnkd_plugin.taxonomy import taxonomy_of
 
 
@@ -61,13 +61,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Analyse, write, and say what was found."""
+    """Analyse, write the files, and print the headlines."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     console = Console()
     init_default_scope('mmpretrain')
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(
@@ -97,9 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     files = write_report(args.out, subject, found, made)
     for sentence in sentences:
-        console.print(f'- {sentence}', highlight=False)
+        console.print(f'- {sentence}', highlight=False, markup=False)
     for path in files.values():
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Ask a distilled config's teacher of every training image, and keep what it says for CachedTeacher.
+"""Cache the predictions of a distilled config's teacher on every training image, for CachedTeacher.
 
     python tools/cache_teacher.py CONFIG --out DIR --views 10
 
-The same command goes on where one was stopped. Where the config mixes images (Mixup, CutMix), its batches are fixed,
-and the teacher sees their mixed images. On several processes: torchrun --nproc_per_node 2 tools/cache_teacher.py ...
+The same command continues where one was stopped. If the config mixes images (Mixup, CutMix), its batches are fixed, and
+the teacher sees the mixed images. On several processes: torchrun --nproc_per_node 2 tools/cache_teacher.py ...
 --launcher pytorch
 """
 
@@ -27,14 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.cache.build import Source, fill, share
-from fnkd_plugin.cache.store import DTYPES, Store
+from fnkd_plugin.cache.manifest import DTYPES
+from fnkd_plugin.cache.store import Store
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, merge_options
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _PATIENCE = timedelta(days=7)
-"""Of the process that has done its share first, until the others have."""
+"""How long the first process to finish waits for the others."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,13 +44,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='a distilled config, whose teacher is live; it is Python and runs when read')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder of the cache')
     parser.add_argument('--views', type=int, default=1, help='augmentations of each image; epochs repeat them (1)')
-    parser.add_argument('--seed', type=int, help="of the augmentations (the config's randomness.seed, or 0)")
+    parser.add_argument('--seed', type=int, default=0, help='of the augmentations, other ones than of any run (0)')
     parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0], help='of the stored logits (float16)')
     parser.add_argument(
         '--top-k',
         type=int,
         metavar='K',
-        help='keep the largest logits alone, for KD and FNKD (docs/cache.md has the error)',
+        help='keep only the K largest logits, for KD and FNKD (docs/cache.md has the error)',
     )
     parser.add_argument('--batch-size', type=int, help="images the teacher sees at once (the config's)")
     parser.add_argument(
@@ -67,14 +68,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parse_args(argv)
-    cfg = load_config(args.config)
-    merge_options(cfg, args.cfg_options)
+    _check_folder(args.out)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     training.check_data_roots(cfg, ['train_dataloader'])
     training.set_loader_defaults(cfg)
     device = _join_processes(cfg, args.launcher)
-    seed = (cfg.get('randomness') or {}).get('seed') if args.seed is None else args.seed
-    source = Source(cfg, Replay(seed or 0, args.views), device, args.dtype, args.top_k)
+    source = Source(cfg, Replay(args.seed, args.views), device, args.dtype, args.top_k)
     fixed = source.replay.batch_size
     if fixed and args.batch_size not in (None, fixed):
         raise SetupError(
@@ -86,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(
         f'{len(source.dataset)} images in {args.views} views{mixed} {kept}{source.teacher.num_classes} classes in '
         f'{args.dtype}: {_size(source.bytes_needed)} in {args.out}',
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
@@ -95,11 +96,15 @@ def main(argv: list[str] | None = None) -> None:
     blocks = share(store)
     with _progress(console) as progress:
         # With several processes, of the first one's share; the others are about as fast.
-        bar = progress.add_task('asking the teacher', total=sum(end - start for _, start, end in blocks))
+        bar = progress.add_task('predicting', total=sum(end - start for _, start, end in blocks))
         batch_size = args.batch_size or cfg.train_dataloader.batch_size
         workers = cfg.train_dataloader.num_workers
         fill(source, store, blocks, batch_size, workers, lambda count: progress.advance(bar, count))
-    console.print(f"done; model.teacher=dict(type='CachedTeacher', path='{args.out}') trains with it", soft_wrap=True)
+    console.print(
+        f"done; model.teacher=dict(type='CachedTeacher', path='{args.out}') trains with it",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _join_processes(cfg: training.Config, launcher: str) -> torch.device:
@@ -111,9 +116,22 @@ def _join_processes(cfg: training.Config, launcher: str) -> torch.device:
     return torch.device('cuda', torch.cuda.current_device())
 
 
+def _existing(folder: Path) -> Path:
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if os.path.lexists(path))
+
+
+def _check_folder(folder: Path) -> None:
+    existing = _existing(folder)
+    if not existing.is_dir():
+        raise SetupError(f'--out {folder}: {existing} is not a folder.')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SetupError(f'--out {folder}: {existing} cannot be written to.')
+    if existing == folder.absolute() and not Store.exists(folder) and any(existing.iterdir()):
+        raise SetupError(f'--out {folder}: it holds other files, but no cache; give another folder.')
+
+
 def _check_space(folder: Path, needed: int) -> None:
-    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise SetupError(f'--out {folder}: the cache needs {_size(needed)}, but {_size(free)} are free there.')
 
@@ -136,6 +154,6 @@ if __name__ == '__main__':
     except (SetupError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        sys.exit(f'error: {error}; what is done is kept, and the same command goes on')
+        sys.exit(f'error: {error}; what is done is kept, and the same command continues')
     except KeyboardInterrupt:
-        sys.exit('stopped; what is done is kept, and the same command goes on')
+        sys.exit('stopped; what is done is kept, and the same command continues')

@@ -16,7 +16,8 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.publish import publish
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='IN', help='the checkpoint; it is read as data')
     parser.add_argument(
@@ -31,11 +32,12 @@ def parse_args() -> argparse.Namespace:
         metavar='NAME',
         help="as --timm, and the weights must fit timm's model NAME; needed where a TIMMBackbone is converted",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    """Publish, and print the file's path."""
+    args = parse_args(argv)
     print(publish(args.source, args.out, ema=args.ema, timm=args.timm, timm_model=args.timm_model))
 
 

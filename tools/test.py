@@ -18,23 +18,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fnkd_plugin  # noqa: F401
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, merge_options, plain_config
+from fnkd_plugin.mm.config import load_config, plain_config
+from fnkd_plugin.mm.mix import name_groups
 
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 
 
-def main() -> None:
-    """Replace the config by its plain one, and run the stock tool."""
+def main(argv: list[str] | None = None) -> None:
+    """Replace the config by its plain one, and run the stock tool, which reads ``sys.argv``."""
+    if argv is not None:
+        sys.argv[1:] = argv
     if {'-h', '--help'} & set(sys.argv):
         print(__doc__)
     stock = _stock_tool()
     args = stock.parse_args()
-    cfg = load_config(args.config)
+    cfg = load_config(args.config, args.cfg_options)
     if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    merge_options(cfg, args.cfg_options or {})
     training.check_data_roots(cfg, ['test_dataloader'])
+    name_groups(cfg)
     plain = plain_config(cfg)
+    checks = [dict(type='CheckClassesHook'), dict(type='CheckWeightsHook')]
+    plain.custom_hooks = [*(plain.get('custom_hooks') or ()), *checks]
     training.set_loader_defaults(plain)
     training.prepare_cpu_processes(plain, args.launcher)
     with tempfile.TemporaryDirectory() as folder:

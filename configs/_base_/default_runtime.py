@@ -1,4 +1,4 @@
-# MMPretrain's runtime, our import, and the two hooks that tools/train.py adds to any config.
+# MMPretrain's runtime, our import, and the hooks that tools/train.py adds to any config.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 custom_imports = dict(imports=['fnkd_plugin'], allow_failed_imports=False)
 default_hooks = dict(
@@ -6,5 +6,8 @@ default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=2),
     reproducible=dict(type='ReproducibleHook'),
     safe_checkpoint=dict(type='SafeCheckpointHook'),
+    check_classes=dict(type='CheckClassesHook'),
+    check_weights=dict(type='CheckWeightsHook'),
+    summary=dict(type='SummaryHook'),
 )
 randomness = dict(seed=0)

@@ -5,3 +5,4 @@ _base_ = [
 ]
 # timm fetches the ImageNet weights from its hub.
 model = dict(type='TimmStudent', model='resnet50', num_classes=196, pretrained=True)
+randomness = dict(seed=1)  # Other crops than its students train on.

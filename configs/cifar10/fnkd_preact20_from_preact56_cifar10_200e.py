@@ -1,4 +1,4 @@
-_base_ = ['plain_preact20_cifar10_200e.py', '../_base_/methods.py']
+_base_ = 'plain_preact20_cifar10_200e.py'
 teacher_checkpoint = 'work_dirs/plain_preact56_cifar10_200e/epoch_200.pth'  # made by plain_preact56_cifar10_200e.py
 model = dict(
     _delete_=True,
@@ -9,5 +9,5 @@ model = dict(
         config='{{ fileDirname }}/plain_preact56_cifar10_200e.py',
         checkpoint=teacher_checkpoint,
     ),
-    head={{_base_.fnkd_authors}},
+    head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0, loss_weight=9.0)),  # the authors'
 )

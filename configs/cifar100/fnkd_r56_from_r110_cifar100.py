@@ -1,4 +1,4 @@
-_base_ = ['plain_r56_cifar100.py', '../_base_/methods.py']
+_base_ = 'plain_r56_cifar100.py'
 teacher_checkpoint = 'work_dirs/plain_r110_cifar100/epoch_240.pth'  # made by plain_r110_cifar100.py
 model = dict(
     _delete_=True,
@@ -9,5 +9,5 @@ model = dict(
         config='{{ fileDirname }}/plain_r110_cifar100.py',
         checkpoint=teacher_checkpoint,
     ),
-    head={{_base_.fnkd}},
+    head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')),
 )

@@ -1,9 +1,9 @@
-_base_ = ['plain_r18_cub.py', '../_base_/methods.py']
+_base_ = 'plain_r18_cub.py'
 teacher_checkpoint = 'work_dirs/plain_r152_cub/epoch_100.pth'  # made by plain_r152_cub.py
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(type='TimmTeacher', model='resnet152', checkpoint=teacher_checkpoint),
-    head={{_base_.fnkd}},
+    head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')),
 )

@@ -8,3 +8,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=9.5, by_epoch=True, begin=0.5, end=10, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=10, val_interval=5)
+randomness = dict(seed=1)  # Other crops than its students train on.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fnkd_plugin.analysis.subject import Subject
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.functional import at_least_fp32, scale_by_feature_norm, scale_by_temperature
+from fnkd_plugin.functional import at_least_fp32
+from fnkd_plugin.losses import FNKDLoss, KDLoss, SoftTargetLoss
 from fnkd_plugin.losses.auto_tau import CALIBRATION_BATCHES, LAMBDA
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import Prediction, members_of
 
 Columns = dict[str, np.ndarray]
 
@@ -33,13 +34,17 @@ class Policy:
 
     def kd(self, prediction: Prediction) -> Tensor:
         """σ(v/T), [N, K] (Eq. 5)."""
-        return F.softmax(scale_by_temperature(prediction.logits, self.temperature), dim=1)
+        return _soft_labels(KDLoss(self.temperature), prediction)
 
     def fnkd(self, prediction: Prediction) -> Tensor:
         """q_fn, [N, K] (Eq. 10)."""
-        logits, norm, origin = prediction
-        assert norm is not None
-        return F.softmax(scale_by_feature_norm(logits, norm, origin, self.tau, self.mode), dim=1)
+        return _soft_labels(FNKDLoss(self.tau, mode=self.mode), prediction)
+
+
+def _soft_labels(loss: SoftTargetLoss, prediction: Prediction) -> Tensor:
+    # Of an ensemble the mean of its members' distributions, as in training.
+    parts = [share * F.softmax(loss.scaled_logits(one).tensor(), dim=1) for share, one in members_of(prediction)]
+    return torch.stack(parts).sum(0)
 
 
 def calibrate_tau(subject: Subject, seed: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""Which number tells wrong labels best: ranking, AUROC with its uncertainty, and a verdict in words."""
+"""Which indicator finds wrong labels best: ranking, AUROC with its uncertainty, and a verdict."""
 
 import math
 from typing import Any
@@ -16,6 +16,8 @@ INDICATORS = {
     'margin': "small margin of the label's logit",
     'entropy': 'large entropy of the prediction',
 }
+LABEL_BLIND = ('norm', 'entropy')
+"""Indicators that do not read the label, and so cannot find one that was flipped after training."""
 _Z95 = 1.959964
 
 
@@ -23,7 +25,7 @@ def suspicion(columns: Columns, labeling: str) -> dict[str, NDArray]:
     """Scores [N] of each indicator, larger for more suspicious labels.
 
     A small norm is suspicious (the paper's claim), a large loss, a small margin, a large entropy (the standard
-    ones). Norm and entropy do not look at the label.
+    ones). Those of :data:`LABEL_BLIND` do not read the label.
     """
     return {
         'norm': -columns['norm'],
@@ -81,14 +83,14 @@ def audit(scores: dict[str, NDArray], wrong: NDArray) -> dict[str, Any]:
     """How well each indicator finds the labels known to be wrong.
 
     Args:
-        scores: Suspicion [N] by indicator, ``norm`` among them.
+        scores: Suspicion [N] by indicator.
         wrong: Which labels are wrong, booleans [N].
 
     Returns:
         ``wrong`` and ``images`` (counts), by indicator ``auroc`` with its 95 % interval ``interval`` (DeLong) and
-        ``precision`` at k = 20, 100 and the number of wrong labels, the ``best`` other indicator, and
-        ``norm_minus_best``, the difference of AUROCs with its 95 % interval. ``chance`` is the share of wrong labels,
-        the precision of a random order.
+        ``precision`` at k = 20, 100 and the number of wrong labels, the ``best`` indicator (other than ``norm``), and,
+        where ``norm`` is among the scores, ``norm_minus_best``, the difference of AUROCs with its 95 % interval.
+        ``chance`` is the share of wrong labels, the precision of a random order.
 
     Raises:
         SetupError: If fewer than two labels are wrong, or fewer than two right.
@@ -102,15 +104,11 @@ def audit(scores: dict[str, NDArray], wrong: NDArray) -> dict[str, Any]:
         precision = {str(k): precision_at(values, wrong, k) for k in ks}
         found[name] = dict(auroc=area, interval=_interval(area, error, 0, 1), precision=precision)
     best = max((name for name in scores if name != 'norm'), key=lambda name: found[name]['auroc'])
-    difference, error = auroc_difference(scores['norm'], scores[best], wrong)
-    return dict(
-        images=len(wrong),
-        wrong=count,
-        chance=count / len(wrong),
-        indicators=found,
-        best=best,
-        norm_minus_best=dict(difference=difference, interval=_interval(difference, error, -1, 1)),
-    )
+    audited = dict(images=len(wrong), wrong=count, chance=count / len(wrong), indicators=found, best=best)
+    if 'norm' in scores:
+        difference, error = auroc_difference(scores['norm'], scores[best], wrong)
+        audited['norm_minus_best'] = dict(difference=difference, interval=_interval(difference, error, -1, 1))
+    return audited
 
 
 def check_auditable(wrong: NDArray) -> None:
@@ -132,8 +130,19 @@ def _interval(value: float, error: float, low: float, high: float) -> list[float
 
 
 def verdict(audited: dict[str, Any]) -> str:
-    """Whether ‖f‖ is the better indicator, as a sentence that follows from the numbers of :func:`audit`."""
-    norm, best = audited['indicators']['norm'], audited['best']
+    """Whether ‖f‖ is the better indicator, as a sentence that follows from the numbers of :func:`audit`.
+
+    Without ‖f‖ among the indicators (labels flipped after training) it is about the best one alone.
+    """
+    best = audited['best']
+    if 'norm' not in audited['indicators']:
+        found = audited['indicators'][best]
+        return (
+            f'{best} finds the {audited["wrong"]} wrong labels with an AUROC of {found["auroc"]:.3f} '
+            '[{:.3f}, {:.3f}]. '.format(*found['interval'])
+            + 'They were flipped after training; ‖f‖ and entropy do not read the label and cannot find them.'
+        )
+    norm = audited['indicators']['norm']
     (low, high), difference = audited['norm_minus_best']['interval'], audited['norm_minus_best']['difference']
     if low > 0:
         compared = f'better than {best}, the best of the others, by {difference:.3f} [{low:.3f}, {high:.3f}]'

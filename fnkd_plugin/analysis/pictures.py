@@ -181,13 +181,13 @@ def class_shares(by_class: Sequence[Mapping[str, float]]) -> str:
 def aurocs(audits: Mapping[str, dict[str, Any]], label_of: Callable[[str], str]) -> str:
     """Each indicator's AUROC with its interval, one row for each audit and indicator."""
     colors = {'norm': FNKD, 'loss': WRONG, 'margin': LSR, 'entropy': KD}
-    names = list(next(iter(audits.values()))['indicators'])
-    with _panel(height=1.0 + 0.28 * (len(names) + 1) * len(audits)) as panel:
-        axis, ticks = panel.axis, []
-        for block, (title, audited) in enumerate(audits.items()):
-            for row, name in enumerate(names):
-                place = block * (len(names) + 1) + row
-                found = audited['indicators'][name]
+    rows = sum(len(audited['indicators']) + 1 for audited in audits.values())
+    with _panel(height=1.0 + 0.28 * rows) as panel:
+        axis, ticks, place = panel.axis, [], -1
+        for title, audited in audits.items():
+            title_place = place + 0.15
+            for name, found in audited['indicators'].items():
+                place += 1
                 axis.plot(found['interval'], [place, place], color=colors[name], lw=2.5, solid_capstyle='round')
                 axis.plot(found['auroc'], place, 'o', color=colors[name], ms=7)
                 axis.annotate(
@@ -200,9 +200,10 @@ def aurocs(audits: Mapping[str, dict[str, Any]], label_of: Callable[[str], str])
                     weight='bold',
                 )
                 ticks.append((place, label_of(name)))
+            place += 1
             axis.annotate(
                 title,
-                (0.0, block * (len(names) + 1) - 0.85),
+                (0.0, title_place),
                 xycoords=('axes fraction', 'data'),
                 weight='bold',
                 va='center',
@@ -210,7 +211,7 @@ def aurocs(audits: Mapping[str, dict[str, Any]], label_of: Callable[[str], str])
             )
         axis.axvline(0.5, color=GREY, lw=1, ls=(0, (5, 4)))
         axis.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
-        axis.set_ylim(len(audits) * (len(names) + 1) - 1.4, -1.4)
+        axis.set_ylim(rows - 1.4, -1.4)
         low = min(f['interval'][0] for a in audits.values() for f in a['indicators'].values())
         axis.set_xlim(min(0.42, low - 0.03), 1.1)
         axis.set_xticks([tick for tick in np.arange(0, 1.01, 0.1) if tick >= axis.get_xlim()[0]])

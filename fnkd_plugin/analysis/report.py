@@ -1,4 +1,4 @@
-"""What an analysis leaves behind: one HTML page, a JSON file, and a line of numbers for each image."""
+"""The output of an analysis: one HTML page, JSON files, and a line of numbers for each image."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from fnkd_plugin.analysis import pictures
 from fnkd_plugin.analysis.indicators import INDICATORS, suspicion
 from fnkd_plugin.analysis.study import GIVEN, Study
-from fnkd_plugin.analysis.subject import Subject
+from fnkd_plugin.analysis.subject import Subject, printable
 
 _NAMES = {'norm': '‖f‖', 'loss': 'loss', 'margin': 'margin', 'entropy': 'entropy'}
 
@@ -44,7 +44,7 @@ def write_report(folder: Path, subject: Subject, study: Study, made: dict[str, A
 
 def _write_images(path: Path, subject: Subject, study: Study) -> None:
     # Line by line, since 100,000 images as one Python object would take more memory than all columns.
-    with open(path, 'w') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         for i, label in enumerate(subject.labels.tolist()):
             line = dict(index=i, image=name_of(subject, i), label=label, clean_label=int(subject.clean[i]))
             line |= {name: float(f'{column[i]:.6g}') for name, column in study.columns.items()}
@@ -53,7 +53,7 @@ def _write_images(path: Path, subject: Subject, study: Study) -> None:
 
 def name_of(subject: Subject, index: int) -> str:
     """The image's file name, or its number where it comes out of memory."""
-    return str(subject.dataset.get_data_info(index).get('img_path', f'image {index}')).rpartition('!')[2]
+    return printable(subject.dataset.get_data_info(index).get('img_path', f'image {index}')).rpartition('!')[2]
 
 
 def page(subject: Subject, study: Study, made: dict[str, Any]) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 from fnkd_plugin.analysis import statistics
 from fnkd_plugin.analysis.collect import Columns, Policy, collect
 from fnkd_plugin.analysis.compensations import compensations, side_by_side
-from fnkd_plugin.analysis.indicators import INDICATORS, audit, check_auditable, suspicion, verdict
+from fnkd_plugin.analysis.indicators import INDICATORS, LABEL_BLIND, audit, check_auditable, suspicion, verdict
 from fnkd_plugin.analysis.subject import Subject
 from fnkd_plugin.analysis.thumbnails import Shown, fetch
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.datasets.flipped_labels import flip_labels
+from fnkd_plugin.mm.datasets.flipped_labels import flip_labels, flippable
 
 GIVEN = 'given'
 IN_DATA = 'flipped in the data set'
@@ -39,6 +39,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Labeling:
+    """Labels to judge the model by, [N], and which of them could have been flipped, booleans [N]."""
+
+    labels: np.ndarray
+    could_flip: np.ndarray
+
+
+@dataclass(frozen=True)
 class Study:
     """Numbers of each image (columns), of all of them (numbers), and the images shown by index."""
 
@@ -47,21 +55,21 @@ class Study:
     shown: dict[int, Shown] = field(default_factory=dict)
 
 
-def labelings_of(subject: Subject, question: Question) -> dict[str, np.ndarray]:
+def labelings_of(subject: Subject, question: Question) -> dict[str, Labeling]:
     """The labels that the model is judged by: the data set's own, and the clean ones flipped on purpose.
 
     Raises:
         SetupError: If a rate is out of range, or flips too few labels.
     """
     count, near = len(subject.classes), question.neighbours
-    found = {GIVEN: subject.labels}
+    found = {GIVEN: Labeling(subject.labels, subject.could_flip)}
+    kinds = {'uniformly': None} if near is None else {'uniformly': None, 'within A(x)': near}
     for rate in question.flips:
-        found[f'flipped uniformly, {rate:.0%}'] = flip_labels(subject.clean, count, rate, question.seed)
-        if near is not None:
-            found[f'flipped within A(x), {rate:.0%}'] = flip_labels(subject.clean, count, rate, question.seed, near)
-    for name, labels in found.items():
-        if name != GIVEN:
-            check_auditable(labels != subject.clean)
+        for kind, groups in kinds.items():
+            flipped = flip_labels(subject.clean, count, rate, question.seed, groups)
+            labeling = Labeling(flipped, flippable(subject.clean, groups))
+            check_auditable((flipped != subject.clean)[labeling.could_flip])
+            found[f'flipped {kind}, {rate:.0%}'] = labeling
     return found
 
 
@@ -83,7 +91,8 @@ def study(
     for c in question.classes or ():
         if c not in subject.clean:
             raise SetupError(f'analysis: --classes: no image of this split is of class {subject.classes[c]}.')
-    columns = collect(subject, policy, labelings, question.neighbours, advance)
+    judged = {name: labeling.labels for name, labeling in labelings.items()}
+    columns = collect(subject, policy, judged, question.neighbours, advance)
     right = columns['prediction'] == subject.clean
     numbers: dict[str, Any] = dict(
         images=len(subject.labels),
@@ -118,7 +127,7 @@ def study(
     return Study(columns, numbers, shown)
 
 
-def _speakers(columns: Columns) -> dict[str, str]:
+def _prefixes(columns: Columns) -> dict[str, str]:
     """The prefix of the columns of the model, and of the teacher where there is one."""
     return {'model': '', 'teacher': 'teacher_'} if 'teacher_prediction' in columns else {'model': ''}
 
@@ -126,7 +135,7 @@ def _speakers(columns: Columns) -> dict[str, str]:
 def _norms(subject: Subject, columns: Columns) -> dict[str, Any]:
     return {
         name: statistics.outcome(columns[f'{prefix}norm'], columns[f'{prefix}prediction'] == subject.clean)
-        for name, prefix in _speakers(columns).items()
+        for name, prefix in _prefixes(columns).items()
         if f'{prefix}norm' in columns
     }
 
@@ -165,7 +174,7 @@ def _soft_labels(columns: Columns, policy: Policy) -> dict[str, Any]:
 
 
 def _confusions(subject: Subject, columns: Columns, question: Question) -> dict[str, Any]:
-    source = _speakers(columns).get('teacher', '')
+    source = _prefixes(columns).get('teacher', '')
     found: dict[str, Any] = dict(pairs=statistics.confused_pairs(columns[f'{source}prediction'], subject.clean))
     if question.neighbours is not None:
         for pair in found['pairs']:
@@ -178,18 +187,21 @@ def _confusions(subject: Subject, columns: Columns, question: Question) -> dict[
                 subject.clean,
                 question.neighbours,
             )
-            for name, prefix in _speakers(columns).items()
+            for name, prefix in _prefixes(columns).items()
         }
     return found
 
 
-def _audits(subject: Subject, columns: Columns, labelings: dict[str, np.ndarray]) -> dict[str, Any]:
+def _audits(subject: Subject, columns: Columns, labelings: dict[str, Labeling]) -> dict[str, Any]:
     found = {}
-    for name, labels in labelings.items():
-        wrong = labels != subject.clean
+    for name, labeling in labelings.items():
+        wrong, chosen = labeling.labels != subject.clean, labeling.could_flip
         if name == GIVEN and not wrong.any():
-            continue  # nothing is known of which of the data set's own labels are wrong
-        audited = audit(suspicion(columns, name), wrong)
+            continue  # which of the data set's own labels are wrong is not known
+        # The model was trained before the others were flipped.
+        useful = [key for key in INDICATORS if name == GIVEN or key not in LABEL_BLIND]
+        scores = suspicion(columns, name)
+        audited = audit({key: scores[key][chosen] for key in useful}, wrong[chosen])
         found[IN_DATA if name == GIVEN else name] = dict(audited, verdict=verdict(audited))
     return found
 

@@ -1,4 +1,4 @@
-"""What is analysed: a classifier, the images of a split as it sees them, and a teacher where there is one."""
+"""The subject of an analysis: a classifier, the images of a split as it sees them, and possibly a teacher."""
 
 import copy
 import math
@@ -47,6 +47,7 @@ class Subject:
         classes: The names of the K classes.
         labels: The labels that the data set gives, [N].
         clean: The labels before :class:`~fnkd_plugin.mm.datasets.FlippedLabels` flipped some; else ``labels``.
+        could_flip: Which labels it could have flipped, booleans [N]; else all.
         pixels: How the images are normalised, with a channel order that is known.
         batch_size: Images in a batch.
         num_workers: Processes that load images.
@@ -59,6 +60,7 @@ class Subject:
     classes: list[str]
     labels: np.ndarray
     clean: np.ndarray
+    could_flip: np.ndarray
     pixels: PixelFormat
     batch_size: int
     num_workers: int
@@ -123,7 +125,7 @@ def build_subject(
     model = MMPretrainTeacher(cfg, checkpoint)
     if not model.has_feature_norm:
         raise SetupError(
-            f'analysis: {type(model.model).__name__} has no one last affine layer whose input has a norm (a mean of '
+            f'analysis: {type(model.model).__name__} has no single last affine layer whose input has a norm (a mean of '
             'several heads, a cosine?), so there is no ‖f‖ to look at. Give a model with one linear classifier.'
         )
     model.model.to(device)
@@ -132,16 +134,23 @@ def build_subject(
     pixels = _with_channel_order(model.pixels.restated('analysis: pixels', **stated), loader)
     teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
     dataset = DATASETS.build(loader['dataset'])
-    labels, clean = _labels_of(dataset, model.num_classes)
+    labels, clean, could_flip = _labels_of(dataset, model.num_classes)
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    classes = [str(name) for name in names or range(model.num_classes)]
+    classes = [printable(name) for name in names or range(model.num_classes)]
     if len(classes) != model.num_classes:
         raise SetupError(f'analysis: the model has {model.num_classes} classes, the data set names {len(classes)}.')
     if teacher is not None:
         teacher.prepare(pixels)
         teacher.match_classes(model.num_classes, Classes.of(names, 'analysis') if names else None)
     workers = loader.get('num_workers', 0)
-    return Subject(model, teacher, dataset, classes, labels, clean, pixels, loader['batch_size'], workers, device)
+    return Subject(
+        model, teacher, dataset, classes, labels, clean, could_flip, pixels, loader['batch_size'], workers, device
+    )
+
+
+def printable(name: object) -> str:
+    """A name as UTF-8 can hold it: bytes of a file name that are not UTF-8 become escapes."""
+    return str(name).encode('utf-8', 'backslashreplace').decode()
 
 
 def _loader_of(cfg: Config, split: str) -> dict:
@@ -197,9 +206,9 @@ def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> T
     return None if teacher.replay is not None else teacher
 
 
-def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.empty(len(dataset), dtype=np.int64)
-    clean = np.empty_like(labels)
+    clean, could_flip = np.empty_like(labels), np.empty(len(labels), dtype=bool)
     for i in range(len(dataset)):
         info = dataset.get_data_info(i)
         label = info.get('gt_label', math.nan)
@@ -208,5 +217,5 @@ def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
                 f'analysis: image {i} has no label of 0 to {num_classes - 1}, but {info.get("gt_label")!r}; analysis '
                 'needs labelled images of one class each.'
             )
-        labels[i], clean[i] = label, info.get('clean_label', label)
-    return labels, clean
+        labels[i], clean[i], could_flip[i] = label, info.get('clean_label', label), info.get('could_flip', True)
+    return labels, clean, could_flip

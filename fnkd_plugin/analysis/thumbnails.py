@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fnkd_plugin.analysis.subject import Subject
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers import PixelFormat
 
 _LARGEST = 128
@@ -42,6 +42,8 @@ def fetch(subject: Subject, indices: Iterable[int]) -> dict[int, Shown]:
 
 
 def _row(prediction: Prediction, row: int) -> Prediction:
+    if isinstance(prediction, EnsemblePrediction):
+        return EnsemblePrediction.of([_row(one, row) for one in prediction.members], prediction.weights)
     logits, norm, origin = prediction
     return Prediction(logits[row : row + 1], None if norm is None else norm[row : row + 1], origin)
 

@@ -1,1 +1,1 @@
-"""Cached teacher predictions: stored once for every view of every training image, read by many trainings."""
+"""Cached teacher predictions: stored once for each view of each training image, for any number of trainings."""

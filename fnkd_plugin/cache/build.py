@@ -1,4 +1,4 @@
-"""Making a store: the teacher of a distilled config is asked of every view of every training image, once."""
+"""Making a cache: the teacher of a distilled config predicts every view of every training image once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -17,36 +17,36 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences, plain
-from fnkd_plugin.cache.rows import ask
+from fnkd_plugin.cache.rows import predict_rows
 from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.config import is_distilled, plain_model, without_pretrained
 from fnkd_plugin.mm.replay.batch_augments import describe_mixing, replay_mixing
+from fnkd_plugin.mm.replay.description import images_key, warn_if_trained_on
 from fnkd_plugin.mm.replay.fixed_batches import check_loader, order_of
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 Block = tuple[int, int, int]
-"""A view, the first row, and the row after the last."""
+"""A view, its first row, and the row after its last."""
 
 
 class Source:
-    """What a distilled config's live teacher and training images are.
+    """The live teacher and the training images of a distilled config.
 
     Args:
         cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
         replay: The views to store. If the student's data preprocessor mixes the images of a batch, the training
-            batches are fixed and their mixed images are what is stored.
+            batches are fixed, and the predictions are those of the mixed images.
         device: Where the teacher runs.
         dtype: Of the stored logits.
         top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.losses.top_k`).
 
     Raises:
-        SetupError: If the teacher is no such one, it has not more classes than ``top_k``, or images are mixed in a way
-            that cannot come again.
+        SetupError: If it is not a single live teacher, has no more classes than ``top_k``, or images are mixed in a way
+            that cannot be repeated.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Source:
         self.teacher = MODELS.build(config)
         if not isinstance(self.teacher, ModelTeacher):
             raise SetupError(
-                f'Knowledge store: {type(self.teacher).__name__} cannot be cached; give one live teacher. Of several '
-                'make a cache each, and train with an EnsembleTeacher of CachedTeachers.'
+                f'Cache: {type(self.teacher).__name__} cannot be cached; give a single live teacher. Make a cache for '
+                'each of several, and train with an EnsembleTeacher of CachedTeachers.'
             )
         if top_k is not None and not 0 < top_k < self.teacher.num_classes:
             raise SetupError(
-                f'Knowledge store: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
+                f'Cache: top_k={top_k} is not in 1 to {self.teacher.num_classes - 1}: '
                 f'{self.teacher.name} has {self.teacher.num_classes} classes.'
             )
         self.row_type = row_type(self.teacher.num_classes, dtype, top_k)
@@ -74,7 +74,8 @@ class Source:
         self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
         loader = Runner.build_dataloader(cfg.train_dataloader)
         self.dataset, self._collate = loader.dataset, loader.collate_fn
-        self._seed = data_seed(replay.seed)
+        self._seed = replay.data_seed
+        warn_if_trained_on(self.teacher_config, images_key(self.dataset, self._seed))
         self._mixing = describe_mixing(self.preprocessor, self._seed, cfg.train_dataloader.get('batch_size'))
         if self._mixing is not None:
             check_loader(loader)
@@ -85,29 +86,30 @@ class Source:
 
     @property
     def bytes_needed(self) -> int:
-        """What the whole store takes on disk."""
+        """The size of the whole cache on disk."""
         return len(self.dataset) * self.replay.views * self.row_type.itemsize
 
     def open_store(self, folder: Path) -> Store:
         """The store in ``folder``, made by the first of several processes if there is none.
 
         Raises:
-            SetupError: If there is one of other knowledge.
+            SetupError: If the folder holds a cache of something else, or other files.
         """
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
         manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
         if get_dist_info()[0] == 0 and not Store.exists(folder):
-            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+            try:
+                Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
+            except SetupError:
+                if not Store.exists(folder):  # else another program was first, and its cache is compared with ours
+                    raise
         barrier()
         store = Store(folder)
-        different = differences(
-            _comparable(store.manifest),
-            _comparable({**manifest, 'format': store.manifest['format'], 'origin': origin is not None}),
-        )
+        different = differences(_comparable(store.manifest), _comparable({**store.manifest, **manifest}))
         if different:
             raise SetupError(
-                f'{folder} is a cache of other knowledge: {first_few(different)}; go on with the arguments that it was '
-                'made with, or give another folder.'
+                f'{folder} is a cache of something else: {first_few(different)}; continue with the arguments that it '
+                'was made with, or give another folder.'
             )
         return store
 
@@ -125,15 +127,15 @@ class Source:
         return order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
 
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
-        """See :func:`~fnkd_plugin.cache.rows.ask`, of these batches."""
+        """See :func:`~fnkd_plugin.cache.rows.predict_rows`, of these batches."""
         loader = DataLoader(
             self.dataset,
-            batch_sampler=_Batches(batches),
+            batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=partial(_of_one_size, self._collate),
         )
         for batch in loader:
-            yield ask(self.teacher, self.preprocessor, batch, self.row_type)
+            yield predict_rows(self.teacher, self.preprocessor, batch, self.row_type)
 
     def _describe(self, image: list[int]) -> dict[str, Any]:
         teacher = self.teacher
@@ -160,9 +162,9 @@ class Source:
 
 
 def share(store: Store) -> list[Block]:
-    """The blocks to be done by this one of several processes."""
+    """The blocks that this one of several processes has to fill."""
     todo = list(store.pending())
-    barrier()  # all have read what is to be done, before anything of it is
+    barrier()  # all have read what is to be done, before any of it is done
     rank, world = get_dist_info()
     return todo[rank::world]
 
@@ -175,16 +177,20 @@ def fill(
     num_workers: int = 0,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Ask of these blocks, and store what is said.
+    """Predict and store blocks of rows.
 
     Args:
-        source: What is asked.
-        store: Of that source.
-        blocks: What is to be done.
-        batch_size: Images the teacher sees at once; it changes logits by rounding. Mixed images come in the batches in
-            which they were mixed.
+        source: The teacher and the images.
+        store: A store of that source.
+        blocks: The blocks to fill.
+        batch_size: Images that the teacher sees at once; it changes logits by rounding. Mixed images come in the
+            batches in which they were mixed.
         num_workers: Processes that load images.
-        advance: Called with the number of rows that each batch has made.
+        advance: Called with the number of rows of each batch.
+
+    Raises:
+        SetupError: If images have several sizes, a logit does not fit, or another process has replaced the cache.
+        OSError: If the disk is full.
     """
     batch_size = source.replay.batch_size or batch_size
     made = source.rows(source.batches(blocks, batch_size), num_workers)
@@ -197,11 +203,12 @@ def fill(
             rows.append(found)
             advance(len(found))
         store.write(view, start, np.concatenate(rows))
+    store.check_unchanged()
     barrier()
 
 
 def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
-    """A batch; padded to its largest image, the others would be what they are in no other batch."""
+    """A batch; images of several sizes would be padded otherwise in each batch."""
     first, *others = samples
     for sample in others:
         if sample['inputs'].shape != first['inputs'].shape:
@@ -212,36 +219,26 @@ def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
 
 def _several_sizes(name: str, one: Sequence[int], other: Sequence[int]) -> SetupError:
     return SetupError(
-        f'Knowledge store: {name} is {list(one)}, others are {list(other)}; end the pipeline with images of one size '
+        f'Cache: {name} is {list(one)}, others are {list(other)}; end the pipeline with images of one size '
         '(Resize, a crop).'
     )
 
 
-class _Batches:
-    """What a ``DataLoader`` takes for a batch sampler."""
-
-    def __init__(self, batches: Iterable[list[SampleIndex]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        return iter(self._batches)
-
-
 def _teacher_config(cfg: Config) -> dict[str, Any]:
     if not is_distilled(cfg):
-        raise SetupError('Knowledge store: the config has no teacher; its model is no Distiller.')
+        raise SetupError('Cache: the config has no teacher; its model is not a Distiller.')
     # items() imports the classes that pure-Python configs name.
     teacher = dict(cfg.model.teacher.items())
     if teacher.get('execution') == AUTO:
         raise SetupError(
-            "Knowledge store: the teacher has execution='auto', which may choose otherwise when the tool goes on; name "
-            'its way, such as execution=dict(channels_last=True), or leave it out.'
+            "Cache: the teacher has execution='auto', which may choose differently when the tool is run again; give "
+            'execution=dict(channels_last=True) or the like, or leave it out.'
         )
     teacher.pop('class_map', None)
     return teacher
 
 
 def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Without the place of the weights, which have a hash."""
+    """Without the path of the weights, which are compared by their hash."""
     config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
     return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

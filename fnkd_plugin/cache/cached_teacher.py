@@ -1,4 +1,4 @@
-"""A teacher that has said all it will say."""
+"""Teacher that reads cached logits."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,19 +12,18 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences
-from fnkd_plugin.cache.rows import ask
+from fnkd_plugin.cache.rows import predict_rows
 from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.replay.batch_augments import check_mixing, describe_mixing
 from fnkd_plugin.mm.replay.fixed_batches import order_of
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 
 VERIFY_TOLERANCE = 2e-3
@@ -33,25 +32,27 @@ VERIFY_TOLERANCE = 2e-3
 
 @MODELS.register_module()
 class CachedTeacher(Teacher):
-    """What a teacher said of each view of each training image, as ``tools/cache_teacher.py`` stored it.
+    """Teacher that reads the logits which ``tools/cache_teacher.py`` stored for each view of each training image.
 
-    Training then replays those views: epoch e augments as view ``e % views`` of the cache does, whatever the seed of
-    the run. Data and pipeline are compared with the cache's before the first step, and each image's pixels with those
-    that the teacher saw, by checksum. Which soft loss is used is free. Where images are mixed (Mixup, CutMix), the
-    cache's batches and mixtures come again, too, whatever the number of processes.
+    Training repeats those views: epoch e augments as view ``e % views`` of the cache, whatever the seed of the run.
+    Data and pipeline are compared with the cache's before the first step, and the pixels of each image with those that
+    the teacher saw, by checksum. The soft loss is free. If images are mixed (Mixup, CutMix), the cache's batches and
+    mixtures are repeated, too, for any number of processes.
 
     Args:
-        path: The folder.
-        verify: Ask the live teacher again of so many images before training; of mixed ones of as many batches as
-            hold so many.
-        live: The config of that teacher, as the cache was made with. A cache holds it, too, but is data: what it names
-            is never built, since a teacher's config can name code.
-        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
-            file of such, one a line; or ``'by-name'``.
-        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the cache has none.
+        path: The folder of the cache.
+        verify: Compare the rows of this many images with the live teacher before training; of mixed images as many
+            batches as hold this many.
+        live: The config of that teacher, as the cache was made with. The one in the cache is data and is never built,
+            since a teacher's config can name code.
+        class_map: For each class of the student, its index or name among the teacher's classes here; a text file of
+            these, one a line; or ``'by-name'``.
+        classes: The names of the teacher's classes (a list, a text file, a data set of MMPretrain), if the cache has
+            none.
 
     Raises:
-        SetupError: If there is no cache, it is not complete, its classes do not fit, or ``verify`` lacks ``live``.
+        SetupError: If there is no cache, it is incomplete or damaged, its classes do not fit, or ``verify`` lacks
+            ``live``.
     """
 
     def __init__(
@@ -66,22 +67,23 @@ class CachedTeacher(Teacher):
         left = sum(end - start for _, start, end in store.pending())
         if left:
             raise SetupError(
-                f'CachedTeacher: {path} lacks {left} of {store.views * store.samples} views of images; go on with '
-                'tools/cache_teacher.py, with the same arguments.'
+                f'CachedTeacher: {path} lacks {left} of {store.views * store.samples} views of images; run '
+                'tools/cache_teacher.py again with the same arguments.'
             )
         teacher = store.manifest['teacher']
         self.name = f'CachedTeacher({teacher["name"]})'
         self.has_feature_norm = teacher['feature_norm']
         self.top_k = store.manifest['top_k']
+        self.replay = Replay(store.manifest['seed'], store.views, store.batch_size)
         if self.top_k and class_map is not None:
             raise SetupError(
-                f'{self.name}: class_map: it keeps the {self.top_k} largest of its {teacher["num_classes"]} logits, of '
-                'which others would be left; make the cache without --top-k.'
+                f'{self.name}: class_map: the cache keeps the {self.top_k} largest of {teacher["num_classes"]} logits, '
+                'which may be of other classes; make it without --top-k.'
             )
         if verify and live is None:
             raise SetupError(
-                f'{self.name}: verify={verify} asks the live teacher; give its config, live=dict(type=...), as '
-                'the cache was made with.'
+                f'{self.name}: verify={verify} needs the live teacher; give its config, live=dict(type=...), as the '
+                'cache was made with.'
             )
         self._verify, self._live = verify, live
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
@@ -94,36 +96,36 @@ class CachedTeacher(Teacher):
         """See :attr:`Teacher.num_classes`."""
         return self._classes.count
 
-    @property
-    def replay(self) -> Replay:
-        """See :attr:`Teacher.replay`."""
-        return Replay(self._store.manifest['seed'], self._store.views, self._store.batch_size)
-
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """See :meth:`Teacher.match_classes`."""
         self._classes.match(count, classes)
 
     def prepare(self, source: PixelFormat) -> None:
-        """See :meth:`Teacher.prepare`; kept for :meth:`check_data`, since the teacher has seen the images already."""
+        """See :meth:`Teacher.prepare`; kept for :meth:`check`."""
         self._source = source
 
-    def check_mixing(self, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_mixing`."""
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check`."""
+        self._check_mixing(preprocessor)
+        self._check_data(dataset)
+        if self._verify:
+            with isolated_rng():
+                self._compare_with_live(dataset, preprocessor)
+
+    def _check_mixing(self, preprocessor: nn.Module) -> None:
         check_mixing(self.replay, preprocessor)
         if self._store.batch_size is None:
             return
         stored = self._store.manifest['mixing']
-        mixing = describe_mixing(preprocessor, data_seed(self.replay.seed), self._store.batch_size)
+        mixing = describe_mixing(preprocessor, self.replay.data_seed, self._store.batch_size)
         different = differences(stored, mixing, 'mixing')
         if different:
             raise SetupError(
                 f'{self.name}: the images of a batch are not mixed as those of {self._store.folder}: '
-                f'{first_few(different)}; mix as the config did that the cache was made with, or make a cache with '
-                'this one.'
+                f'{first_few(different)}; use the batch augmentations of that config, or make a cache with this one.'
             )
 
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_data`."""
+    def _check_data(self, dataset: Any) -> None:
         different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
         if different:
             raise SetupError(
@@ -133,45 +135,42 @@ class CachedTeacher(Teacher):
         software = self._other_software()
         if software:
             print_log(
-                f'{self.name}: the cache was made with other software ({software}); should that change an image, '
-                'training stops there.',
+                f'{self.name}: the cache was made with other software ({software}); training stops if that changes an '
+                'image.',
                 logger='current',
             )
-        if self._verify:
-            with isolated_rng():
-                self._ask_again(dataset, preprocessor)
 
     @torch.compiler.disable
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
-        """See :meth:`Teacher.predict`; the samples' stamps tell which views of which images they are."""
-        rows = self._known(images, data_samples or ())
+        """See :meth:`Teacher.predict`; the samples' stamps say which views of which images they are."""
+        rows = self._rows(images, data_samples or ())
         device = images.device
         logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
         if self._origin is not None and self._origin.device != device:
             self._origin = self._origin.to(device)
-        told = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
+        prediction = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
-            return self._classes.restrict(told)
+            return self._classes.restrict(prediction)
         classes = _sent(rows['classes'].astype('i8'), device)
-        return SparsePrediction.of(told, classes, _tensor(rows['tail'], device), self.num_classes)
+        return SparsePrediction.of(prediction, classes, _tensor(rows['tail'], device), self.num_classes)
 
-    def _ask_again(self, dataset: Any, preprocessor: nn.Module) -> None:
+    def _compare_with_live(self, dataset: Any, preprocessor: nn.Module) -> None:
         teacher = self._store.manifest['teacher']
-        asked = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
-        live = MODELS.build(asked)
+        config = {key: value for key, value in dict(self._live or {}).items() if key != 'class_map'}
+        live = MODELS.build(config)
         if not isinstance(live, ModelTeacher):
-            raise SetupError(f'{self.name}: verify: {type(live).__name__} is no teacher that a cache is made of.')
+            raise SetupError(f'{self.name}: verify: {type(live).__name__} is not a teacher that can be cached.')
         if describe_weights(live.model) != teacher['weights']:
-            raise SetupError(f'{self.name}: verify: the weights of {live.name} are others than those that were cached.')
+            raise SetupError(f'{self.name}: verify: the weights of {live.name} differ from those that were cached.')
         live.prepare(self._source)
         kind = row_type(teacher['num_classes'], 'float32', self.top_k)
         for samples in self._to_verify():
             batch = default_collate([dataset[sample] for sample in samples])
-            now, images = ask(live, preprocessor, batch, kind)
-            self._check_answers(now, self._known(images, batch['data_samples']))
+            now, images = predict_rows(live, preprocessor, batch, kind)
+            self._check_rows(now, self._rows(images, batch['data_samples']))
 
     def _to_verify(self) -> Iterator[list[SampleIndex]]:
-        """So many samples from all over the cache, or the batches in which as many were mixed."""
+        """Samples spread over the whole cache, or the batches in which as many were mixed."""
         store, size = self._store, self._store.batch_size or 1
         a_view = -(-store.samples // size)
         chosen = np.linspace(0, store.views * a_view - 1, -(-self._verify // size)).astype(int)
@@ -180,26 +179,26 @@ class CachedTeacher(Teacher):
             yield [SampleIndex(i, view) for view, i in places]
             return
         for view, batch in places:
-            order = order_of(data_seed(store.manifest['seed']), view, store.samples)
+            order = order_of(self.replay.data_seed, view, store.samples)
             yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
 
-    def _check_answers(self, now: np.ndarray, then: np.ndarray) -> None:
+    def _check_rows(self, now: np.ndarray, then: np.ndarray) -> None:
         for name in ('logits', 'norm'):
             a, b = now[name].astype('f4'), then[name].astype('f4')
             largest = np.nanmax(np.abs(a), initial=1)
             error = np.nanmax(np.abs(a - b), initial=0)
             if error > VERIFY_TOLERANCE * largest:
                 raise SetupError(
-                    f'{self.name}: verify: {name} differ by up to {error:g} from those of the live teacher (of '
-                    f'magnitude {largest:g}); make the cache again.'
+                    f'{self.name}: verify: {name} differ by up to {error:g} from the live teacher (of magnitude '
+                    f'{largest:g}); make the cache again.'
                 )
 
-    def _known(self, images: Tensor, data_samples: Sequence[Any]) -> np.ndarray:
+    def _rows(self, images: Tensor, data_samples: Sequence[Any]) -> np.ndarray:
         """The rows of these images, by the stamps of their samples."""
         stamps = [getattr(sample, 'stamp', None) for sample in data_samples]
         if len(stamps) != len(images) or None in stamps:
             raise SetupError(
-                f'{self.name}: it knows the training images as ReproducibleHook replays them, and no others; add '
+                f'{self.name}: it has predictions of training images that ReproducibleHook replays, and no others; add '
                 "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
                 'evaluated.'
             )
@@ -232,7 +231,7 @@ class CachedTeacher(Teacher):
         if shape != self._store.manifest['image']:
             raise SetupError(
                 f"{self.name}: the student's images are {shape} after its data preprocessor, those of the cache "
-                f'{self._store.manifest["image"]}; pad as the config did that the cache was made with.'
+                f'{self._store.manifest["image"]}; pad as in the config that the cache was made with.'
             )
         if other.any():
             names = [

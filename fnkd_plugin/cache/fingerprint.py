@@ -1,36 +1,35 @@
-"""What knowledge belongs to, in words that a file can hold and a message can show."""
+"""Cache fingerprint: which data, teacher and software a cache belongs to, as plain data."""
 
-import re
-from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fnkd_plugin.mm.replay.seeded_dataset import base_of
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.replay.description import describe_pipeline, leaves, text_of
 
 _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain')
-_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 
 def describe_data(dataset: Any) -> dict[str, Any]:
-    """The images, their labels, and what is done to them before the model gets them.
+    """The images, their labels, and their pipeline.
 
-    Images are known by their paths below the ``data_root``, and by their pixels where they are in memory.
+    Images are described by their paths below ``data_root``, or by their pixels if they are in memory.
+
+    Raises:
+        SetupError: If ``num_batch_per_epoch`` takes more images than there are.
     """
-    leaves = list(_leaves(dataset))
-    return dict(
-        dataset=_kinds(dataset),
-        samples=len(dataset),
-        annotations=_annotations(dataset, [str(leaf.data_root) for leaf in leaves if getattr(leaf, 'data_root', None)]),
-        classes=list((getattr(dataset, 'metainfo', None) or {}).get('classes') or []),
-        pipeline=[words(step) for leaf in leaves for step in leaf.pipeline.transforms],
-    )
+    whole = getattr(dataset, '_dataset', dataset)  # MMEngine's slice of a data set, which may be longer than it
+    if len(whole) < len(dataset):
+        raise SetupError(
+            f'train_dataloader.num_batch_per_epoch: its batches hold {len(dataset)} images, but the data set has '
+            f'{len(whole)}; take fewer.'
+        )
+    return dict(describe_pipeline(dataset), annotations=_annotations(dataset))
 
 
 def describe_weights(model: nn.Module) -> str:
@@ -44,51 +43,36 @@ def describe_weights(model: nn.Module) -> str:
 
 
 def describe_software() -> dict[str, str]:
-    """The versions of what makes pixels and logits."""
+    """The versions of the packages that make pixels and logits."""
     return {name: import_module(name).__version__ for name in _SOFTWARE}
 
 
 def differences(stored: Any, found: Any, name: str = '') -> list[str]:
-    """What differs, in words; of a list the first entry that does."""
+    """A sentence for each entry that differs; of a list for the first."""
     if isinstance(stored, dict) and isinstance(found, dict):
         parts = [differences(stored.get(k), found.get(k), f'{name}.{k}' if name else k) for k in {**stored, **found}]
         return [one for part in parts for one in part]
     if isinstance(stored, list) and isinstance(found, list):
         pairs = enumerate(zip_longest(stored, found))
         return next((differences(a, b, f'{name}[{i}]') for i, (a, b) in pairs if a != b), [])
-    return [] if stored == found else [f'{name}: {_short(stored)} then, {_short(found)} now']
+    return [] if stored == found else [f'{name}: {_short(stored)} in the cache, {_short(found)} now']
 
 
 def plain(node: Any) -> Any:
-    """A part of a config as JSON holds it; classes by their dotted names, from which registries build them."""
+    """A part of a config in JSON's types; classes by their dotted names."""
     if isinstance(node, dict):
         return {str(key): plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [plain(value) for value in node]
     if isinstance(node, type):
         return f'{node.__module__}.{node.__qualname__}'
-    return node if node is None or isinstance(node, (bool, int, float, str)) else words(node)
+    return node if node is None or isinstance(node, (bool, int, float, str)) else text_of(node)
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers that hold images themselves."""
-    if hasattr(dataset, 'pipeline'):
-        yield dataset
-    else:
-        for inner in getattr(dataset, 'datasets', None) or [dataset.dataset]:
-            yield from _leaves(inner)
-
-
-def _kinds(dataset: Any) -> str:
-    name = base_of(dataset).__name__
-    if hasattr(dataset, 'pipeline'):
-        return name
-    return f'{name}({", ".join(map(_kinds, getattr(dataset, "datasets", None) or [dataset.dataset]))})'
-
-
-def _annotations(dataset: Any, roots: list[str]) -> str:
+def _annotations(dataset: Any) -> str:
+    roots = [str(leaf.data_root) for leaf in leaves(dataset) if getattr(leaf, 'data_root', None)]
     digest = sha256()
-    parts = [dataset] if hasattr(dataset, 'get_data_info') else list(_leaves(dataset))
+    parts = [dataset] if hasattr(dataset, 'get_data_info') else list(leaves(dataset))
     for part in parts:
         for i in range(len(part)):
             info = part.get_data_info(i)
@@ -100,12 +84,6 @@ def _annotations(dataset: Any, roots: list[str]) -> str:
             if info.get('img') is not None:
                 digest.update(np.ascontiguousarray(info['img']).tobytes())
     return digest.hexdigest()
-
-
-def words(step: Any) -> str:
-    """What something says of itself, without addresses in memory."""
-    text = str(step) if isinstance(step, Path) else repr(step)
-    return ' '.join(_ADDRESS.sub('', text).split())
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""From a batch of a data loader to rows of knowledge."""
+"""From a batch of a data loader to rows of a cache."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from fnkd_plugin.teachers.teacher import Teacher
 
 
-def ask(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype) -> tuple[np.ndarray, Tensor]:
-    """What a live teacher says of a batch, as a training step would ask it.
+def predict_rows(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype) -> tuple[np.ndarray, Tensor]:
+    """A live teacher's predictions of a batch, made as in a training step.
 
     Args:
         teacher: Prepared for the student's images.
@@ -27,13 +27,13 @@ def ask(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype)
         Rows [N], and the preprocessed images [N, C, H, W].
 
     Raises:
-        SetupError: If a logit does not fit, or is none, or images were to be mixed and were not.
+        SetupError: If a logit does not fit the type or is non-finite, or batch augmentations did not mix the images.
     """
     data = preprocessor(batch, True)
     if batch_augments_of(preprocessor) is not None and not data['data_samples'][0].get('mixed'):
         raise SetupError(
-            'Knowledge store: the batch augmentations have not mixed the images; do these have labels (gt_label), and '
-            'has the data preprocessor num_classes?'
+            'Cache: the batch augmentations have not mixed the images; check that these have labels (gt_label) and '
+            'the data preprocessor has num_classes.'
         )
     prediction = teacher.predict(data['inputs'], data['data_samples'])
     pixels = np.array([sample.stamp.pixels for sample in data['data_samples']], dtype='u4')
@@ -48,12 +48,12 @@ def _check_range(logits: Tensor, dtype: np.dtype, data_samples: Any) -> None:
         return
     row, of_class = divmod(int((~(logits.abs() <= limit)).flatten().int().argmax()), logits.shape[1])
     value, sample = float(logits[row, of_class]), data_samples[row]
-    mend = (
+    fix = (
         f'which does not fit {dtype} (at most {limit:g}); check the teacher, or make another cache with --dtype float32'
         if math.isfinite(value)
         else 'which no cache can hold; check the weights of the teacher, and the image'
     )
     raise SetupError(
-        f'Knowledge store: the logit of class {of_class} for image {sample.stamp.sample} '
-        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, {mend}.'
+        f'Cache: the logit of class {of_class} for image {sample.stamp.sample} '
+        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, {fix}.'
     )

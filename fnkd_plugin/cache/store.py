@@ -1,54 +1,63 @@
-"""Knowledge on disk: one row an image and view, in files that NumPy reads (docs/cache.md has the format)."""
+"""The files of a cache: one row for each image and view, with a checksum (docs/cache.md has the format)."""
 
 import json
+import mmap
 import os
+import shutil
+import stat
+import uuid
 from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fnkd_plugin.cache.manifest import check_manifest
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses.top_k import compress
 
-FORMAT = 2
+FORMAT = 3
 BLOCK = 1024
-"""Rows that are marked as done together; of mixed images so many more that the last batch is whole."""
+"""Rows that are marked as done together; for mixed images rounded up to whole batches."""
 
-DTYPES = ('float16', 'float32')
 _MOST_MAPPED = 32
 _MANIFEST = 'manifest.json'
-_KEYS = ('seed', 'views', 'dtype', 'top_k', 'image', 'origin', 'data', 'mixing', 'teacher')
-_ORIGIN = 'origin.npy'
+_WORD = np.dtype('<u4')
 
 
 def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype:
-    """A row: the checksum of the image, the feature norm (NaN if there is none), the logits [K].
+    """A row: its checksum, that of the image, the feature norm (NaN if there is none), the logits [K].
 
     With ``top_k`` the largest logits, the moments of the others and the classes, see :mod:`fnkd_plugin.losses.top_k`.
+    Padded to whole words of 32 bits.
     """
     logits = np.dtype(dtype).newbyteorder('<')
-    fields: list[tuple] = [('pixels', '<u4'), ('norm', '<f4')]
+    fields: list[tuple] = [('check', _WORD), ('pixels', _WORD), ('norm', '<f4')]
     if top_k is None:
-        return np.dtype([*fields, ('logits', logits, (num_classes,))])
-    index = '<u2' if num_classes <= 2**16 else '<u4'
-    return np.dtype([*fields, ('tail', '<f4', (3,)), ('logits', logits, (top_k,)), ('classes', index, (top_k,))])
+        fields.append(('logits', logits, (num_classes,)))
+    else:
+        index = '<u2' if num_classes <= 2**16 else '<u4'
+        fields += [('tail', '<f4', (3,)), ('logits', logits, (top_k,)), ('classes', index, (top_k,))]
+    rest = -np.dtype(fields).itemsize % _WORD.itemsize
+    return np.dtype([*fields, ('padding', 'u1', (rest,))] if rest else fields)
 
 
 def rows_of(
     kind: np.dtype, pixels: np.ndarray, norms: Tensor | None, logits: Tensor, origin: Tensor | None = None
 ) -> np.ndarray:
-    """Rows [N] of a :func:`row_type`.
+    """Rows [N] of a :func:`row_type`, still without their own checksums.
 
     Args:
         kind: The type.
-        pixels: Checksums [N].
+        pixels: Checksums of the images [N].
         norms: Feature norms [N], or None.
         logits: Of all classes, [N, K].
         origin: Their origin, [K], or None; read for rows of the largest logits.
     """
-    rows = np.empty(len(pixels), kind)
+    rows = np.zeros(len(pixels), kind)
     rows['pixels'], rows['norm'] = pixels, np.nan if norms is None else norms.cpu()
     if 'classes' in kind.fields:  # type: ignore[operator]
         values, classes, tail = compress(logits, origin, rows['logits'].shape[1])
@@ -61,23 +70,23 @@ def rows_of(
 class Store:
     """The files of one folder.
 
-    Reading maps them into memory: rows that are not looked up cost none. Writing goes to any number of processes at
-    once, each its own blocks; a block is marked as done when its rows have reached the disk, so that what is marked is
-    complete, whenever the writer is killed or the disk runs full.
+    Rows are read through memory mappings, so that memory does not grow with the cache, and each is compared with its
+    checksum. Any number of processes may write, each its own blocks; a block is marked as done when its rows have
+    reached the disk, so that what is marked is complete, whenever the writer is killed or the disk is full.
 
     Args:
         folder: An existing cache.
 
     Attributes:
-        manifest: What the knowledge is and belongs to, as in the file.
+        manifest: What the cache holds and belongs to, as in the file.
         origin: The logits of the zero feature [K], or None.
         row_type: Of its rows.
-        batch_size: Of the batches whose images were mixed, or None. The places of a view's rows are those in which it
-            draws its images, batch after batch; unmixed, those of the images in the data set.
+        batch_size: Of the batches whose images were mixed, or None. Row i of a view is then the i-th image that the
+            view draws, batch after batch; of unmixed images it is image i of the data set.
         block: How many rows are marked as done together.
 
     Raises:
-        SetupError: If there is none, or it is of another format.
+        SetupError: If there is no cache, it is of another format, or a file of it is missing or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -88,32 +97,52 @@ class Store:
         self.row_type = _type_of(self.manifest)
         self.batch_size: int | None = (self.manifest['mixing'] or {}).get('batch_size')
         self.block = _block(self.manifest)
-        classes = self.manifest['teacher']['num_classes']
-        self.origin = self._load(_ORIGIN, np.dtype('<f4'), classes).copy() if self.manifest['origin'] else None
-        # All at once: an epoch of a long run is no time to find one missing.
+        origin = self.manifest['origin']
+        self.origin = None if origin is None else np.array(origin, dtype='<f4')
+        # Part of each row's checksum, so that a row of another cache does not pass.
+        self._salt = int(self.manifest['checksum'][:8], 16)
+        # All files at once: not in the middle of a long training.
         for view in range(self.views):
-            self._load(_rows_file(view), self.row_type, self.samples)
-            self._load(_done_file(view), np.dtype('u1'), self._blocks)
-        self._mapped: dict[int, np.ndarray] = {}
+            os.close(self._open(_rows_file(view), self._view_bytes))
+            os.close(self._open(_done_file(view), self._blocks))
+        self._mapped: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
     @classmethod
     def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
-        """A new store, nothing of it done; the manifest comes last, so that a folder with one is whole."""
+        """A new store, nothing of it done, in one step: of several processes that try, one succeeds.
+
+        Raises:
+            SetupError: If the folder exists and is not empty, or the manifest does not fit.
+            OSError: If it cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {**manifest, 'format': FORMAT, 'origin': None if origin is None else origin.astype('f4').tolist()}
+        manifest['checksum'] = _checksum_of(manifest)
+        check_manifest(manifest, 'the manifest')
         samples = manifest['data']['samples']
-        manifest = {'format': FORMAT, 'origin': origin is not None, **manifest}
-        dtype = _type_of(manifest)
-        for view in range(manifest['views']):
-            blocks = -(-samples // _block(manifest))
-            for path, kind, count in ((_rows_file(view), dtype, samples), (_done_file(view), 'u1', blocks)):
-                # Of full size at once, and sparse.
-                np.lib.format.open_memmap(folder / path, mode='w+', dtype=kind, shape=(count,))
-        if origin is not None:
-            np.save(folder / _ORIGIN, origin.astype('<f4'), allow_pickle=False)
-        partial = folder / f'.{_MANIFEST}'
-        partial.write_text(json.dumps(manifest, indent=1) + '\n')
-        partial.replace(folder / _MANIFEST)
+        sizes = samples * _type_of(manifest).itemsize, -(-samples // _block(manifest))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        whole = folder.absolute()
+        partial = whole.with_name(f'.{whole.name}.{uuid.uuid4().hex}')
+        partial.mkdir()
+        try:
+            for view in range(manifest['views']):
+                for name, size in zip((_rows_file(view), _done_file(view)), sizes, strict=True):
+                    with open(partial / name, 'xb') as file:
+                        file.truncate(size)  # sparse
+            with open(partial / _MANIFEST, 'x') as file:
+                file.write(json.dumps(manifest, indent=1))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                partial.rename(folder)
+            except OSError as error:
+                if not folder.exists():
+                    raise
+                raise SetupError(f'{folder} exists and is not an empty folder; give another one ({error}).') from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         return cls(folder)
 
     @staticmethod
@@ -121,47 +150,83 @@ class Store:
         """Whether there is one."""
         return (Path(folder) / _MANIFEST).is_file()
 
+    def check_unchanged(self) -> None:
+        """Compare the manifest with that on disk.
+
+        Raises:
+            SetupError: If another process has made another cache in this folder.
+        """
+        if _read_manifest(self.folder) != self.manifest:
+            raise SetupError(f'Cache {self.folder}: another process has replaced it meanwhile; make it again.')
+
     def lookup(self, views: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Copies of the rows at these places [N] of these views [N]."""
+        """Copies of the rows at these places [N] of these views [N].
+
+        Raises:
+            SetupError: If a row is not as it was written: it was damaged, or belongs elsewhere.
+        """
         if (views == views[:1]).all():
-            return self._view(int(views[0])).take(places)
-        found = np.empty(len(places), self.row_type)
-        for view in np.unique(views):
-            of_view = views == view
-            found[of_view] = self._view(int(view)).take(places[of_view])
-        return found
+            rows = self._view(int(views[0])).take(places)
+        else:
+            rows = np.empty(len(places), self.row_type)
+            for view in np.unique(views):
+                of_view = views == view
+                rows[of_view] = self._view(int(view)).take(places[of_view])
+        wrong = np.flatnonzero(rows['check'] != self._checks(rows, views, places))
+        if len(wrong):
+            view, place = int(views[wrong[0]]), int(places[wrong[0]])
+            raise SetupError(
+                f'Cache {self.folder}: row {place} of view {view} is damaged, or of another cache (its checksum does '
+                f'not fit), and {len(wrong) - 1} more of these {len(rows)}; make the cache again.'
+            )
+        return rows
 
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
         for view in range(self.views):
-            done = self._load(_done_file(view), np.dtype('u1'), self._blocks)
+            with open(self._open(_done_file(view), self._blocks), 'rb') as file:
+                done = np.frombuffer(file.read(), 'u1')
+            if done.max(initial=0) > 1:
+                raise _damaged(self.folder / _done_file(view), f'a mark is {done.max()}, not 0 or 1')
             for block in np.flatnonzero(done == 0).tolist():
                 yield view, block * self.block, min((block + 1) * self.block, self.samples)
 
     def write(self, view: int, start: int, rows: np.ndarray) -> None:
-        """Write the rows of one whole block, and mark it as done.
+        """Write the rows of one whole block, with their checksums, and mark it as done.
 
         Raises:
             OSError: If the disk is full; the block is then not done.
         """
         if start % self.block or len(rows) != min(self.block, self.samples - start) or rows.dtype != self.row_type:
-            raise ValueError(f'no block of this store: {len(rows)} rows of {rows.dtype} from {start}')
-        # Not through the mapping, which answers a full disk with a signal.
-        self._write(_rows_file(view), start, rows, self.samples)
-        self._write(_done_file(view), start // self.block, np.ones(1, 'u1'), self._blocks)
+            raise ValueError(f'not a block of this store: {len(rows)} rows of {rows.dtype} from {start}')
+        rows = rows.copy()
+        rows['check'] = self._checks(rows, np.full(len(rows), view), np.arange(start, start + len(rows)))
+        # Not through the mapping, in which a full disk is a signal and not an error.
+        self._write(_rows_file(view), start * rows.itemsize, rows.tobytes())
+        self._write(_done_file(view), start // self.block, b'\x01')
+
+    def _checks(self, rows: np.ndarray, views: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Checksums of rows: their words times odd weights, modulo 2**32, so that no flipped bit cancels."""
+        words = rows.view(_WORD).reshape(len(rows), -1)
+        of_row, of_view, of_place = _weights(words.shape[1])
+        checks = np.einsum('nk,k->n', words, of_row)
+        return checks + views.astype(_WORD) * of_view + places.astype(_WORD) * of_place + _WORD.type(self._salt)
 
     @property
     def _blocks(self) -> int:
         return -(-self.samples // self.block)
 
-    def _write(self, name: str, start: int, rows: np.ndarray, count: int) -> None:
-        offset = self._load(name, rows.dtype, count).offset + start * rows.itemsize
-        content = memoryview(rows.tobytes())
+    @property
+    def _view_bytes(self) -> int:
+        return self.samples * self.row_type.itemsize
+
+    def _write(self, name: str, offset: int, content: bytes) -> None:
+        rest = memoryview(content)
         descriptor = os.open(self.folder / name, os.O_WRONLY)
         try:
-            while content:
-                count = os.pwrite(descriptor, content, offset)
-                content, offset = content[count:], offset + count
+            while rest:
+                count = os.pwrite(descriptor, rest, offset)
+                rest, offset = rest[count:], offset + count
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -170,21 +235,43 @@ class Store:
         if view not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
                 self._mapped.pop(next(iter(self._mapped)))  # each holds a file open
-            # A plain array on the mapping: indexing the subclass costs more.
-            self._mapped[view] = np.asarray(self._load(_rows_file(view), self.row_type, self.samples))
-        return self._mapped[view]
+            descriptor = self._open(_rows_file(view), self._view_bytes)
+            try:
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            finally:
+                os.close(descriptor)
+            self._mapped[view] = mapped, np.frombuffer(mapped, self.row_type)
+        mapped, rows = self._mapped[view]
+        # Reading beyond the end of a file that was cut would end the process with a signal.
+        if mapped.size() < self._view_bytes:
+            raise _damaged(self.folder / _rows_file(view), f'{mapped.size()} bytes, not {self._view_bytes}')
+        return rows
 
-    def _load(self, name: str, dtype: np.dtype, count: int) -> np.memmap:
+    def _open(self, name: str, size: int) -> int:
+        """A descriptor of a file that is there and of this size."""
         path = self.folder / name
         try:
-            found = np.load(path, mmap_mode='r', allow_pickle=False)
-            if found.dtype != dtype or found.shape != (count,):
-                raise ValueError(f'{found.shape} of {found.dtype} and not {count} of {dtype}')
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            raise SetupError(
-                f'Knowledge store: {path} is missing or damaged ({error}); make the cache again.'
-            ) from error
-        return found
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait
+                raise _damaged(path, 'not a regular file')
+            if found.st_size != size:
+                raise _damaged(path, f'{found.st_size} bytes, not {size}')
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise _damaged(path, error.strerror or str(error)) from error
+
+
+def _damaged(path: Path, what: str) -> SetupError:
+    return SetupError(f'Cache: {path} is missing or damaged ({what}); make the cache again.')
+
+
+@cache
+def _weights(words: int) -> tuple[np.ndarray, np.uint32, np.uint32]:
+    """Odd weights of a row's words (0 for the checksum itself), of its view and of its place."""
+    # NumPy keeps the streams of RandomState as they are in all its versions.
+    weights = np.random.RandomState(20260).randint(0, 2**32, words + 2, dtype=np.uint32) | np.uint32(1)
+    weights[0] = 0
+    return weights[:words].astype(_WORD), weights[words], weights[words + 1]
 
 
 def _type_of(manifest: dict[str, Any]) -> np.dtype:
@@ -197,31 +284,34 @@ def _block(manifest: dict[str, Any]) -> int:
 
 
 def _rows_file(view: int) -> str:
-    return f'view-{view:04}.npy'
+    return f'view-{view:04}.rows'
 
 
 def _done_file(view: int) -> str:
-    return f'done-{view:04}.npy'
+    return f'view-{view:04}.done'
+
+
+def _checksum_of(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != 'checksum'}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
         raise SetupError(
-            f'Knowledge store: {folder} is no cache (no {_MANIFEST}); make it with tools/cache_teacher.py.'
+            f'Cache: {folder} is not a cache (it has no {_MANIFEST}); make it with tools/cache_teacher.py.'
         )
     try:
-        manifest = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise SetupError(f'Knowledge store: {path} is damaged ({error}); make the cache again.') from error
-    if manifest.get('format') == 1:  # which knew no mixed images
-        manifest = {**manifest, 'format': FORMAT, 'mixing': None}
-    missing = [key for key in _KEYS if key not in manifest] if manifest.get('format') == FORMAT else []
-    if missing:
-        raise SetupError(f'Knowledge store: {path} is damaged (no {", ".join(missing)}); make the cache again.')
-    if manifest.get('format') != FORMAT:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if isinstance(manifest, dict) and manifest.get('format') != FORMAT:
         raise SetupError(
-            f'Knowledge store: {path} is of format {manifest.get("format")}, this version reads {FORMAT}; make the '
-            'cache again.'
+            f'Cache: {path} is of format {manifest.get("format")!r:.40}, this version reads {FORMAT}; make the cache '
+            'again.'
         )
+    check_manifest(manifest, str(path))
+    if manifest['checksum'] != _checksum_of(manifest):
+        raise _damaged(path, 'its checksum does not fit')
     return manifest

@@ -1,22 +1,23 @@
 """Anisotropic label smoothing as a hard-label loss."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import print_log, register_model
-from fnkd_plugin.functional import alsr_table, mixed_targets
+from fnkd_plugin.functional import Neighbours
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 from fnkd_plugin.taxonomy import taxonomy_of
 
+_logger = logging.getLogger(__name__)
 
-@register_model
+
 class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 
     Eq. 3, as ``head.loss``: :math:`\rho` is uniform on A(x), the classes near the true one by their names. A class
-    without neighbours gets LSR with :math:`\epsilon_1` (our choice); the log says how many have some.
+    without neighbours gets LSR with :math:`\epsilon_1` (our choice); their number is logged.
 
     Args:
         eps_uniform: :math:`\epsilon_1 \ge 0`. The paper does not print its value; 0.1 is our choice, as LSR's.
@@ -29,8 +30,6 @@ class ALSRLoss(DenoisedLabelLoss):
         SetupError: If a number is out of range or not finite, the groups do not fit together, or no class has a
             neighbour.
     """
-
-    table: Tensor
 
     def __init__(
         self, eps_uniform: float = 0.1, eps_near: float = 0.1, *, groups: Any, loss_weight: float = 1.0
@@ -46,17 +45,13 @@ class ALSRLoss(DenoisedLabelLoss):
         self.taxonomy = taxonomy_of(groups)
         if not any(self.taxonomy.neighbours):
             raise SetupError('ALSRLoss: by these groups no class has a neighbour; give others, or use LSRLoss.')
-        # No part of the student: its checkpoints hold the same keys with any loss.
-        table = alsr_table(self.taxonomy.neighbours, self.eps_uniform, self.eps_near)
-        self.register_buffer('table', table, persistent=False)
-        print_log(
-            f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.', logger='current'
-        )
+        self.neighbours = Neighbours(self.taxonomy.neighbours)
+        _logger.info(f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.')
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""
         self.check_class_count(num_classes, 'the classifier')
-        return mixed_targets(label, self.table)
+        return self.neighbours.target(label, self.eps_uniform, self.eps_near)
 
     def check_class_count(self, num_classes: int, owner: str) -> None:
         """Refuse another number of classes than the groups have.

@@ -1,145 +1,84 @@
-"""``tau='auto'``: a norm to rescale to, learned from the teacher on the first training batches."""
+"""``tau='auto'``: a norm to rescale to, from the teacher's norms on the first training batches."""
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import all_reduce, print_log, run_messages
-from fnkd_plugin.host_copy import HostCopy
 
 CALIBRATION_BATCHES = 20
 LAMBDA = 3.0
-_KEY = 'fnkd_auto_tau_'
-_NAMES = ('sum', 'count', 'batches')
-# How many losses have begun to learn in each run: each has a key of its own, the same when the run is resumed.
-_begun: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_logger = logging.getLogger(__name__)
 
 
 class AutoTau:
-    r""":math:`\tau = \text{mean}\lVert f_t \rVert / 3`, the mean taken over the first training batches as they come.
+    r""":math:`\tau = \text{mean}\lVert f_t \rVert / 3`, the mean taken over the first 20 training batches.
 
     Our choice, from the paper's rule :math:`\lambda^2 \tau^2 / \text{mean}\lVert f \rVert^2 \approx 1` at
-    :math:`\lambda = 3`. During the first 20 batches the running estimate is used, then it is kept and logged.
-    All processes use the mean over all of them. Within a Runner the estimate lives in its message hub, so that it
-    is stored with each checkpoint and a resumed run continues with the same; elsewhere it is in the ``state_dict()`` of
-    its loss.
-
-    It is a tensor on the teacher's device, so that no step waits for it, and is learned without a branch, so that a
-    compiled graph is compiled once.
+    :math:`\lambda = 3`. The first 20 batches use the running estimate and read their norms on the host; then tau is
+    fixed and logged. All processes use the mean over all of them.
 
     Attributes:
-        tau: The estimate so far, a scalar tensor; NaN before the first batch.
+        tau: The estimate so far: a number once it is fixed; before, a scalar tensor on the teacher's device, so that a
+            compiled graph need not be compiled for each value. NaN before the first batch.
+        settled: Whether it is fixed.
     """
 
     def __init__(self) -> None:
-        # The sum of norms, how many, of how many batches: in fp64, as Python's numbers.
-        self._state = torch.zeros(3, dtype=torch.float64)
-        self.tau = torch.tensor(float('nan'), dtype=torch.float64)
-        self._late: HostCopy | None = None
-        self._begun = self._learned = self._settled = False
-        self._key: str | None = None
-        hub = run_messages()
-        if hub is not None:
-            # Runs started in the same second share a hub; a new loss starts anew.
-            for key in [key for key in hub.runtime_info if key.startswith(_KEY)]:
-                hub.pop_info(key)
-            _begun[hub] = 0
-
-    def begin(self, device: torch.device) -> None:
-        """Find what a resumed run had learned, unless a batch has been seen; to be called outside a compiled graph."""
-        if self._begun:
-            return
-        self._state, self.tau = self._state.to(device), self.tau.to(device)
-        hub = run_messages()
-        if hub is None:
-            return
-        if self._key is None:
-            index = _begun.get(hub, 0)
-            _begun[hub] = index + 1
-            self._key = f'{_KEY}{index}'
-        saved = hub.get_info(self._key)
-        if saved is None:
-            return
-        self.restore(saved)
-        print_log(f"FNKDLoss: tau='auto' resumed as {float(self.tau):.4g}.", logger='current')
+        self._sum, self._count, self._batches = 0.0, 0.0, 0
+        self.tau: float | Tensor = math.nan
+        self.settled = False
 
     def state(self) -> dict[str, float]:
-        """What was learned so far, as plain numbers."""
-        return dict(zip(_NAMES, self._state.tolist(), strict=True))
+        """Plain numbers, for checkpoints."""
+        return dict(sum=self._sum, count=self._count, batches=self._batches)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state`."""
-        found = [float(state[name]) for name in _NAMES]
-        self._state.copy_(torch.tensor(found, dtype=torch.float64))
-        self.tau = _tau_of(self._state)
-        self._begun, self._settled = found[2] > 0, found[2] >= CALIBRATION_BATCHES
+        """Continue from a :meth:`state`.
 
+        Raises:
+            SetupError: If it is not one.
+        """
+        found = [state.get(name) if isinstance(state, Mapping) else None for name in ('sum', 'count', 'batches')]
+        if not all(isinstance(x, (int, float)) and 0 <= x < math.inf for x in found):
+            raise SetupError(f"FNKDLoss: the stored state of tau='auto' must be three numbers >= 0, but is {state!r}.")
+        self._sum, self._count, self._batches = float(found[0]), float(found[1]), int(found[2])  # type: ignore[arg-type]
+        self.settled = self._batches >= CALIBRATION_BATCHES
+        self.tau = self._value()
+        _logger.info(f"FNKDLoss: tau='auto' resumed as {self.tau:.4g}.")
+
+    @torch.compiler.disable
     def update(self, feature_norm: Tensor) -> None:
-        """Take in the teacher's feature norms [N] of one batch, until settled.
+        """Add the teacher's feature norms [N] of one of the first batches.
 
         Raises:
-            SetupError: If their mean is zero or not finite, since no tau > 0 follows from it; on an accelerator with
-                the next batch.
+            SetupError: If their mean is zero or not finite, since no tau > 0 follows from it.
         """
-        if not torch.compiler.is_compiling():
-            if self._settled:
-                return
-            self.begin(feature_norm.device)
-        self._learn(feature_norm)
-        if not torch.compiler.is_compiling():
-            self.catch_up()
-
-    def catch_up(self) -> None:
-        """What :meth:`update` left undone in a compiled graph; to be called outside of it.
-
-        Raises:
-            SetupError: As :meth:`update`.
-        """
-        if self._settled or not self._learned:
-            return
-        self._begun, self._learned = True, False
-        hub = run_messages()
-        if hub is not None and self._key is not None:
-            hub.update_info(self._key, dict(zip(_NAMES, self._state, strict=True)))
-        if self._late is not None:
-            self._look(self._late)
-        self._late = HostCopy(self._state)
-        if self._late.is_here:
-            self._look(self._late)
-            self._late = None
-
-    @torch.no_grad()
-    def _learn(self, feature_norm: Tensor) -> None:
         norms = feature_norm.float()
-        # Filled on the device: a number brought there would make the host wait.
-        total = torch.stack([norms.sum(), norms.new_full((), len(norms))])
-        all_reduce(total)
-        state = self._state.to(norms.device)
-        learned = state + torch.cat([total, total.new_ones(1)])
-        self._state = torch.where(state[2] < CALIBRATION_BATCHES, learned, state)
-        self.tau = _tau_of(self._state)
-        self._learned = True
-
-    def _look(self, state: HostCopy) -> None:
-        norm_sum, count, batches = state.read().tolist()
-        if not 0 < norm_sum < float('inf'):
+        total = torch.stack([norms.sum(), norms.new_tensor(len(norms))])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(total)
+        norm_sum, count = total.tolist()
+        if not 0 < norm_sum < math.inf:
             raise SetupError(
-                f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / count}; "
+                f"FNKDLoss: tau='auto' cannot follow from a mean teacher feature norm of {norm_sum / max(count, 1)}; "
                 'check the teacher, or set tau to a number.'
             )
-        if batches >= CALIBRATION_BATCHES and not self._settled:
-            self._settled = True
-            print_log(
-                f"FNKDLoss: tau='auto' settled at {norm_sum / count / LAMBDA:.4g}, a third of the teacher's mean "
-                f"feature norm over {count:.0f} images. mode='clip' leaves smaller norms alone: should student_norm be "
-                "below it in this log, mode='normalize' fits.",
-                logger='current',
-            )
+        self._sum, self._count, self._batches = self._sum + norm_sum, self._count + count, self._batches + 1
+        self.tau = self._value()
+        if self._batches < CALIBRATION_BATCHES:
+            self.tau = torch.tensor(self.tau, dtype=norms.dtype, device=norms.device)
+            return
+        self.settled = True
+        _logger.info(
+            f"FNKDLoss: tau='auto' settled at {self.tau:.4g}, a third of the teacher's mean feature norm over "
+            f"{self._count:.0f} images. mode='clip' leaves smaller norms alone: should student_norm be below it in "
+            "this log, mode='normalize' fits."
+        )
 
-
-def _tau_of(state: Tensor) -> Tensor:
-    return state[0] / state[1] / LAMBDA
+    def _value(self) -> float:
+        return self._sum / self._count / LAMBDA if self._count else math.nan

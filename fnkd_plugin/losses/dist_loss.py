@@ -2,14 +2,12 @@
 
 from torch import Tensor
 
-from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.errors import check_number, check_temperature
 from fnkd_plugin.functional import pearson_correlation, scale_by_temperature
 from fnkd_plugin.losses.soft_loss import SoftLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@register_model
 class DISTLoss(SoftLoss):
     r"""DIST: the student's probabilities shall correlate with the teacher's, not equal them.
 
@@ -39,7 +37,7 @@ class DISTLoss(SoftLoss):
         super().__init__(loss_weight)
         self.beta = check_number('DISTLoss', 'beta', beta)
         self.gamma = check_number('DISTLoss', 'gamma', gamma)
-        self.temperature = check_number('DISTLoss', 'temperature', temperature, positive=True)
+        self.temperature = check_temperature('DISTLoss', temperature)
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
         """See :meth:`SoftLoss.forward`; labels are not read."""

@@ -3,14 +3,12 @@
 import torch
 from torch import Tensor
 
-from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.errors import check_number, check_temperature
 from fnkd_plugin.functional import scale_by_temperature, soft_cross_entropy
 from fnkd_plugin.losses.soft_loss import SoftLoss
 from fnkd_plugin.prediction import Prediction
 
 
-@register_model
 class DKDLoss(SoftLoss):
     r"""Decoupled knowledge distillation, :math:`w \, T^2 (\alpha \, \text{TCKD} + \beta \, \text{NCKD})`.
 
@@ -40,16 +38,23 @@ class DKDLoss(SoftLoss):
         super().__init__(loss_weight)
         self.alpha = check_number('DKDLoss', 'alpha', alpha)
         self.beta = check_number('DKDLoss', 'beta', beta)
-        self.temperature = check_number('DKDLoss', 'temperature', temperature, positive=True)
+        self.temperature = check_temperature('DKDLoss', temperature)
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
         """See :meth:`SoftLoss.forward`.
 
         Raises:
-            ValueError: If there are no labels.
+            ValueError: If there are no labels, the images are not a multiple of them, or there is one class.
         """
         if labels is None:
-            raise ValueError('DKDLoss: the images have no labels; it needs the class of each, KDLoss does without.')
+            raise ValueError('DKDLoss: the images have no labels; it needs the class of each, KDLoss does not.')
+        count, classes = student.logits.shape
+        if len(labels) == 0 or count % len(labels) or classes < 2:
+            raise ValueError(
+                'DKDLoss: it needs two classes or more and a label for each image, but got '
+                f'{classes} classes, {count} images and {len(labels)} labels.'
+            )
+        labels = labels.repeat(count // len(labels))  # of clean images, whose augmented copies follow (timm)
         z_pair, z_others = _decoupled(scale_by_temperature(student.logits, self.temperature), labels)
         v_pair, v_others = _decoupled(scale_by_temperature(teacher.logits, self.temperature), labels)
         tckd, nckd = soft_cross_entropy(z_pair, v_pair), soft_cross_entropy(z_others, v_others)

@@ -1,19 +1,22 @@
 """Feature normalized knowledge distillation."""
 
+import logging
 from typing import Any
 
-from torch import Tensor, device, tensor
+import torch
+from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import print_log, register_model
 from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses.auto_tau import AutoTau
+from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
+
+MANY_TIMES = 4.0
+_logger = logging.getLogger(__name__)
 
 
-@register_model
 class FNKDLoss(SoftTargetLoss):
     r"""Knowledge distillation whose temperature is each sample's own feature norm (Eq. 10 to 12).
 
@@ -22,7 +25,7 @@ class FNKDLoss(SoftTargetLoss):
     with the bias left unscaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). The defaults are the
     authors' code: norms below :math:`\tau` are left alone and gradient flows through the student's norm.
     ``mode='normalize', detach_norm=True`` is Eq. 12 to the letter; it can collapse training, since nothing
-    then holds :math:`\lVert f_s \rVert` (a warning says so).
+    then holds :math:`\lVert f_s \rVert` (a warning is logged).
 
     Args:
         tau: The norm to rescale features to, > 0; or ``'auto'``, a third of the teacher's mean feature norm
@@ -30,7 +33,7 @@ class FNKDLoss(SoftTargetLoss):
             :math:`\lambda = 3`), see :class:`AutoTau`.
         loss_weight: :math:`\lambda^2 \ge 0`.
         mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). Where the student's norms (``student_norm`` in
-            the log) are below tau, ``'clip'`` asks it for the teacher's softened distribution at its own T = 1, which
+            the log) are below tau, ``'clip'`` compares its T = 1 with the teacher's softened distribution, which
             its hard loss contradicts; ``'normalize'`` fits there (docs/results.md).
         detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
 
@@ -57,12 +60,11 @@ class FNKDLoss(SoftTargetLoss):
         self._tau = 0.0 if self._auto else check_number('FNKDLoss', 'tau', tau, positive=True)
         self.mode = mode
         self.detach_norm = detach_norm
+        self._balance_checked = False
         if mode == 'normalize' and detach_norm:
-            print_log(
+            _logger.warning(
                 "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
-                'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.',
-                logger='current',
-                level=30,
+                'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.'
             )
 
     @property
@@ -70,34 +72,38 @@ class FNKDLoss(SoftTargetLoss):
         """The norm features are rescaled to; with ``'auto'`` the estimate so far (NaN before any batch)."""
         return self._tau if self._auto is None else float(self._auto.tau)
 
-    def begin(self, device: device) -> None:
-        """Let ``tau='auto'`` resume."""
-        if self._auto is not None:
-            self._auto.begin(device)
-
-    def catch_up(self) -> None:
-        """Let ``tau='auto'`` store what it has learned."""
-        if self._auto is not None:
-            self._auto.catch_up()
-
     def observe(self, teacher: Prediction) -> None:
-        """Let ``tau='auto'`` learn from the first batches."""
-        if self._auto is not None:
-            assert teacher.feature_norm is not None
+        """Read the teacher's norms of the first batches, for ``tau='auto'`` and to check the balance of the losses."""
+        assert teacher.feature_norm is not None
+        if self._auto is not None and not self._auto.settled:
             self._auto.update(teacher.feature_norm)
+        if not self._balance_checked:
+            self._balance_checked = True
+            self._check_balance(teacher.feature_norm)
+
+    @torch.compiler.disable
+    def _check_balance(self, feature_norm: Tensor) -> None:
+        norm = float(feature_norm.float().mean())
+        ratio = self.loss_weight * float(norm_scale(torch.tensor([norm]), self.tau, self.mode)) ** 2
+        if ratio > MANY_TIMES:
+            _logger.warning(
+                f'FNKDLoss: tau={self.tau:.4g} with loss_weight={self.loss_weight:g} makes the soft gradient about '
+                f"{ratio:.3g} times the hard one, by loss_weight * tau^2 / norm^2 with the teacher's mean feature norm "
+                f"{norm:.4g}; the paper's rule is 1. tau='auto' follows it."
+            )
 
     def get_extra_state(self) -> dict[str, float]:
-        """What ``tau='auto'`` has learned, for ``state_dict()``; nothing if tau is a number."""
+        """The state of ``tau='auto'``, for ``state_dict()``; empty if tau is a number."""
         return {} if self._auto is None else self._auto.state()
 
     def set_extra_state(self, state: Any) -> None:
-        """Go on with what was learned; nothing if tau is a number."""
+        """Continue from :meth:`get_extra_state`; nothing if tau is a number."""
         if self._auto is not None and state:
             self._auto.restore(state)
 
-    def log_vars(self) -> dict[str, Tensor]:
+    def log_vars(self) -> dict[str, float]:
         """``tau``."""
-        return {'tau': tensor(self._tau) if self._auto is None else self._auto.tau.float()}
+        return {'tau': self.tau}
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`(z - b) s + b`."""
@@ -106,4 +112,4 @@ class FNKDLoss(SoftTargetLoss):
         if self.detach_norm:
             norm = norm.detach()
         tau = self._tau if self._auto is None else self._auto.tau
-        return ScaledLogits(logits, norm_scale(norm, tau, self.mode), origin)
+        return ScaledLogits(logits, FeatureNormScale(norm, tau, self.mode), origin)

@@ -1,13 +1,11 @@
 """Knowledge distillation with one temperature."""
 
-from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.errors import check_temperature
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
-@register_model
 class KDLoss(SoftTargetLoss):
     r"""Knowledge distillation, :math:`w \, T^2 \, H(\sigma(v/T), \sigma(z/T))` (Eq. 4 and 5).
 
@@ -29,7 +27,7 @@ class KDLoss(SoftTargetLoss):
 
     def __init__(self, temperature: float = 4.0, loss_weight: float = 1.0, t_squared: bool = True) -> None:
         super().__init__(loss_weight)
-        self.temperature = check_number('KDLoss', 'temperature', temperature, positive=True)
+        self.temperature = check_temperature('KDLoss', temperature)
         self.t_squared = t_squared
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:

@@ -1,14 +1,12 @@
 """Knowledge distillation of standardised logits."""
 
-from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.errors import check_temperature
 from fnkd_plugin.functional import logit_std
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
-@register_model
 class LSKDLoss(SoftTargetLoss):
     r"""Logit standardisation, :math:`w \, T^2 \, H(\sigma(Z(v)/T), \sigma(Z(z)/T))`.
 
@@ -28,7 +26,7 @@ class LSKDLoss(SoftTargetLoss):
 
     def __init__(self, temperature: float = 2.0, loss_weight: float = 9.0) -> None:
         super().__init__(loss_weight)
-        self.temperature = check_number('LSKDLoss', 'temperature', temperature, positive=True)
+        self.temperature = check_temperature('LSKDLoss', temperature)
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`Z(z) / T`, less its mean, which no softmax sees."""

@@ -3,12 +3,10 @@
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import lsr_target
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 
 
-@register_model
 class LSRLoss(DenoisedLabelLoss):
     r"""Label-smoothing regularisation, :math:`H((1-\epsilon) q + \epsilon u, \sigma(z))` (Eq. 2), as ``head.loss``.
 

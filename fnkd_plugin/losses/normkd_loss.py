@@ -2,15 +2,13 @@
 
 from torch import Tensor
 
-from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
+from fnkd_plugin.errors import check_temperature
 from fnkd_plugin.functional import logit_std
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
-@register_model
 class NormKDLoss(SoftTargetLoss):
     r"""NormKD, :math:`w \, T_v^2 \, H(\sigma(v/T_v), \sigma(z/T_z))`.
 
@@ -30,7 +28,7 @@ class NormKDLoss(SoftTargetLoss):
 
     def __init__(self, temperature: float = 2.0, loss_weight: float = 1.0) -> None:
         super().__init__(loss_weight)
-        self.temperature = check_number('NormKDLoss', 'temperature', temperature, positive=True)
+        self.temperature = check_temperature('NormKDLoss', temperature)
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`z / T_z`."""

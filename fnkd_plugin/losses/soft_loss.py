@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
+from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
 from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits, scaled_cross_entropy
 
 
 class SoftLoss(nn.Module, ABC):
@@ -28,17 +28,11 @@ class SoftLoss(nn.Module, ABC):
         super().__init__()
         self.loss_weight = check_number(type(self).__name__, 'loss_weight', loss_weight)
 
-    def begin(self, device: torch.device) -> None:
-        """Called before training, and each of its epochs, with the device of the student; outside a compiled graph."""
-
-    def catch_up(self) -> None:
-        """Called after each training batch's :meth:`forward`, outside a compiled graph."""
-
     def observe(self, teacher: Prediction) -> None:
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""
 
-    def log_vars(self) -> dict[str, Tensor]:
-        """Scalars of the loss for the log."""
+    def log_vars(self) -> dict[str, float]:
+        """Numbers for the log."""
         return {}
 
     @abstractmethod
@@ -82,22 +76,22 @@ class SoftTargetLoss(SoftLoss):
         student: Prediction,
         teacher: Prediction,
         labels: Tensor | None = None,
-        trust: Tensor | float = 1.0,
+        image_weight: Tensor | float = 1.0,
     ) -> Tensor:
         """See :meth:`SoftLoss.forward`; labels are not read.
 
         Of several teachers the target is the mean distribution, each after the policy: since cross-entropy is linear in
-        it, the mean of the losses. ``trust``, [N] or one for all, is a further factor of each image's loss.
+        it, the mean of the losses. ``image_weight``, [N] or one for all, is a further factor of each image's loss.
         """
         if isinstance(teacher, SparsePrediction):
-            return self._of_the_largest(student, teacher, trust)
+            return self._of_the_largest(student, teacher, image_weight)
         targets = [
-            (self.scaled_logits(one), self.loss_weight * share * trust * self.sample_weight(one))
+            (self.scaled_logits(one), self.loss_weight * share * image_weight * self.sample_weight(one))
             for share, one in members_of(teacher)
         ]
         return scaled_cross_entropy(self.student_logits(student), targets)
 
-    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, trust: Tensor | float) -> Tensor:
+    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, image_weight: Tensor | float) -> Tensor:
         log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
-        weight = self.loss_weight * trust * self.sample_weight(teacher)
+        weight = self.loss_weight * image_weight * self.sample_weight(teacher)
         return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)

@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.framework import register_model
 from fnkd_plugin.functional import at_least_fp32
 from fnkd_plugin.losses.fnkd_loss import FNKDLoss
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.scaled_cross_entropy import ScaledLogits
 
 
-@register_model
 class TTMLoss(SoftTargetLoss):
     r"""Transformed teacher matching, :math:`w \, H(\sigma(\gamma v), \sigma(z))`.
 
@@ -44,7 +42,6 @@ class TTMLoss(SoftTargetLoss):
         return ScaledLogits(student.logits)
 
 
-@register_model
 class WTTMLoss(TTMLoss):
     r"""Weighted transformed teacher matching, :math:`\frac wN \sum_n U_n H(\sigma(\gamma v_n), \sigma(z_n))`.
 
@@ -70,12 +67,12 @@ class WTTMLoss(TTMLoss):
         return torch.exp(self.gamma * at_least_fp32(teacher.logits).log_softmax(dim=1)).sum(dim=1)
 
 
-@register_model
 class FNTTMLoss(FNKDLoss):
     r"""TTM by the norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
 
-    The teacher's temperature is its feature norm. Our combination of :class:`FNKDLoss`, whose arguments it has, and :class:`TTMLoss`: with ``tau='auto'`` the mean of
-    the temperatures is 3, near TTM's 1 / 0.3. The student's norm is not read.
+    The teacher's temperature is its feature norm. Our combination of :class:`FNKDLoss`, whose arguments it has, and
+    :class:`TTMLoss`: with ``tau='auto'`` the mean of the temperatures is 3, near TTM's 1 / 0.3. The student's norm is
+    not used.
     """
 
     def __init__(self, tau: float | str = 'auto', loss_weight: float = 7.0, mode: str = 'clip') -> None:

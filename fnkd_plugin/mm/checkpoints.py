@@ -1,231 +1,186 @@
-"""Reading checkpoints as data: nothing in a file runs code, on either stack.
+"""MMEngine's checkpoints as data: read by :mod:`fnkd_plugin.weights`, checked where a run resumes, stored plainly.
 
-Two holes of the frameworks are closed by ``import fnkd_plugin`` (:func:`guard_framework_loaders`): the fallback
-to a full unpickling when strict reading fails, and ``Runner.resume``, which runs ``meta['config']`` as Python.
+``import fnkd_plugin`` replaces MMEngine's own reading (:func:`guard_framework_loaders`), which can run code: upstream's
+where the environment asks for it, the fork's where strict reading fails, and both where ``Runner.resume`` evaluates
+``meta['config']``.
 """
 
-import functools
-import os
-import pickle
-import re
+import io
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors.torch
 import torch
+from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as _framework
-from torch import Tensor, nn
+from torch import Tensor
 
+from fnkd_plugin import weights
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.weights import Foreign, UnreadableCheckpointError
 
-TIMM_EMA = ('state_dict_ema', 'model_ema')
-"""Where timm's checkpoints keep averaged weights."""
-
-_RUNS_AS_PYTHON = ('config', 'cfg')
 _HISTORY = '_fnkd_history_buffer'
-_SHAPE = r'torch\.Size\(\[(.*?)\]\)'
-_MISMATCH = re.compile(rf'size mismatch for (\S+): .*? {_SHAPE} .*? {_SHAPE}')
-
-
-class UnreadableCheckpointError(SetupError):
-    """A checkpoint that is missing, truncated, or no plain data."""
-
-
-def _inert_classes() -> list[Any]:
-    # What stock MMEngine checkpoints hold besides tensors and builtins: training logs as numpy arrays.
-    core = getattr(np, '_core', None) or np.core
-    kinds = (np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64, np.uint8, np.bool_)
-    return [
-        HistoryBuffer,
-        np.ndarray,
-        np.dtype,
-        core.multiarray._reconstruct,
-        core.multiarray.scalar,
-        *(type(np.dtype(kind)) for kind in kinds),
-        # Logs hold their own methods, which pickle looks up so. The fork allows the real one, and with it any
-        # attribute of all of these.
-        (_method_of_logs, 'builtins.getattr'),
-    ]
-
-
-def _method_of_logs(owner: Any, name: str) -> Any:
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(f'it asks for getattr of {owner}')
-
-
-@contextmanager
-def _strict_reading() -> Iterator[None]:
-    # The environment variable outranks a caller's weights_only=False, which is the frameworks' fallback;
-    # its opposite, a usual remedy for upstream on torch >= 2.6, must go.
-    strict, lax = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-    before = {name: os.environ.pop(name, None) for name in (strict, lax)}
-    os.environ[strict] = '1'
-    # The fork adds classes of its own to ours, and with them the real getattr.
-    theirs = getattr(_framework, 'get_torch_safe_globals', None)
-    if theirs is not None:
-        _framework.get_torch_safe_globals = list
-    try:
-        with torch.serialization.safe_globals(_inert_classes()):
-            yield
-    finally:
-        if theirs is not None:
-            _framework.get_torch_safe_globals = theirs
-        del os.environ[strict]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def _read(name: str, loader: Callable[[], Any]) -> Any:
-    try:
-        with _strict_reading():
-            checkpoint = loader()
-    except (UnreadableCheckpointError, ImportError):
-        raise
-    except FileNotFoundError as error:
-        raise UnreadableCheckpointError(
-            f'Checkpoint {name} does not exist. Give its path: a config of ours takes its teacher from '
-            '--cfg-options teacher_checkpoint=FILE, which its own plain config trains, and ImageNet weights '
-            'from the folder that the environment variable FNKD_WEIGHTS names.'
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise UnreadableCheckpointError(
-            f'Checkpoint {name} is not plain data, and what it holds could run code when read '
-            f'({_reason(error)}); or it is no checkpoint. Save its state_dict alone, or as .safetensors.'
-        ) from error
-    except OSError as error:
-        raise UnreadableCheckpointError(f'Checkpoint {name} cannot be fetched or read ({_reason(error)}).') from error
-    except Exception as error:  # the reader fails in as many ways as there are bytes to get wrong
-        raise UnreadableCheckpointError(
-            f'Checkpoint {name} cannot be read; it may be truncated ({_reason(error)}). Fetch or save it again.'
-        ) from error
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
-        for key in _RUNS_AS_PYTHON:
-            checkpoint['meta'].pop(key, None)
-    return _revive(checkpoint)
-
-
-def _reason(error: Exception) -> str:
-    # torch wraps the reader's own words in half a page of advice.
-    inner = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
-    return str(inner).strip().split('\n')[0].split('. Please use')[0].rstrip('.') or type(error).__name__
-
-
-def guard_framework_loaders() -> None:
-    """Make every scheme of MMEngine's ``CheckpointLoader`` read strictly, and read ``.safetensors`` files too."""
-    for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if not getattr(loader, '_fnkd_guarded', False):
-            CheckpointLoader.register_scheme(prefix, _guarded(loader), force=True)
-
-
-def _guarded(loader: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(loader)
-    def read(filename: str, map_location: Any = None, **kwargs: Any) -> Any:
-        path = os.path.expanduser(str(filename))
-        if os.path.isfile(path):
-            # Not by the framework's loader, which knows no .safetensors.
-            return _read(filename, lambda: _read_file(path, map_location))
-        return _read(filename, lambda: loader(filename, map_location, **kwargs))
-
-    read._fnkd_guarded = True  # type: ignore[attr-defined]
-    return read
-
-
-def _read_file(path: str, map_location: Any) -> Any:
-    if path.endswith('.safetensors'):
-        device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
-        return safetensors.torch.load_file(path, device=str(device))
-    return torch.load(path, map_location=map_location, weights_only=True)
+_FILES = ('best_ckpt', 'keep_ckpt_ids', 'last_ckpt')
+"""What MMEngine's hub tells of checkpoints, some of which ``CheckpointHook`` removes."""
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
-    """All that a checkpoint of MMEngine, timm or plain torch holds: a path, a URL or a scheme of MMEngine.
+    """As :func:`fnkd_plugin.weights.read_checkpoint`, from every scheme of MMEngine (``openmmlab://``, ``s3://``).
 
     Raises:
-        UnreadableCheckpointError: If the file is missing, truncated, or no plain data.
+        UnreadableCheckpointError: If the file is missing, truncated, or holds no weights.
     """
-    checkpoint = CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
-    if not isinstance(checkpoint, dict):
-        raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
+    try:
+        return CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
+    except (SetupError, ImportError):
+        raise
+    except Exception as error:  # unknown names of models, and whatever clients of storage raise
+        raise UnreadableCheckpointError(f'Checkpoint {source} cannot be read ({error!r:.200}).') from error
+
+
+def guard_framework_loaders() -> None:
+    """Make MMEngine's ``CheckpointLoader`` read files as data, on any scheme, and ``.safetensors`` files too.
+
+    Tensors stay on the CPU whatever ``map_location`` is: loading copies them to the model's device.
+    """
+    CheckpointLoader.register_scheme('', _load_from_local, force=True)
+    CheckpointLoader.register_scheme([r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], _load_from_ceph, force=True)
+    # Of the other schemes: a URL, or a downloaded file.
+    _framework.load_url = _load_url
+    if hasattr(_framework, '_safe_torch_load'):  # the fork's
+        _framework._safe_torch_load = _load_from_local
+
+
+def _load_from_local(filename: Any, map_location: Any = None) -> dict[str, Any]:
+    return _for_framework(weights.read_checkpoint(filename), filename)
+
+
+def _load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> dict[str, Any]:
+    def opened() -> BinaryIO:
+        return io.BytesIO(get_file_backend(filename, backend_args=dict(backend=backend)).get(filename))
+
+    return _for_framework(weights.read_stream(opened, filename), filename)
+
+
+def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, **_: Any) -> dict[str, Any]:
+    return _for_framework(weights.read_checkpoint(weights.download(url, model_dir)), url)
+
+
+def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
+    """What MMEngine may use without a look: no foreign objects where it expects its own, no code, no paths."""
+    checkpoint = {key: value for key, value in checkpoint.items() if isinstance(key, str)}
+    found = weights.find_state_dict(checkpoint, source)
+    if not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        checkpoint.setdefault('state_dict', found)
+    for name in ('state_dict', 'ema_state_dict'):
+        state = checkpoint.get(name, {})
+        if not isinstance(state, dict):
+            raise UnreadableCheckpointError(f'Checkpoint {source}: its {name} is not a dict of tensors.')
+        for key in [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
+            del state[key]
+    if not isinstance(checkpoint.get('meta', {}), dict):
+        del checkpoint['meta']
+    for key in ('config', 'cfg'):
+        checkpoint.get('meta', {}).pop(key, None)
+    if 'message_hub' in checkpoint:
+        checkpoint['message_hub'] = _hub(checkpoint['message_hub'])
     return checkpoint
 
 
-def read_state_dict(source: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint: :func:`find_state_dict` of :func:`read_checkpoint`.
-
-    Raises:
-        UnreadableCheckpointError: If the file is missing, truncated, no plain data, or holds no weights.
-    """
-    return find_state_dict(read_checkpoint(source), source)
-
-
-def find_state_dict(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The weights in what :func:`read_checkpoint` gave.
-
-    Of several sets the EMA weights come first, as timm reads its own. Prefixes of DDP and ``torch.compile``
-    are cut.
-
-    Raises:
-        UnreadableCheckpointError: If there are none.
-    """
-    found = next(
-        (checkpoint[k] for k in (*TIMM_EMA, 'state_dict', 'model') if isinstance(checkpoint.get(k), dict)), checkpoint
-    )
-    if not any(isinstance(value, Tensor) for value in found.values()):
-        raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
-    state = {}
-    for key, value in found.items():
-        if isinstance(key, str) and isinstance(value, Tensor):
-            for prefix in ('module.', '_orig_mod.', 'module.'):
-                key = key.removeprefix(prefix)
-            state[key] = value
-    return state
+def _hub(stored: Any) -> dict[str, Any]:
+    parts = {name: _named(stored, name) for name in ('log_scalars', 'runtime_info', 'resumed_keys')}
+    logs = {key: _history(value) for key, value in parts['log_scalars'].items()}
+    info = parts['runtime_info']
+    files = {key: info.pop(key) for key in list(info) if key.startswith(_FILES)}
+    return {**parts, 'log_scalars': {key: log for key, log in logs.items() if log is not None}, 'files': files}
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load ``state`` into ``model`` and refuse to leave anything random.
+def _named(stored: Any, name: str) -> dict[str, Any]:
+    part = stored.get(name) if isinstance(stored, dict) else None
+    return {key: value for key, value in (part if isinstance(part, dict) else {}).items() if isinstance(key, str)}
+
+
+def _history(stored: Any) -> HistoryBuffer | None:
+    """A training log from its plain form, or from what stock MMEngine stores."""
+    if isinstance(stored, Foreign) and isinstance(stored.state, dict):
+        names = ('_log_history', '_count_history', 'max_length')
+        log, count, length = (stored.state.get(name) for name in names)
+    elif isinstance(stored, dict) and _HISTORY in stored:
+        log, count, length = (stored.get(name) for name in ('log', 'count', 'max_length'))
+    else:
+        return None
+    if not isinstance(log, Tensor) or not isinstance(count, Tensor) or log.dim() != 1 or log.shape != count.shape:
+        return None
+    if log.is_complex() or count.is_complex() or type(length) is not int or not len(log) <= length < 2**48:
+        return None
+    return HistoryBuffer(log.numpy(), count.numpy(), length)
+
+
+def check_resumable(checkpoint: dict[str, Any], source: str, run: dict[str, Any], work_dir: Path) -> None:
+    """Refuse to resume from what is not a run's checkpoint, and let none name files outside of ``work_dir``.
 
     Args:
-        model: The model.
-        state: Weights under the model's own keys; keys that the model lacks are refused too.
-        what: Which model and which file, for the error.
+        checkpoint: What MMEngine's loader gave. Its message hub gets back the names of checkpoints that are inside.
+        source: Its file, for errors.
+        run: The run's own ``optimizer`` and ``param_schedulers``, whose form the checkpoint's must have.
+        work_dir: The folder of the run's checkpoints.
 
     Raises:
-        SetupError: If keys are missing or unknown, or shapes differ; it names the first of each.
+        SetupError: If a part is missing, of another type, or out of range.
     """
-    # Told by the loading itself, since models resize and rename weights while they load them.
-    missing: list[str] = []
-    unknown: list[str] = []
-    shapes: list[str] = []
-    faults: list[str] = []
-
-    def note(_: nn.Module, incompatible: Any) -> None:
-        missing.extend(key for key in incompatible.missing_keys if not key.endswith('num_batches_tracked'))
-        unknown.extend(key for key in incompatible.unexpected_keys if not key.startswith('data_preprocessor.'))
-
-    handle = model.register_load_state_dict_post_hook(note)
-    try:
-        model.load_state_dict(dict(state), strict=False)
-    except Exception as error:  # the model's own hooks may fail in any way on weights that are not its own
-        shapes = [f'{key} is ({its}), not ({own})' for key, its, own in _MISMATCH.findall(str(error))]
-        faults = [] if shapes else [' '.join(str(error).split()) or type(error).__name__]
-    finally:
-        handle.remove()
-    faults += [
-        f'{len(keys)} {kind} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
-        for kind, keys in (('missing', missing), ('of another shape', shapes), ('unknown', unknown))
-        if keys
-    ]
+    meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
+    if meta is None or hub is None:
+        raise SetupError(f'{source} cannot be resumed: it holds weights only; start from them with load_from.')
+    numbers = {f'meta.{key}': (meta.get(key), 2**48) for key in ('epoch', 'iter')}
+    numbers['meta.seed'] = meta.get('seed') or 0, 2**32
+    faults = [f'{key} is {value!r:.80}' for key, (value, end) in numbers.items() if not _is_count(value, end)]
+    scores = {key: value for key, value in hub['runtime_info'].items() if key.startswith('best_score')}
+    faults += [f'{key} is {value!r:.80}' for key, value in scores.items() if not _is_like(value, 0.0)]
+    faults += [fault for part in run if part in checkpoint and (fault := _fault(checkpoint[part], run[part], part))]
     if faults:
-        raise SetupError(
-            f'{what}: the weights do not fit: {"; ".join(faults)}. Is it a checkpoint of another architecture '
-            'or number of classes?'
-        )
+        raise SetupError(f'{source} cannot be resumed: its {faults[0]}.')
+    for found, own in zip(checkpoint.get('param_schedulers', []), run.get('param_schedulers', []), strict=False):
+        for key in found.keys() - own.keys():  # MMEngine would set them as attributes
+            del found[key]
+    files = hub.pop('files')
+    hub['runtime_info'].update({key: value for key, value in files.items() if _is_inside(value, work_dir)})
+
+
+def _is_count(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end
+
+
+def _is_inside(value: Any, folder: Path) -> bool:
+    if isinstance(value, list):
+        return all(_is_count(step, 2**48) for step in value)
+    return isinstance(value, str) and '\0' not in value and Path(value).resolve().parent == folder.resolve()
+
+
+def _fault(found: Any, own: Any, where: str) -> str | None:
+    """Where ``found`` has another form than the run's own state, for an error."""
+    if not _is_like(found, own):
+        return f"{where} is {found!r:.80}, and the run's is {own!r:.80}"
+    if isinstance(own, (list, tuple)):
+        if len(found) != len(own):
+            return f"{where} has {len(found)} entries, and the run's {len(own)}"
+        own, found = dict(enumerate(own)), dict(enumerate(found))
+    if not isinstance(own, dict):
+        return None
+    return next(filter(None, (_fault(found[key], own[key], f'{where}.{key}') for key in own if key in found)), None)
+
+
+def _is_like(found: Any, own: Any) -> bool:
+    if isinstance(own, (bool, type(None))) or isinstance(found, (bool, type(None))):
+        return all(isinstance(value, (bool, type(None))) for value in (found, own))
+    if isinstance(own, (int, float)):
+        return isinstance(found, (int, float)) and math.isfinite(found)
+    kinds = next((kinds for kinds in (dict, (list, tuple), Tensor, str) if isinstance(own, kinds)), object)
+    return isinstance(found, kinds)
 
 
 def to_plain(value: Any) -> Any:
@@ -261,14 +216,3 @@ def _is_plain(value: Any) -> bool:
 
 def _array(values: np.ndarray) -> Any:
     return torch.from_numpy(values.copy()) if values.dtype.kind in 'fiub' else values.tolist()
-
-
-def _revive(checkpoint: Any) -> Any:
-    """Training logs back from their plain form."""
-    hub = checkpoint.get('message_hub') if isinstance(checkpoint, dict) else None
-    scalars: Any = hub.get('log_scalars') if isinstance(hub, dict) else None
-    for key, value in scalars.items() if isinstance(scalars, dict) else ():
-        if isinstance(value, dict) and _HISTORY in value:
-            with suppress(Exception):  # one that is not of our making; MMEngine passes over it and says so
-                scalars[key] = HistoryBuffer(value['log'].numpy(), value['count'].numpy(), value['max_length'])
-    return checkpoint

@@ -1,60 +1,145 @@
-"""Distilled configs and the plain ones inside them."""
+"""Reading config files with their overrides, and the plain config of a distilled one."""
 
+import ast
+import builtins
 import copy
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mmengine.config.config as mmengine_config
 import mmpretrain
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 from mmpretrain import registry
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.datasets.custom import find_folders
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.taxonomy.names import ClassNames
 
 _OWN_HOOKS = (
     'ChannelsLastHook',
     'CheckClassesHook',
-    'SafeCheckpointHook',
-    'ReproducibleHook',
+    'CheckWeightsHook',
     'EvaluateTeacherHook',
+    'ReproducibleHook',
+    'SafeCheckpointHook',
     'SavePredictionsHook',
+    'SummaryHook',
 )
-# What MMEngine reads of a config; all else is the file's own.
+# What MMEngine reads of a config; all else are variables of the file.
 _RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
 
 
 def config_file(path: str | Path) -> Path:
-    """The file that is meant; ``mmpretrain::resnet/resnet50_8xb32_in1k.py`` is one that MMPretrain ships."""
+    """The path of a config file; ``mmpretrain::resnet/resnet50_8xb32_in1k.py`` is one that MMPretrain ships."""
     package, _, shipped = str(path).partition('::')
     if package == 'mmpretrain' and shipped:
         return Path(mmpretrain.__file__).parent / '.mim' / 'configs' / shipped
     return Path(path)
 
 
-def load_config(path: str | Path, owner: str = '') -> Config:
-    """Read a config file, or one that MMPretrain ships: ``mmpretrain::resnet/resnet50_8xb32_in1k.py``.
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None, owner: str = '') -> Config:
+    """Read a config file and merge ``--cfg-options``.
+
+    An option that names a variable of the file, such as ``data_root``, is set where the file sets the variable, before
+    the file uses it; so all that the variable makes follows, and nothing else. All others are merged as by MMEngine. In
+    a distilled config, ``model.*`` written for the plain model goes to the student; ``model.student``,
+    ``model.teacher``, ``model.pixels``, ``model.classes`` and the options of ``DistillHead`` under ``model.head`` are
+    the distilled model's own.
 
     Args:
-        path: The file; it is Python and runs.
+        path: As for :func:`config_file`. The file is Python code and is executed.
+        options: Overrides by dotted key.
         owner: Begins the errors.
 
     Raises:
-        SetupError: If there is none, it has no model, or it needs an environment variable that is not set.
+        SetupError: If there is no such file, it has no model, it needs an environment variable that is not set, or it
+            sets a variable of ``options`` where it cannot be followed.
     """
     file = config_file(path)
     if not file.is_file():
         raise SetupError(f'{owner}There is no config file {path}.')
     try:
-        cfg = Config.fromfile(file)
+        cfg = _read(file, options or {})
     except KeyError as error:
         raise SetupError(f'{owner}{path} cannot be read: {_reason(error)}') from error
     if not cfg.get('model'):
         raise SetupError(f'{owner}{path} has no model; is it a config of its own, or a base of others?')
+    merge_options(cfg, options or {})
     return cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Merge options other than variables of a file in place; see :func:`load_config`."""
+    distilled = is_distilled(cfg)
+    cfg.merge_from_dict({_student_key(key) if distilled else key: value for key, value in options.items()})
+
+
+def _read(file: Path, options: Mapping[str, Any]) -> Config:
+    # For each name the last statement of the last file that binds it. Bases run before the files that inherit them.
+    bindings: dict[str, tuple[str, int, ast.stmt]] = {}
+
+    def record(tree: ast.Module, filename: str) -> None:
+        for k, statement in enumerate(tree.body):
+            bindings.update({name: (filename, k, statement) for name in _bound_names(statement)})
+
+    with _each_file(record):
+        cfg = Config.fromfile(file)
+    values = {k: v for k, v in options.items() if k in bindings and k in cfg and not isinstance(v, dict)}
+    if not values:
+        return cfg
+    for name in values:
+        filename, _, statement = bindings[name]
+        if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+            raise SetupError(
+                f'--cfg-options {name}: {filename} sets it inside the block of line {statement.lineno}, so what it '
+                'changes there cannot be followed; edit the file.'
+            )
+
+    def assign(tree: ast.Module, filename: str) -> None:
+        places = [(bindings[name][1], name) for name in values if bindings[name][0] == filename]
+        for k, name in sorted(places, reverse=True):
+            tree.body[k + 1 : k + 1] = ast.parse(f'{name} = {values[name]!r}').body
+
+    with _each_file(assign):
+        return Config.fromfile(file)
+
+
+def _bound_names(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, ast.Assign):
+        nodes: list[ast.AST] = [node for target in statement.targets for node in ast.walk(target)]
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        nodes = [statement.target]
+    elif isinstance(statement, (ast.If, ast.For, ast.While, ast.With, ast.Try)):
+        nodes = list(ast.walk(statement))
+    else:
+        nodes = []
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+@contextmanager
+def _each_file(visit: Callable[[ast.Module, str], None]) -> Iterator[None]:
+    """Have ``visit`` see, and change, the syntax tree of each Python file that MMEngine executes for a config.
+
+    For configs of both styles MMEngine compiles each file once, in this one module; it offers no other way in.
+    """
+
+    def visiting(source: Any, filename: str, mode: str) -> Any:
+        if mode == 'exec':
+            visit(source, filename)
+        return builtins.compile(source, filename, mode)
+
+    mmengine_config.compile = visiting
+    try:
+        yield
+    finally:
+        del mmengine_config.compile
 
 
 def _reason(error: KeyError) -> str:
@@ -65,10 +150,29 @@ def _reason(error: KeyError) -> str:
     return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
 
 
+def is_mixed_in(key: str) -> bool:
+    """Whether a dotted key belongs to what distilling adds to a plain model's config: ``model.teacher.checkpoint``."""
+    model, part, option, *_ = [*key.split('.'), '', '']
+    of_head = part == 'head' and option in inspect.signature(DistillHead).parameters
+    return model == 'model' and (of_head or part in ('student', 'teacher', 'pixels', 'classes'))
+
+
+def _student_key(key: str) -> str:
+    model, _, rest = key.partition('.')
+    if model != 'model' or is_mixed_in(key) or rest in ('', 'type'):
+        return key
+    return f'model.student.{rest}'
+
+
+def type_name(node: Any) -> str:
+    """The bare name of the type that a config names, whether as a string or as a class; '' if none."""
+    kind = (node.get('type') or '') if isinstance(node, dict) else ''
+    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
 def is_distilled(cfg: Config) -> bool:
     """Whether the config's model is a ``Distiller``."""
-    kind = (cfg.get('model') or {}).get('type')
-    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == 'Distiller'
+    return type_name(cfg.get('model')) == 'Distiller'
 
 
 def plain_model(cfg: Config) -> ConfigDict:
@@ -83,13 +187,13 @@ def plain_model(cfg: Config) -> ConfigDict:
 
 
 def without_pretrained(model: ConfigDict) -> ConfigDict:
-    """``model`` without weights that building it would fetch or read: a checkpoint will replace them."""
+    """``model`` without the weights that building it would download or read: a checkpoint will replace them."""
     for node in dicts_in(model):
         if node.get('pretrained'):
-            node['pretrained'] = False if _type_name(node).startswith(('Timm', 'TIMM')) else None
-        if _type_name(node) == 'TimmStudent':
+            node['pretrained'] = False if type_name(node).startswith(('Timm', 'TIMM')) else None
+        if type_name(node) == 'TimmStudent':
             node.pop('checkpoint', None)
-        if _type_name(node) == 'TIMMBackbone':
+        if type_name(node) == 'TIMMBackbone':
             node.pop('checkpoint_path', None)
     return model
 
@@ -97,16 +201,16 @@ def without_pretrained(model: ConfigDict) -> ConfigDict:
 def plain_config(cfg: Config) -> Config:
     """The student's config for MMPretrain alone, to test its checkpoints where this plugin is not installed.
 
-    A ``TimmStudent`` becomes the stock ``TimmClassifier``, which reads the same checkpoint. Our hooks go; the
-    import of this plugin goes too, unless the config uses one of its data sets or hard-label losses.
+    A ``TimmStudent`` becomes the stock ``TimmClassifier``, which reads the same checkpoint. Our hooks are removed, and
+    so is the import of this plugin, unless the config uses one of its data sets or hard-label losses.
     """
     plain = copy.deepcopy(cfg)
     plain._cfg_dict['model'] = _stock_model(without_pretrained(plain_model(cfg)))
     hooks = plain.get('default_hooks') or {}
-    for name in [n for n, hook in hooks.items() if hook and _type_name(hook) in _OWN_HOOKS]:
+    for name in [n for n, hook in hooks.items() if type_name(hook) in _OWN_HOOKS]:
         hooks.pop(name)
     if plain.get('custom_hooks'):
-        plain.custom_hooks = [hook for hook in plain.custom_hooks if _type_name(hook) not in _OWN_HOOKS]
+        plain.custom_hooks = [hook for hook in plain.custom_hooks if type_name(hook) not in _OWN_HOOKS]
     imports = plain.get('custom_imports')
     if imports and not _uses_plugin(plain):
         imports['imports'] = [name for name in imports['imports'] if name.split('.')[0] != 'fnkd_plugin']
@@ -115,77 +219,23 @@ def plain_config(cfg: Config) -> Config:
     return plain
 
 
-def merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    """``--cfg-options`` in place; ``model.*`` written for the plain model reaches the student of a distilled one.
-
-    ``model.student``, ``model.teacher``, ``model.pixels``, ``model.classes`` and the options of ``DistillHead`` under
-    ``model.head`` mean the distilled model's own. A variable of the file, such as ``data_root``, is replaced
-    wherever the file used it, which MMEngine alone does not do.
-    """
-    variables = {
-        cfg[key]: value
-        for key, value in options.items()
-        if key not in _RUNNER_KEYS and isinstance(value, str) and isinstance(cfg.get(key), str) and cfg[key].strip('/')
-    }
-    # Longer ones first: one may be a folder inside another.
-    _replaced(cfg._cfg_dict, sorted(variables.items(), key=lambda pair: -len(pair[0].rstrip('/'))))
-    if is_distilled(cfg):
-        options = {_student_key(key): value for key, value in options.items()}
-    cfg.merge_from_dict(options)
-
-
-def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``--cfg-options`` for a plain config that is to be distilled: its own, and those of what is mixed into it."""
-    mixed_in = {key: value for key, value in options.items() if _is_mixed_in(key)}
-    return {key: value for key, value in options.items() if key not in mixed_in}, mixed_in
-
-
-def _is_mixed_in(key: str) -> bool:
-    model, part, option, *_ = [*key.split('.'), '', '']
-    # By name, since distillers stand above this module.
-    of_head = inspect.signature(registry.MODELS.get('DistillHead')).parameters
-    distilled = part in ('student', 'teacher', 'pixels', 'classes') or (part == 'head' and option in of_head)
-    return model == 'model' and distilled
-
-
-def _replaced(node: Any, pairs: list[tuple[str, str]]) -> Any:
-    """``node`` with each (old, new) of ``pairs``, and paths below the old, replaced; dicts and lists in place."""
-    if isinstance(node, dict):
-        # dict's own items: those of ConfigDict import the classes that pure-Python configs name.
-        for key, child in list(dict.items(node)):
-            node[key] = _replaced(child, pairs)
-    elif isinstance(node, list):
-        node[:] = [_replaced(child, pairs) for child in node]
-    elif isinstance(node, tuple):
-        return tuple(_replaced(child, pairs) for child in node)
-    elif isinstance(node, str):
-        for old, new in pairs:
-            folder = old.rstrip('/')
-            if node in (old, folder):
-                return new
-            if node.startswith(folder + '/'):
-                return new.rstrip('/') + node[len(folder) :]
-    return node
-
-
-def _student_key(key: str) -> str:
-    model, _, rest = key.partition('.')
-    if model != 'model' or _is_mixed_in(key) or rest in ('', 'type'):
-        return key
-    return f'model.student.{rest}'
-
-
 def _stock_model(model: ConfigDict) -> ConfigDict:
-    if _type_name(model) == 'TimmStudent':
+    if type_name(model) == 'TimmStudent':
         model['type'] = 'TimmClassifier'
         model['model_name'] = model.pop('model')
         model.pop('channels_last', None)
     return model
 
 
-def _type_name(node: Any) -> str:
-    kind = node.get('type', '') if isinstance(node, dict) else ''
-    return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+def _uses_plugin(cfg: Config) -> bool:
+    registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
+    # Variables of the file may hold what this model does not use.
+    read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
+    for node in dicts_in(read):
+        kinds = [r.module_dict.get(type_name(node)) for r in registries]
+        if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
+            return True
+    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(read))
 
 
 def dicts_in(node: Any) -> Iterator[dict]:
@@ -194,7 +244,7 @@ def dicts_in(node: Any) -> Iterator[dict]:
 
 
 def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
-    """All dicts inside a part of a config, called ``name``, and what ``--cfg-options`` call them."""
+    """All dicts inside a part of a config, called ``name``, each with its dotted key."""
     children: list[tuple] = []
     if isinstance(node, dict):
         yield name, node
@@ -205,30 +255,29 @@ def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
         yield from named_dicts(child, f'{name}.{key}')
 
 
-def _uses_plugin(cfg: Config) -> bool:
-    registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
-    # A file's own variables may hold what this model does not use.
-    read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
-    for node in dicts_in(read):
-        kinds = [r.module_dict.get(_type_name(node)) for r in registries]
-        if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
-            return True
-    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(read))
-
-
 def dataset_classes(cfg: Config) -> ClassNames | None:
     """The classes of a config's training set, if they are known before it is built.
 
     Returns:
-        The names that the config gives, or else the name of the data set whose ``METAINFO`` holds them.
+        The names that the config gives, or those of the folders of a ``CustomDataset``, or else the name of the data
+        set whose ``METAINFO`` holds them.
     """
     for node in dicts_in((cfg.get('train_dataloader') or {}).get('dataset')):
         # MMEngine's order; the argument of MMPretrain's data sets may be a text file.
         stated = node.get('classes') or (node.get('metainfo') or {}).get('classes')
         if stated:
             return stated if isinstance(stated, str) else list(stated)
-        kind = node.get('type')
-        kind = registry.DATASETS.get(kind) if isinstance(kind, str) else kind
-        if (getattr(kind, 'METAINFO', None) or {}).get('classes'):
-            return kind.__name__  # type: ignore[union-attr]
+        kind = dataset_type(node)
+        if kind is not None and (getattr(kind, 'METAINFO', None) or {}).get('classes'):
+            return kind.__name__
+        prefix = node.get('data_prefix') or ''
+        folder = Path(node.get('data_root') or '', prefix if isinstance(prefix, str) else prefix.get('img_path') or '')
+        if kind is CustomDataset and not node.get('ann_file') and folder.is_dir():
+            return find_folders(str(folder))[0]
     return None
+
+
+def dataset_type(node: Mapping[str, Any]) -> type | None:
+    """The class of a data set's config; of ``FlippedLabels`` that of the data set whose labels it flips."""
+    kind = node.get('of', node.get('type'))
+    return registry.DATASETS.get(kind) if isinstance(kind, str) else kind

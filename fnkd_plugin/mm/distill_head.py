@@ -1,17 +1,18 @@
-"""How the hard and the soft losses are weighed."""
+"""The weights of the hard and the soft losses."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
 from fnkd_plugin.prediction import Prediction, most_likely
+
+_logger = logging.getLogger(__name__)
 
 
 @MODELS.register_module()
@@ -28,8 +29,8 @@ class DistillHead(nn.Module):
             gets wrong; 0 leaves them out. Under mixup and CutMix wrong is other than the heavier class.
 
     Raises:
-        SetupError: If a number is out of range, something that is no soft loss is given, or one that has no loss for
-            each image (DIST, DKD) together with a ``wrong_teacher_weight``.
+        SetupError: If a number is out of range, if a soft loss is not one, or if it has no loss for each image (DIST,
+            DKD) and there is a ``wrong_teacher_weight``.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class DistillHead(nn.Module):
     ) -> None:
         super().__init__()
         several: list[Any] = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
-        # A plain list: soft losses have no parameters, and a ModuleList would forget their type.
+        # A plain list, as soft losses have no parameters.
         self.soft_losses = [_build_soft_loss(loss) for loss in several]
         if not self.soft_losses:
             raise SetupError('DistillHead: soft_loss is empty; give at least one, such as KDLoss.')
         self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)
         self.warmup = check_number('DistillHead', 'warmup', warmup)
         self.by_epoch = by_epoch
-        self._said_too_long = False
+        self._warmup_warned = False
         weight = check_number('DistillHead', 'wrong_teacher_weight', wrong_teacher_weight)
         if weight > 1:
             raise SetupError(f'DistillHead: wrong_teacher_weight must be in [0, 1], but is {weight:g}.')
@@ -57,8 +58,8 @@ class DistillHead(nn.Module):
         others = [type(loss).__name__ for loss in self.soft_losses if not isinstance(loss, SoftTargetLoss)]
         if weight < 1 and others:
             raise SetupError(
-                f'DistillHead: {others[0]} is no mean over images under one policy, so that wrong_teacher_weight '
-                'cannot apply to it; leave it at 1, or use a soft loss such as KDLoss.'
+                f'DistillHead: {others[0]} is not a mean over images under one policy, to which '
+                'wrong_teacher_weight applies; leave it at 1, or use a soft loss such as KDLoss.'
             )
 
     @property
@@ -71,38 +72,50 @@ class DistillHead(nn.Module):
         """Whether any soft loss with a weight reads feature norms."""
         return any(loss.needs_feature_norm for loss in self._weighed())
 
-    def begin(self, device: torch.device) -> None:
-        """What must be done before training, outside a compiled graph: see :meth:`SoftLoss.begin`."""
-        for loss in self._weighed():
-            loss.begin(device)
-
-    def catch_up(self) -> None:
-        """What must be done after :meth:`forward`, outside a compiled graph: see :meth:`SoftLoss.catch_up`."""
-        for loss in self._weighed():
-            loss.catch_up()
-
     @property
     def needs_all_logits(self) -> list[str]:
         """The soft losses with a weight that cannot learn from a teacher's largest logits alone."""
         return [type(loss).__name__ for loss in self.soft_losses if loss.needs_all_logits and loss.loss_weight > 0]
 
-    def forward(
-        self, student: Prediction, teacher: Prediction, labels: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The soft losses by name, and further scalars for the log.
+    def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The soft losses by name.
 
         ``loss_soft`` if there is one; ``loss_soft_kd`` and the like, after their classes, if there are several.
         ``labels`` [N] are the classes of the images, for the losses that want them.
         """
         factor = self._warmup_factor()
-        extra = {} if self.wrong_teacher_weight == 1 else {'trust': self._trust(teacher, labels)}
+        extra = {} if self.wrong_teacher_weight == 1 else {'image_weight': self._image_weight(teacher, labels)}
         losses: dict[str, Tensor] = {}
-        log_vars: dict[str, Tensor] = {}
-        for loss in self._weighed():
+        for name, loss in self._named().items():
             loss.observe(teacher)
-            losses[self._name_of(loss, losses)] = loss(student, teacher, labels, **extra) * factor
-            log_vars.update(loss.log_vars())
-        return losses, log_vars
+            value = loss(student, teacher, labels, **extra)
+            losses[name] = value if factor == 1 else value * factor
+        return losses
+
+    def log_vars(self) -> dict[str, float]:
+        """Further numbers for the log: ``tau``, or ``tau_fnkd`` and the like if there are several soft losses."""
+        return {
+            f'{key}{name.removeprefix("loss_soft")}': value
+            for name, loss in self._named().items()
+            for key, value in loss.log_vars().items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The state of the soft losses by name (``tau='auto'``), for checkpoints: plain numbers."""
+        states = {name: loss.state_dict().get('_extra_state') for name, loss in self._named().items()}
+        return {name: state for name, state in states.items() if state}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Continue from a :meth:`state`; losses that it does not name begin anew.
+
+        Raises:
+            SetupError: If it is not one.
+        """
+        if not isinstance(states, Mapping):
+            raise SetupError(f'DistillHead: the stored state of the soft losses must be a dict, but is {states!r}.')
+        for name, loss in self._named().items():
+            if name in states:
+                loss.load_state_dict({'_extra_state': states[name]})
 
     def scale_hard(self, losses: dict[str, Any]) -> dict[str, Any]:
         """The student's own losses times ``hard_weight``, ``'loss'`` renamed to ``'loss_hard'``.
@@ -123,18 +136,22 @@ class DistillHead(nn.Module):
     def _weighed(self) -> list[SoftLoss]:
         return [loss for loss in self.soft_losses if loss.loss_weight > 0]
 
-    def _trust(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
+    def _image_weight(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise ValueError('DistillHead: the images have no labels, which wrong_teacher_weight needs; leave it at 1.')
         right = (most_likely(teacher) == labels).float()
         return right + (1 - right) * self.wrong_teacher_weight
 
-    def _name_of(self, loss: nn.Module, taken: dict[str, Tensor]) -> str:
-        if len(self.soft_losses) == 1:
-            return 'loss_soft'
-        name = 'loss_soft_' + type(loss).__name__.removesuffix('Loss').lower()
-        same = sum(other == name or other.startswith(name + '_') for other in taken)
-        return f'{name}_{same + 1}' if same else name
+    def _named(self) -> dict[str, SoftLoss]:
+        named: dict[str, SoftLoss] = {}
+        for loss in self._weighed():
+            name = 'loss_soft'
+            if len(self.soft_losses) > 1:
+                name += '_' + type(loss).__name__.removesuffix('Loss').lower()
+                same = sum(other == name or other.startswith(name + '_') for other in named)
+                name += f'_{same + 1}' if same else ''
+            named[name] = loss
+        return named
 
     def _warmup_factor(self) -> float:
         if self.warmup == 0:
@@ -147,13 +164,11 @@ class DistillHead(nn.Module):
                 'DistillHead: warmup needs a Runner, which counts epochs and iterations; '
                 'train with one, or set warmup=0.'
             )
-        if length is not None and self.warmup > length and not self._said_too_long:
-            self._said_too_long = True
-            print_log(
+        if length is not None and self.warmup > length and not self._warmup_warned:
+            self._warmup_warned = True
+            _logger.warning(
                 f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so that the '
-                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.',
-                logger='current',
-                level=logging.WARNING,
+                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.'
             )
         return min(1.0, (done + 1) / self.warmup)
 

@@ -1,24 +1,21 @@
 """The distilled model, which *is* the student."""
 
 import functools
-import inspect
+import logging
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from fnkd_plugin.errors import SetupError
+from fnkd_plugin.errors import SetupError, check_several_classes
 from fnkd_plugin.losses.alsr_loss import label_tables
-from fnkd_plugin.mm.batch_statistics import batch_statistics
 from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.mm.labels import hard_labels
+from fnkd_plugin.mm.step import Step
 from fnkd_plugin.mm.tasks import adds_outputs, check_single_label, check_trainable, forward_to_logits
-from fnkd_plugin.mm.teacher_guard import TeacherGuard
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.readers import (
     AffineReader,
@@ -28,6 +25,7 @@ from fnkd_plugin.readers import (
     find_last_affine,
     find_last_module,
     probe,
+    without_readers,
 )
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
@@ -40,10 +38,9 @@ if TYPE_CHECKING:
     class _Student(nn.Module):
         data_preprocessor: nn.Module
 
-        def parse_losses(self, losses: dict[str, Any]) -> Any: ...
-
 else:
     _Student = object
+_logger = logging.getLogger(__name__)
 
 
 class Distillation:
@@ -53,7 +50,11 @@ class Distillation:
     (EMA) share it.
 
     Attributes:
-        classes: What the student's classes are called, if that was said and compared with the teacher's.
+        teacher: The teacher.
+        head: The soft losses.
+        reader: Reads the student's logits.
+        classes: The names of the student's classes, if they were given and compared with the teacher's.
+        step: What the log needs of the last training step.
     """
 
     def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes: Classes | None = None) -> None:
@@ -61,25 +62,15 @@ class Distillation:
         self.head = head
         self.reader = reader
         self.classes = classes
-        self.guard = TeacherGuard(teacher.name)
+        self.step: Step | None = None
 
     def __deepcopy__(self, memo: dict) -> 'Distillation':
         return self
 
-    def ask_teacher(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
+    def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
         """The teacher's prediction of the student's batch; no random stream is moved."""
-        if not torch.compiler.is_compiling():
-            self.guard.look_back()
         with isolated_rng():
-            prediction = self.teacher.predict(inputs, data_samples)
-        self.guard.check(prediction, data_samples)
-        return prediction
-
-    @torch.compiler.disable
-    def catch_up(self) -> None:
-        """What a compiled graph of a training batch left undone; nothing after one that was not compiled."""
-        self.guard.catch_up()
-        self.head.catch_up()
+            return self.teacher.predict(inputs, data_samples)
 
 
 @MODELS.register_module()
@@ -102,7 +93,7 @@ class Distiller(_Student):
         data_preprocessor: Handed to the student, for MMEngine, which puts a config's common one here.
 
     Raises:
-        SetupError: If student, teacher and head do not fit; it names both sides and the mend.
+        SetupError: If student, teacher and head do not fit; it names both sides and the fix.
     """
 
     _distillation: Distillation
@@ -144,55 +135,54 @@ class Distiller(_Student):
         self._distillation = Distillation(teacher, head, reader, named)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made at run time, so pickle and copy are told how.
+        # The class is made at run time, so pickle and copy need a function.
         return _new_distilled, (_student_class(self),), self.__dict__
+
+    @property
+    def distillation(self) -> Distillation:
+        """The teacher, the soft losses, and what else distilling added."""
+        return self._distillation
+
+    def student(self) -> Any:
+        """A copy of the student without anything of the distillation, to export, script or quantise."""
+        plain = without_readers(self)
+        plain.__class__ = _student_class(self)
+        del plain._distillation
+        return plain
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor', **kwargs: Any) -> Any:
         """The student's forward; in mode ``'loss'`` with the soft losses added."""
         if mode != 'loss':
-            if mode == 'predict' and not torch.compiler.is_compiling():  # an epoch's last batch, before it is evaluated
-                self._distillation.guard.look_back()
             return super().forward(inputs, data_samples, mode, **kwargs)
-        teaching = self._distillation
-        head, reader = teaching.head, teaching.reader
+        head, reader = self._distillation.head, self._distillation.reader
         if not head.active:
             return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
         # The teacher first, so that its activations are gone before the student's are kept.
-        teacher = teaching.ask_teacher(inputs, data_samples)
-        reader.reading = True
-        try:
-            losses = head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
-        finally:
-            reader.reading = False
+        teacher = self._distillation.predict(inputs, data_samples)
+        labels = hard_labels(data_samples)
+        own: dict[str, Any] = {}
+        with reader:
+            if labels is not None or not data_samples:
+                own = super().forward(inputs, data_samples, mode, **kwargs)
+            elif head.hard_weight == 0:
+                super().forward(inputs, data_samples, 'tensor', **kwargs)
+            else:
+                raise ValueError(
+                    'Distiller: the images have no labels; DistillHead(hard_weight=0) trains on the teacher alone.'
+                )
         student = reader.take()
         if student is None:
             raise RuntimeError(
                 f'Distiller: the loss of {_student_class(self).__name__} never calls as a module what makes its '
                 'logits, so that they cannot be read.'
             )
-        labels = hard_labels(data_samples)
-        soft, log_vars = head(student, teacher, labels)
-        losses.update(soft)
-        losses.update(log_vars)
-        losses.update(batch_statistics(student, teacher, labels))
-        return losses
+        self._distillation.step = Step.of(student, teacher, labels, _total(own))
+        return {**head.scale_hard(own), **head(student, teacher, labels)}
 
-    def parse_losses(self, losses: dict[str, Any]) -> Any:
-        """The student's own; called between forward and backward, outside a compiled graph or at its end."""
-        self._distillation.catch_up()
-        return super().parse_losses(losses)
 
-    def train(self, mode: bool = True) -> Any:
-        """The student's own; called by a Runner before each epoch, when a checkpoint to resume from has been read."""
-        if mode and '_distillation' in self.__dict__:  # not while the student is still being examined
-            self._distillation.head.begin(next(self.parameters()).device)
-        return super().train(mode)
-
-    def _save_to_state_dict(self, *args: Any) -> None:
-        # No checkpoint is written after a broken batch; MMEngine's own state_dict calls this as torch's does.
-        self._distillation.guard.catch_up()
-        self._distillation.guard.look_back()
-        super()._save_to_state_dict(*args)
+def _total(losses: dict[str, Any]) -> Tensor | None:
+    parts = [value if isinstance(value, Tensor) else sum(value) for name, value in losses.items() if 'loss' in name]
+    return sum(part.mean() if part.ndim else part for part in parts) if parts else None  # type: ignore[return-value]
 
 
 @functools.cache
@@ -216,20 +206,11 @@ def _check_student(student: BaseModel) -> None:
     kind = type(student).__name__
     if isinstance(student, Distiller):
         raise SetupError('Distiller: the student distils already; give its own student.')
-    if hasattr(student, '_distillation'):
-        raise SetupError(f"Distiller: {kind} has an attribute '_distillation' of its own, which distilling would hide.")
+    taken = [name for name in ('_distillation', 'distillation', 'student') if hasattr(student, name)]
+    if taken:
+        raise SetupError(f'Distiller: {kind} has an attribute {taken[0]!r} of its own, which distilling would hide.')
     check_single_label('Distiller: the student', student)
     check_trainable('Distiller: the student', student)
-    if type(student).train_step is not BaseModel.train_step:
-        try:
-            source = inspect.getsource(type(student).train_step)
-        except (OSError, TypeError):  # a class without a source file; then it is not known to call forward
-            source = ''
-        if not any(call in source for call in ("mode='loss'", 'mode="loss"', 'super().train_step')):
-            raise SetupError(
-                f"Distiller: {kind} overrides train_step without calling forward(mode='loss'), where distilling "
-                "happens; it would train as if it had no teacher. Call forward(mode='loss') there."
-            )
 
 
 def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
@@ -255,8 +236,8 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     module: Any = student.head if summed else find_last_module(output, ran)
     if module is None:
         raise SetupError(
-            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is no tensor [N, K] that "
-            'one of its modules makes (features without a classifier?). Give a student with a classifier, such as '
+            f"Distiller: the student's logits cannot be found: the output of {kind} ({inner}) is not a tensor [N, K] "
+            'of one of its modules (features without a classifier?). Give a student with a classifier, such as '
             'LinearClsHead.'
         )
     num_classes = output.numel()  # of one image; LeNet squeezes the batch away
@@ -264,16 +245,17 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
         loss.check_class_count(num_classes, 'the student')
     if named is not None and len(named.names) != num_classes:
         raise SetupError(f'Distiller: the student has {num_classes} classes, but classes names {len(named.names)}.')
+    check_several_classes('Distiller: the student', num_classes)
     teacher.match_classes(num_classes, named)
     if head.needs_feature_norm and layer is None:
         raise SetupError(
-            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no one last '
-            'affine layer (cosines have no feature norm left, a mean or sum of two heads has two); use KDLoss with it.'
+            f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no single '
+            'last affine layer (cosines have no feature norm, a mean or sum of two heads has two); use KDLoss with it.'
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
-            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no one last affine '
-            'layer whose input has one; use KDLoss with it.'
+            f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no single last '
+            'affine layer whose input has one; use KDLoss with it.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     if teacher.top_k and head.needs_all_logits:
@@ -281,12 +263,11 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
             f'Distiller: {head.needs_all_logits[0]} needs all logits, but {teacher.name} keeps the {teacher.top_k} '
             'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
         )
-    teacher.check_mixing(student.data_preprocessor)  # type: ignore[arg-type]
     teacher.prepare(source)
-    print_log(
-        f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.',
-        logger='current',
-    )
+    _logger.info(f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.')
+    reader: Reader
     if layer is not None:
-        return AffineReader(layer)
-    return SumReader(module) if summed else LogitReader(module, ran[module])
+        reader = AffineReader(layer)
+    else:
+        reader = SumReader(module) if summed else LogitReader(module, ran[module])
+    return reader.attach()

@@ -1,4 +1,4 @@
-"""The class of each image, out of a batch's data samples."""
+"""The class of each image, from a batch's data samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,19 @@ from torch import Tensor
 
 
 def hard_labels(data_samples: Sequence[Any] | None) -> Tensor | None:
-    """Class indices [N] on the batch's device, under mixup and CutMix the heavier class; None without labels."""
-    if not data_samples:
+    """Class indices [N] on the batch's device, under mixup and CutMix the heavier class; None without labels.
+
+    Raises:
+        ValueError: If an image has several labels.
+    """
+    if not data_samples or not ('gt_label' in data_samples[0] or 'gt_score' in data_samples[0]):
         return None
+    counts = [sample.gt_label.numel() for sample in data_samples if 'gt_label' in sample]
+    if any(count != 1 for count in counts):
+        raise ValueError(
+            f'Distiller: an image has {next(n for n in counts if n != 1)} labels; soft targets are distributions over '
+            'the classes of a single-label classifier.'
+        )
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples]).argmax(1)
-    if 'gt_label' in data_samples[0]:
-        return torch.cat([sample.gt_label for sample in data_samples])
-    return None
+    return torch.cat([sample.gt_label for sample in data_samples])

@@ -1,4 +1,4 @@
-"""Softened labels mixed into a plain config: by a teacher, or by label smoothing."""
+"""Softened labels mixed into a config: by a teacher, or by label smoothing; and the hooks of a run."""
 
 import copy
 import inspect
@@ -11,8 +11,9 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin import presets
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import is_distilled
+from fnkd_plugin.mm.config import dataset_classes, dicts_in, is_distilled, type_name
 from fnkd_plugin.mm.tasks import other_task
+from fnkd_plugin.taxonomy.taxonomy import groups_of_classes
 
 
 def _presets(*types: str) -> dict[str, dict[str, Any]]:
@@ -21,39 +22,57 @@ def _presets(*types: str) -> dict[str, dict[str, Any]]:
 
 
 METHODS = _presets('DistillHead')
-"""What :func:`distill` knows: the config of a ``DistillHead`` by name."""
+"""The methods of :func:`distill`: the config of a ``DistillHead`` by name."""
 
 SMOOTHINGS = _presets('LSRLoss', 'ALSRLoss')
-"""What :func:`smooth_labels` knows: the config of a hard-label loss by name."""
+"""The methods of :func:`smooth_labels`: the config of a hard-label loss by name."""
+
+_RUN_HOOKS = {
+    'reproducible': 'ReproducibleHook',
+    'safe_checkpoint': 'SafeCheckpointHook',
+    'check_classes': 'CheckClassesHook',
+    'check_weights': 'CheckWeightsHook',
+    'summary': 'SummaryHook',
+}
 
 
-def distill(cfg: Config, /, teacher: str | dict | Sequence[str | dict], method: str = 'fnkd', **options: Any) -> Config:
+def distill(
+    cfg: Config, /, teacher: str | dict | Sequence[str | dict] | None = None, method: str = 'fnkd', **options: Any
+) -> Config:
     """A new config that trains the model of ``cfg`` with a teacher; ``cfg`` is left as it is.
 
-    It is the config that a file would give with ``model = dict(type='Distiller', student=..., teacher=..., head=...)``.
+    Its model is the one that a file would give with ``model = dict(type='Distiller', student=..., teacher=...,
+    head=...)``; its hooks are those of :func:`add_run_hooks`, so that ``Runner.from_cfg`` runs it as ``tools/train.py``
+    does.
 
     Args:
-        cfg: A plain config, of either style.
+        cfg: A plain config, of either style; or a distilled one, to train its own pair by another method.
         teacher: The config of a teacher, or a name as of :func:`teacher_config`; several make an ``EnsembleTeacher``.
+            None for a distilled ``cfg``.
         method: A name of :data:`METHODS`.
-        **options: In place of the method's own: those of its soft loss (``tau=8``, ``temperature=2``,
-            ``loss_weight=9``) and of ``DistillHead`` (``hard_weight``, ``warmup``).
+        **options: Replace the method's own: options of its soft loss (``temperature=2``, ``loss_weight=9``) and of
+            ``DistillHead`` (``hard_weight``, ``warmup``).
 
     Raises:
-        SetupError: If ``cfg`` has no model or distils already, there is no teacher, or a method or option is unknown.
+        SetupError: If ``cfg`` has no model, or not exactly one of ``cfg`` and ``teacher`` gives a teacher, or a method
+            or option is unknown.
     """
     if not cfg.get('model'):
         raise SetupError('distill: the config has no model.')
-    if is_distilled(cfg):
+    if is_distilled(cfg) and teacher is not None:
         raise SetupError(
-            'distill: the config distils already; give the plain config of its student, or change its own teacher and '
-            'head: --cfg-options model.teacher.checkpoint=FILE model.head.hard_weight=0.5.'
+            'distill: the config has a teacher already; leave teacher out to train its pair by another method, change '
+            'the teacher by --cfg-options model.teacher.checkpoint=FILE, or give the plain config of the student.'
         )
     head = _preset('distill: method', METHODS, method)
     _set_options(f'distill: {method}', [head['soft_loss'], head], options)
     mixed = copy.deepcopy(cfg)
-    mixed.model = dict(type='Distiller', student=mixed.model, teacher=_teacher(teacher), head=head)
+    if is_distilled(cfg):
+        mixed.model.head = head
+    else:
+        mixed.model = dict(type='Distiller', student=mixed.model, teacher=_teacher(teacher), head=head)
     _import_plugin(mixed)
+    add_run_hooks(mixed)
     return mixed
 
 
@@ -62,30 +81,57 @@ def smooth_labels(cfg: Config, /, method: str = 'lsr', **options: Any) -> Config
 
     Args:
         cfg: A config, plain or distilled.
-        method: ``'lsr'`` or ``'alsr'``. It takes the place of the model's own loss, with all its options.
-        **options: Those of :class:`~fnkd_plugin.losses.LSRLoss` or :class:`~fnkd_plugin.losses.ALSRLoss`, which needs
-            ``groups``.
+        method: ``'lsr'`` or ``'alsr'``. It replaces the model's own loss, with all its options.
+        **options: Those of :class:`~fnkd_plugin.losses.LSRLoss` or :class:`~fnkd_plugin.losses.ALSRLoss`. The latter
+            needs ``groups``; a rule alone, such as ``{'groups.rule': 'last_word'}``, is applied to the classes of the
+            training set.
 
     Raises:
-        SetupError: If ``cfg`` has no model or one that is no classifier of one label per image, or a method or
-            option is unknown or missing.
+        SetupError: If ``cfg`` has no model or one that is not a single-label classifier, or a method or option is
+            unknown or missing.
     """
     if not cfg.get('model'):
         raise SetupError('label smoothing: the config has no model.')
     loss = _preset('label smoothing', SMOOTHINGS, method)
-    _set_options(f'label smoothing: {method}', [loss], options)
+    nested = Config()
+    nested.merge_from_dict(options)
+    _set_options(f'label smoothing: {method}', [loss], nested.to_dict())
     mixed = copy.deepcopy(cfg)
     _owner_of_loss(mixed.model.student if is_distilled(mixed) else mixed.model)['loss'] = loss
+    name_groups(mixed)
     _import_plugin(mixed)
     return mixed
 
 
+def name_groups(cfg: Config) -> None:
+    """Apply the rules of ``ALSRLoss(groups=...)`` that name no classes, such as ``'cub'``, to the training set's."""
+    losses = [node for node in dicts_in(cfg.model) if type_name(node) == 'ALSRLoss']
+    classes = dataset_classes(cfg) if losses else None
+    if classes is not None:
+        for loss in losses:
+            loss['groups'] = groups_of_classes(loss.get('groups'), classes)
+
+
+def add_run_hooks(cfg: Config) -> None:
+    """Checks before training, a summary, exact resumption and plain checkpoints, unless the config sets them.
+
+    ``None`` in ``default_hooks`` turns one off.
+    """
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    known = {type_name(hook) for hook in [*hooks.values(), *(cfg.get('custom_hooks') or ())]}
+    for name, kind in _RUN_HOOKS.items():
+        if kind not in known:
+            hooks.setdefault(name, dict(type=kind))
+        if hooks.get(name, kind) is None:
+            hooks.pop(name)  # MMEngine takes None for its own hooks only
+
+
 def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
-    """The config of the teacher that a name means.
+    """The config of a teacher by its name.
 
     Args:
         name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, ``cached:FOLDER``, else a config file or
-            a name of MMPretrain's model zoo. A config file is Python and runs when read.
+            a name of MMPretrain's model zoo. A config file is Python code and is executed.
         checkpoint: Its weights; if None, the published ones of a name that has some.
 
     Raises:
@@ -97,21 +143,21 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
         return dict(type='TimmTeacher', model=model, **(weights or dict(pretrained=True)))
     if kind == 'hf':
         if checkpoint is not None:
-            raise SetupError(f'{name}: its weights lie beside its config; it takes no checkpoint ({checkpoint}).')
+            raise SetupError(f'{name}: its weights lie beside its config; leave the checkpoint out ({checkpoint}).')
         return dict(type='HuggingFaceTeacher', path=model)
     if kind == 'cached':
         if checkpoint is not None:
-            raise SetupError(f'{name}: a cache needs no weights; it takes no checkpoint ({checkpoint}).')
+            raise SetupError(f'{name}: a cache needs no weights; leave the checkpoint out ({checkpoint}).')
         return dict(type='CachedTeacher', path=model)
     return dict(type='MMPretrainTeacher', config=name, **weights)
 
 
-def _teacher(teacher: str | dict | Sequence[str | dict]) -> dict[str, Any]:
-    several = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
+def _teacher(teacher: str | dict | Sequence[str | dict] | None) -> dict[str, Any]:
+    several: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
     wrong = [one for one in several if not isinstance(one, (str, dict))]
     if wrong:
         raise SetupError(
-            f'distill: a teacher is a name or a config here, not a {type(wrong[0]).__name__}; an object that is built '
+            f'distill: give a teacher by name or by config, not a {type(wrong[0]).__name__}; an object that is built '
             'goes into Distiller(student, teacher, head).'
         )
     teachers = [teacher_config(one) if isinstance(one, str) else copy.deepcopy(one) for one in several]
@@ -153,7 +199,7 @@ def _owner_of_loss(model: ConfigDict) -> ConfigDict:
     if task is None and issubclass(kind, ClsHead):
         return head
     raise SetupError(
-        f'label smoothing: the model is {task or "no classifier"} ({kind.__name__}); labels are smoothed over the '
+        f'label smoothing: the model is {task or "not a classifier"} ({kind.__name__}); labels are smoothed over the '
         'classes of a single-label classifier. Give a config with such a head.'
     )
 
@@ -162,7 +208,7 @@ def _class_of(node: dict[str, Any]) -> Any:
     kind = node.get('type')
     found = MODELS.get(kind) if isinstance(kind, str) else kind
     if found is None:
-        raise SetupError(f'label smoothing: MMPretrain knows no model {kind}.')
+        raise SetupError(f'label smoothing: MMPretrain has no model {kind}.')
     return found
 
 

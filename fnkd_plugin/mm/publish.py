@@ -17,8 +17,9 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import TIMM_EMA, find_state_dict, read_checkpoint, to_plain
+from fnkd_plugin.mm.checkpoints import read_checkpoint, to_plain
 from fnkd_plugin.mm.timm_keys import to_timm_keys
+from fnkd_plugin.weights import TIMM_EMA, find_state_dict
 
 _MMENGINE_EMA = 'ema_state_dict'
 _TIME = re.compile(r'(\d{8})_\d{6}$')
@@ -62,11 +63,6 @@ def publish(
 
 
 def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool) -> dict[str, Tensor]:
-    if isinstance(checkpoint.get(_MMENGINE_EMA), dict) and not isinstance(checkpoint.get('state_dict'), dict):
-        raise SetupError(
-            f'Checkpoint {source} has an {_MMENGINE_EMA} but no state_dict, which MMEngine writes beside it; give the '
-            'whole checkpoint.'
-        )
     averaged = [key for key in (_MMENGINE_EMA, *TIMM_EMA) if isinstance(checkpoint.get(key), dict)]
     if ema:
         if not averaged:

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-# Heads whose output is no softmax over classes, though an affine layer may well be their last.
+# Heads whose output is not a softmax over classes, though an affine layer may be their last.
 _OTHER_TASKS = {
     'MultiLabelClsHead': 'a multi-label classifier',
     'MultiTaskHead': 'a multi-task model',
     'RegressionHead': 'a regression model',
 }
-# Heads that MMPretrain predicts with, and whose loss it raises in, while they average two; and what says so.
+# Heads that average two and whose loss MMPretrain does not implement; and the flag of it.
 _NOT_TRAINED = {'EfficientFormerClsHead': 'dist', 'LeViTClsHead': 'distillation'}
 
 
@@ -29,7 +29,7 @@ def other_task(head: type) -> str | None:
 
 
 def check_single_label(owner: str, model: nn.Module) -> None:
-    """Refuse models of MMPretrain for other tasks; the error begins with ``owner``, say 'Distiller: the student'.
+    """Refuse models of MMPretrain for other tasks; the error begins with ``owner``, such as 'Distiller: the student'.
 
     Raises:
         SetupError: If the model's head is one of another task.

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import load_weights
 from fnkd_plugin.teachers.timm_models import check_timm_model, timm_errors
+from fnkd_plugin.weights import load_weights
 
 _CLASSIFIER = 'model.'
 _BACKBONE, _HEAD = 'backbone.timm_model.', 'head.fc.'

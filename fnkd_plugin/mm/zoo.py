@@ -37,7 +37,7 @@ class ZooModel(Model):
 
 def zoo_root() -> Path:
     """The folder of ``model-index.yml``: ``.mim`` in an installed package, else the checkout's root."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / '.mim'
     return installed if installed.is_dir() else package.parent
 

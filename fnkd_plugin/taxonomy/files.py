@@ -12,7 +12,7 @@ def read_table(path: Path) -> dict[str, str]:
     """Class name -> group, of lines ``name<TAB>group``, or ``name group`` parted at the last blank.
 
     Raises:
-        SetupError: If it is no text, a line has one column only, or a name stands there twice.
+        SetupError: If it is not text, a line has one column only, or a name stands there twice.
     """
     lines = [line.strip() for line in read_text(path, 'taxonomy').splitlines() if line.strip()]
     pairs = [line.rsplit('\t' if '\t' in line else None, 1) for line in lines]
@@ -34,7 +34,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     try:
         groups = json.loads(text)
     except ValueError as error:
-        raise SetupError(f'taxonomy: {path} is no JSON ({error}).') from error
+        raise SetupError(f'taxonomy: {path} is not JSON ({error}).') from error
     if not isinstance(groups, dict) or not all(
         isinstance(near, list) and all(isinstance(name, str) for name in near) for near in groups.values()
     ):

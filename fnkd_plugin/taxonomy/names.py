@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.framework import registered_dataset
 
 ClassNames = str | type | Sequence[str]
 
@@ -85,7 +84,7 @@ def check_unique(names: Sequence[str], where: str) -> None:
 
 def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
     known = isinstance(classes, type) or classes.isidentifier()
-    kind = classes if isinstance(classes, type) else registered_dataset(classes) if known else None
+    kind = classes if isinstance(classes, type) else _registered(classes, owner) if known else None
     metainfo = getattr(kind, 'METAINFO', None) or {}
     if not metainfo.get('classes'):
         raise SetupError(
@@ -93,3 +92,14 @@ def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
             'give a list of the names.'
         )
     return list(metainfo['classes'])
+
+
+def _registered(name: str, owner: str) -> type | None:
+    try:
+        from mmpretrain.registry import DATASETS
+    except ImportError as error:
+        raise SetupError(
+            f'{owner}: {name!r} is neither a text file nor, without MMPretrain, a registered data set; give a list of '
+            'the names.'
+        ) from error
+    return DATASETS.get(name)

@@ -1,4 +1,4 @@
-"""A(x) of each class, from whatever a config says its groups are."""
+"""A(x) of each class, from the ``groups`` of a config."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ READY_MADE = {
     'cars_make': dict(rule='make', classes='StanfordCars'),
     'cars_body': dict(rule='body_type', classes='StanfordCars'),
 }
-"""Taxonomies by name; the paper names none of its rules exactly, so these are our choice."""
+"""Taxonomies by name. The paper does not define its rules exactly; these are our choice."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,24 @@ def neighbours_of(groups: Any) -> list[list[int]]:
     return taxonomy_of(groups).neighbours
 
 
+def groups_of_classes(groups: Any, classes: ClassNames) -> Any:
+    """``groups`` with their rule applied to ``classes``, where they are a rule by name without classes of its own.
+
+    Args:
+        groups: As for :func:`taxonomy_of`, or ``dict(rule=...)`` alone. A name such as ``'cub'`` stands for its rule,
+            so that it also fits a subset of the classes.
+        classes: See :func:`~fnkd_plugin.taxonomy.names.class_names`.
+    """
+    if isinstance(groups, str) and groups in READY_MADE:
+        known = READY_MADE[groups]
+        return groups if classes == known['classes'] else dict(rule=known['rule'], classes=classes)
+    if isinstance(groups, Mapping) and set(groups) == {'rule'}:
+        return dict(groups, classes=classes)
+    return groups
+
+
 def taxonomy_of(groups: Any) -> Taxonomy:
-    """What a config's ``groups`` mean.
+    """The taxonomy that a config's ``groups`` describe.
 
     Classes of one group are near each other. Names are compared without regard to underscores and to the numbers
     that begin the names of CUB's folders.
@@ -94,8 +110,8 @@ def taxonomy_of(groups: Any) -> Taxonomy:
               of the classes;
             - ``dict(file=..., classes=...)``: the order is that of ``classes``, and the names must be the same;
             - ``dict(rule=..., classes=...)``: ``rule`` is ``'last_word'``, ``'make'``, ``'body_type'``,
-              ``'superclass'``, or a function from a name (with blanks for underscores) to its group. ``classes``: see
-              :func:`~fnkd_plugin.taxonomy.names.class_names`;
+              ``'superclass'``, or a function from a name (with blanks for underscores) to its group, or to None for
+              a class that is near none. ``classes``: see :func:`~fnkd_plugin.taxonomy.names.class_names`;
             - a list of one group for each class, or of one list of indices for each class.
 
     Raises:
@@ -116,7 +132,7 @@ def taxonomy_of(groups: Any) -> Taxonomy:
         if all(isinstance(near, (list, tuple)) for near in groups):
             return Taxonomy(_checked(groups))
         if all(isinstance(group, Hashable) and not isinstance(group, tuple) for group in groups):
-            return Taxonomy(_mates(groups))
+            return Taxonomy(_members(groups))
     raise SetupError(
         f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), '
         'dict(file=..., classes=...), or a list of one group, or one list of indices, for each class; but are '
@@ -127,19 +143,13 @@ def taxonomy_of(groups: Any) -> Taxonomy:
 def _from_rule(rule: str | Rule, classes: ClassNames) -> Taxonomy:
     if isinstance(rule, str):
         if rule not in RULES:
-            raise SetupError(f'taxonomy: rule {rule!r} is none of {", ".join(RULES)}; give one, or a function.')
+            raise SetupError(f'taxonomy: rule {rule!r} is not one of {", ".join(RULES)}; give one, or a function.')
         rule = RULES[rule]
     if not callable(rule):
         raise SetupError(f'taxonomy: rule must be one of {", ".join(RULES)}, or a function, but is {rule!r}.')
     names = class_names(classes)
     groups = [_group(rule, name) for name in names]
-    lost = [name for name, group in zip(names, groups, strict=True) if group is None]
-    if lost:
-        raise SetupError(
-            f'taxonomy: the rule {getattr(rule, "__name__", rule)} knows no group of {first_few(lost)}; '
-            'give another rule, or a file of groups.'
-        )
-    return Taxonomy(_mates(groups), names)
+    return Taxonomy(_members(groups), names)
 
 
 def _group(rule: Rule, name: str) -> str | None:
@@ -149,7 +159,7 @@ def _group(rule: Rule, name: str) -> str | None:
     except Exception as error:  # a function of the user's may fail in any way
         raise SetupError(
             f'taxonomy: the rule {getattr(rule, "__name__", rule)} fails for {name} ({type(error).__name__}: {error}); '
-            'it must give a group that can be hashed, such as a word, for each class.'
+            'it must return a group that can be hashed, such as a word, for each class.'
         ) from error
     return group
 
@@ -159,7 +169,7 @@ def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
         raise SetupError(f'taxonomy: file must be the path of a file, but is {file!r}.')
     path = Path(file)
     if not path.is_file():
-        raise SetupError(f'taxonomy: {str(file)!r} is none of {", ".join(READY_MADE)}, and there is no such file.')
+        raise SetupError(f'taxonomy: {str(file)!r} is not one of {", ".join(READY_MADE)}, and there is no such file.')
     lists = path.suffix == '.json'
     entries: dict[str, Any] = dict(read_groups(path) if lists else read_table(path))
     names = list(entries) if classes is None else class_names(classes)
@@ -167,11 +177,11 @@ def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
     _check_names(names, list(entries), path)
     ordered = [by_name[normalised(name)] for name in names]
     if not lists:
-        return Taxonomy(_mates(ordered), names)
+        return Taxonomy(_members(ordered), names)
     positions = {normalised(name): k for k, name in enumerate(names)}
     unknown = sorted({name for near in ordered for name in near if normalised(name) not in positions})
     if unknown:
-        raise SetupError(f'taxonomy: {path} lists {first_few(unknown)} as near classes, which are no classes there.')
+        raise SetupError(f'taxonomy: {path} lists near classes that it does not define: {first_few(unknown)}.')
     return Taxonomy(_checked([[positions[normalised(name)] for name in near] for near in ordered], names), names)
 
 
@@ -185,10 +195,12 @@ def _check_names(names: list[str], entries: list[str], path: Path) -> None:
         raise SetupError(f'taxonomy: {path} names {first_few(surplus)}, which are none of the {len(names)} classes.')
 
 
-def _mates(groups: Sequence[Hashable]) -> list[list[int]]:
-    members: dict[Hashable, list[int]] = {}
+def _members(groups: Sequence[Hashable]) -> list[list[int]]:
+    """For each class the others of its group; None is not a group."""
+    members: dict[Hashable, list[int]] = {None: []}
     for k, group in enumerate(groups):
-        members.setdefault(group, []).append(k)
+        if group is not None:
+            members.setdefault(group, []).append(k)
     return [[j for j in members[group] if j != k] for k, group in enumerate(groups)]
 
 
@@ -197,7 +209,7 @@ def _checked(lists: Sequence[Sequence[Any]], names: Sequence[str] | None = None)
     if faulty:
         bad = [f'{names[k] if names else k} ({fault})' for k, fault in faulty.items()]
         raise SetupError(
-            f'taxonomy: near classes are indices of other classes, 0 to {len(lists) - 1}, each once; mend the lists '
+            f'taxonomy: near classes are indices of other classes, 0 to {len(lists) - 1}, each once; fix the lists '
             f'of {first_few(bad)}.'
         )
     return [list(map(int, near)) for near in lists]

@@ -7,37 +7,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import register_model
-from fnkd_plugin.taxonomy.names import ClassNames
-from fnkd_plugin.teachers.class_map import ClassMapping
-from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 
-@register_model
 class CallableTeacher(ModelTeacher):
-    """Anything that makes logits of images: a trained ``nn.Module``, or a function.
+    """A trained ``nn.Module``, or any function of images.
 
-    A module is frozen and its feature norm read where it has one last affine layer. A function gives logits alone, so
-    KD applies and FNKD does not; the state and device of what it uses are its own matter.
+    A module with a last affine layer has a feature norm. A function has none, so KD applies and FNKD does not; devices
+    and modes of what it calls are the caller's matter.
 
     Args:
         fn: Images [N, C, H, W] to logits [N, K]; or, for configs, the dotted name by which to import it.
-        mean: What its images are normalised by, per channel on the 0 to 255 scale. None, with ``std``, says that
-            nothing is known, which fits a student of whose images as little is known.
+        mean: What its images are normalised by. Where it is unknown (None), the student's must be, too.
         std: As ``mean``.
-        channel_order: ``'rgb'`` or ``'bgr'``.
-        input_size: Resize images to this height and width if they differ.
-        interpolation: How they are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
-        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
-            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
-        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
-            file of such, one a line; or ``'by-name'``.
-        classes: The names of its classes (a list, a text file, a data set of MMPretrain).
+        **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; ``channel_order`` is ``'rgb'`` by default.
 
     Raises:
-        SetupError: If there is nothing of that name, it cannot be called, or it makes no logits.
+        SetupError: If there is nothing of that name, it cannot be called, or it does not make logits.
     """
 
     def __init__(
@@ -45,22 +32,14 @@ class CallableTeacher(ModelTeacher):
         fn: str | nn.Module | Callable[[Tensor], Tensor],
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        channel_order: str = 'rgb',
-        input_size: int | None = None,
-        interpolation: str = 'bicubic',
-        execution: ExecutionOptions = None,
-        class_map: ClassMapping | None = None,
-        classes: ClassNames | None = None,
+        **options: Any,
     ) -> None:
         name = f'CallableTeacher({fn if isinstance(fn, str) else getattr(fn, "__name__", type(fn).__name__)})'
         found = _imported(name, fn) if isinstance(fn, str) else fn
         if isinstance(found, type) or not callable(found):
             raise SetupError(f'{name}: fn must be a module or a function of images, but is {found!r}.')
         model = found if isinstance(found, nn.Module) else _Function(found)
-        pixels = PixelFormat().restated(name, mean, std, channel_order)
-        super().__init__(
-            model, model, pixels, name, input_size, execution, class_map, classes, interpolation=interpolation
-        )
+        super().__init__(model, model, PixelFormat(channel_order='rgb'), name, mean=mean, std=std, **options)
 
 
 class _Function(nn.Module):

@@ -1,40 +1,42 @@
 """A teacher of other, more or reordered classes."""
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.taxonomy.names import normalised, read_text
-from fnkd_plugin.teachers.class_names import Classes, same_class
+from fnkd_plugin.taxonomy.names import read_text
+from fnkd_plugin.teachers.class_names import Classes, differences, name_key
+
+_logger = logging.getLogger(__name__)
 
 ClassMapping = str | Path | Sequence[int] | Sequence[str]
 BY_NAME = 'by-name'
 
 
 class ClassMap:
-    r"""Which of a teacher's classes are the student's; restricts its predictions to them.
+    r"""Restricts a teacher's predictions to the student's classes.
 
     Student class k is teacher class m(k): :math:`v'_k = v_{m(k)}`, and the same for the origin, so that rescaling
-    by the feature norm stays exact. The softmax over the K that are left is the teacher's distribution given that
+    by the feature norm stays exact. The softmax over the K that remain is the teacher's distribution given that
     the image is one of them.
 
     Args:
-        owner: Whose classes they are; begins the errors.
-        count: How many the teacher has.
+        owner: The teacher's name; begins the errors.
+        count: How many classes the teacher has.
         classes: Their names, if known.
-        mapping: m as indices or names of the teacher, one for each of the student's classes; a text file of such, one
-            a line (indices if all are whole numbers); ``'by-name'``, the student's own names; None if the classes are
-            the student's.
+        mapping: m: for each of the student's classes the teacher's index or name of it, as a list or in a text file,
+            one a line (indices if all are whole numbers); ``'by-name'``: the student's own names; None: the classes
+            are the student's.
 
     Raises:
-        SetupError: If an entry is no class of the teacher's, or stands there twice.
+        SetupError: If an entry is not one of the teacher's classes, or two entries are the same one.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class ClassMap:
         self._owner = owner
         self._all = count
         self._classes = classes
-        self._mapping = mapping
+        self._mapped = mapping is not None
+        self._by_name = isinstance(mapping, str) and mapping == BY_NAME
         self._index: Tensor | None = None
-        if mapping is not None and mapping != BY_NAME:
-            self._index = torch.tensor(self._indices(_entries(owner, mapping)))
+        if mapping is not None and not self._by_name:
+            self._index = self._index_of(_entries(owner, mapping))
 
     @property
     def count(self) -> int:
@@ -68,21 +71,27 @@ class ClassMap:
             classes: Their names, if known.
 
         Raises:
-            SetupError: If counts differ, or, where both sides have names and there is no map, names do.
+            SetupError: If counts differ, if there is one class only, or, where both sides have names and there is no
+                map, if names differ.
         """
-        if self._mapping == BY_NAME:
+        if self._by_name:
             self._match_by_name(classes)
-        first = self._first_differences(classes)
+        different = self._first_differences(classes)
         if count != self.count:
-            known = f' The first that differ: {first}.' if first else ''
+            known = f' The first that differ: {different}.' if different else ''
             raise SetupError(
                 f'Distilling: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
                 f"teacher trained on the student's classes, or say with class_map which of its own they are.{known}"
             )
-        if first:
+        if different:
             raise SetupError(
-                f"{self._owner}: its classes are not the student's, in their order ({first}); give "
+                f"{self._owner}: its classes are not the student's, in their order ({different}); give "
                 "class_map='by-name', or classes=..., its own, if it was trained on the student's under other names."
+            )
+        if count < 2:
+            raise SetupError(
+                f'{self._owner}: the softmax over 1 class is always 1, so nothing can be learned from it; give student '
+                'and teacher 2 classes (a binary classifier of one logit has 1).'
             )
 
     def restrict(self, prediction: Prediction) -> Prediction:
@@ -95,11 +104,13 @@ class ClassMap:
         return Prediction(logits[:, self._index], norm, None if origin is None else origin[self._index])
 
     def _first_differences(self, student: Classes | None) -> str:
-        if self._mapping is not None or self._classes is None or student is None:
+        teacher = self._classes
+        if self._mapped or teacher is None or student is None:
             return ''
-        pairs = enumerate(zip_longest(student.names, self._classes.names))
-        different = [(k, a, b) for k, (a, b) in pairs if a is None or b is None or not same_class(a, b)]
-        return first_few([f'{k}: {a!r}, not {b!r}' for k, a, b in different])
+        by_id = teacher.ids and student.ids  # they tell classes apart that have one name
+        names = [dict(enumerate(classes.names)) for classes in (student, teacher)]
+        found = differences(*((student.ids, teacher.ids) if by_id else (student.names, teacher.names)))  # type: ignore[arg-type]
+        return first_few([f'{k}: {names[0].get(k)!r}, not {names[1].get(k)!r}' for k in found])
 
     def _match_by_name(self, student: Classes | None) -> None:
         if student is None:
@@ -107,72 +118,66 @@ class ClassMap:
                 f"{self._owner}: class_map='by-name' needs the names of the student's classes; give "
                 'Distiller(classes=...), or of a task classes=...: names, a text file, or a data set of MMPretrain.'
             )
-        places = self._places()
-        by_name = [places[_key(name)] for name in student.names]
-        # IDs first: in ImageNet names repeat.
-        found = [places[_key(k)] or at for k, at in zip(student.ids, by_name, strict=True)] if student.ids else by_name
-        self._index = torch.tensor(self._one_each(student.names, found))
+        self._index = self._index_of(student.names, student.ids)
         moved = sum(k != int(m) for k, m in enumerate(self._index))
-        print_log(
+        _logger.info(
             f"{self._owner}: class_map='by-name' found all {len(self._index)} classes of the student among the "
-            f"teacher's {self._all}; {moved} of them have another index.",
-            logger='current',
+            f"teacher's {self._all}; {moved} of them have another index."
         )
 
-    def _indices(self, entries: Sequence[int] | Sequence[str]) -> list[int]:
-        if all(isinstance(entry, int) for entry in entries):
-            found = [[int(entry)] if 0 <= int(entry) < self._all else [] for entry in entries]
+    def _index_of(self, entries: Sequence[int] | Sequence[str], ids: Sequence[str] | None = None) -> Tensor:
+        """m, of indices, or of names and, which come first, their WordNet IDs (in ImageNet names repeat)."""
+        if isinstance(entries[0], int):
+            found = [[int(k)] if 0 <= int(k) < self._all else [] for k in entries]
         else:
-            places = self._places()
-            found = [places[_key(str(entry))] for entry in entries]
-        return self._one_each(entries, found)
-
-    def _one_each(self, entries: Sequence[int] | Sequence[str], found: Sequence[list[int]]) -> list[int]:
-        self._refuse(entries, [not at for at in found], 'no class')
-        self._refuse(entries, [len(at) > 1 for at in found], 'several classes')
-        indices = [at[0] for at in found]
-        counts = Counter(indices)
-        self._refuse(entries, [counts[k] > 1 for k in indices], 'the same class')
-        return indices
+            exact, loose = self._indices_by_name()
+            found = [exact[str(name)] or loose[name_key(str(name))] for name in entries]
+            found = [exact[key] or at for key, at in zip(ids, found, strict=True)] if ids else found
+        self._refuse(entries, [not at for at in found], 'are not among')
+        self._refuse(entries, [len(at) > 1 for at in found], 'match several of')
+        counts = Counter(at[0] for at in found)
+        self._refuse(entries, [counts[at[0]] > 1 for at in found], 'match the same of')
+        return torch.tensor([at[0] for at in found])
 
     def _refuse(self, entries: Sequence[int] | Sequence[str], wrong: Sequence[bool], what: str) -> None:
         named = [repr(entry) for entry, is_wrong in zip(entries, wrong, strict=True) if is_wrong]
         if named:
             raise SetupError(
-                f"{self._owner}: class_map: {len(named)} of {len(entries)} classes are {what} of the teacher's "
+                f"{self._owner}: class_map: {len(named)} of {len(entries)} classes {what} the teacher's "
                 f'{self._all}: {first_few(named)}; give one of its indices for each, in a list or file.'
             )
 
-    def _places(self) -> dict[str, list[int]]:
-        """Where each name and each WordNet ID stands.
+    def _indices_by_name(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Indices by the whole name or WordNet ID, exactly and by :func:`name_key`.
 
-        Whole names: one synonym is not enough, for to ImageNet-21k a teddy is a bear and a garment.
+        One synonym is not enough: to ImageNet-21k a teddy is a bear and a garment.
         """
         if self._classes is None:
             raise SetupError(
-                f"{self._owner}: class_map needs the names of the teacher's classes, which its weights do not tell; "
+                f"{self._owner}: class_map needs the names of the teacher's classes, which its weights do not hold; "
                 'give classes=...: names, a text file, or a data set of MMPretrain.'
             )
-        places: dict[str, list[int]] = defaultdict(list)
+        exact: dict[str, list[int]] = defaultdict(list)
+        loose: dict[str, list[int]] = defaultdict(list)
         for names in (self._classes.names, self._classes.ids or []):
             for k, name in enumerate(names):
-                places[_key(name)].append(k)
-        return places
-
-
-def _key(name: str) -> str:
-    return normalised(name).lower()
+                exact[name].append(k)
+                loose[name_key(name)].append(k)
+        return exact, loose
 
 
 def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]:
-    entries: Sequence[int] | Sequence[str]
-    if not isinstance(mapping, (str, Path)):
-        entries = mapping
-    elif Path(mapping).is_file():
+    if isinstance(mapping, (str, Path)):
+        if not Path(mapping).is_file():
+            raise SetupError(f"{owner}: class_map is 'by-name', a list or a text file; there is no file {mapping}.")
         lines = [line.strip() for line in read_text(Path(mapping), owner).splitlines() if line.strip()]
-        entries = [int(line) for line in lines] if all(line.isdigit() for line in lines) else lines
+        entries: list = [int(line) for line in lines] if all(line.isdecimal() for line in lines) else lines
     else:
-        raise SetupError(f"{owner}: class_map is 'by-name', a list or a text file, but there is no file {mapping}.")
+        entries = list(mapping) if isinstance(mapping, Iterable) else [None]
     if not entries:
         raise SetupError(f'{owner}: class_map is empty.')
-    return entries
+    if all(isinstance(entry, Integral) and not isinstance(entry, bool) for entry in entries):
+        return [int(entry) for entry in entries]
+    if all(isinstance(entry, str) for entry in entries):
+        return entries
+    raise SetupError(f'{owner}: class_map must hold indices alone or names alone, but is {mapping!r:.200}.')

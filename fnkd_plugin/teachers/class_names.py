@@ -1,7 +1,8 @@
-"""What classes are called, and where a teacher's or a data set's names are written down."""
+"""Class names: where a teacher's or a data set's are stored, and when two of them are the same class."""
 
 import functools
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -15,7 +16,7 @@ class Classes(NamedTuple):
 
     Attributes:
         names: Their names.
-        ids: Their WordNet IDs, by which ImageNet's classes are told apart (two of 1000 are called ``'crane'``);
+        ids: Their WordNet IDs, which tell ImageNet's classes apart (two of 1000 are called ``'crane'``);
             None for other classes.
     """
 
@@ -27,18 +28,40 @@ class Classes(NamedTuple):
         """What :func:`read_names` finds, with WordNet IDs if it is ImageNet's 1000 classes in their order."""
         names = read_names(classes, owner)
         imagenet = _imagenet('imagenet-1k')
-        if len(names) == len(imagenet.names) and all(map(same_class, names, imagenet.names)):
-            return cls(names, imagenet.ids)
-        return cls(names)
+        return cls(names, None if differences(names, imagenet.names) else imagenet.ids)
 
 
-def same_class(a: str, b: str) -> bool:
-    """Whether two names mean one class: they share a synonym, as parted by commas, whatever the case."""
-    return bool(_synonyms(a) & _synonyms(b))
+def name_key(name: str) -> str:
+    """A name as it is compared: without letter case, underscores and the number that begins CUB's."""
+    return normalised(name).lower()
+
+
+def differences(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """The indices at which two lists name different classes, or one list has ended.
+
+    Two names are the same class if they share a synonym, as separated by commas, by :func:`name_key`. A name that
+    shares one with another name of its own list is compared exactly, since only its spelling tells the two apart.
+    """
+    if len(a) == len(b) and list(a) == list(b):
+        return []
+    keys_a, keys_b = ([_synonyms(name) for name in names] for names in (a, b))
+    exact = _ambiguous(keys_a) | _ambiguous(keys_b)
+    shared = min(len(a), len(b))
+    different = [k for k in range(shared) if a[k] != b[k] and (k in exact or not keys_a[k] & keys_b[k])]
+    return [*different, *range(shared, max(len(a), len(b)))]
 
 
 def _synonyms(name: str) -> set[str]:
-    return {normalised(part).lower() for part in name.split(',')}
+    return {name_key(part) for part in name.split(',')}
+
+
+def _ambiguous(keys: Sequence[set[str]]) -> set[int]:
+    """The indices of names that share a synonym with another of their list."""
+    indices = defaultdict(list)
+    for k, synonyms in enumerate(keys):
+        for synonym in synonyms:
+            indices[synonym].append(k)
+    return {k for shared in indices.values() if len(shared) > 1 for k in shared}
 
 
 @functools.cache
@@ -55,7 +78,7 @@ def timm_classes(cfg: PretrainedCfg) -> Classes | None:
 
 
 def saved_classes(checkpoint: Mapping[str, Any]) -> Classes | None:
-    """Those that MMEngine or mmcls wrote into a checkpoint."""
+    """The classes that MMEngine or mmcls stored in a checkpoint, if any."""
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     dataset = meta.get('dataset_meta')

@@ -6,30 +6,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_number
-from fnkd_plugin.framework import build_model, register_model
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.replay import Replay
 from fnkd_plugin.teachers.teacher import Teacher
 
 
-@register_model
 class EnsembleTeacher(Teacher):
     """The weighted mean of several teachers' distributions, each after its own temperature policy.
 
-    Each has its own normalisation, input size and class map. See
-    :class:`~fnkd_plugin.prediction.EnsemblePrediction` for what losses make of it.
+    Each has its own normalisation, input size and class map, see :class:`~fnkd_plugin.prediction.EnsemblePrediction`.
 
     Args:
-        teachers: At least one teacher, or its config. An ensemble among them counts as its members.
-        weights: One > 0 for each; only their ratios count. All alike if None.
+        teachers: At least one teacher; in a config, its config. An ensemble among them counts as its members.
+        weights: One > 0 for each; only their ratios matter. Equal if None.
 
     Raises:
-        SetupError: If there are no teachers, the weights do not fit, or two cached ones know other views.
+        SetupError: If there are no teachers, the weights do not fit, or two caches hold other views.
     """
 
-    def __init__(self, teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
         if not teachers:
             raise SetupError('EnsembleTeacher: teachers is empty; give at least one.')
         if weights is not None and len(weights) != len(teachers):
@@ -38,22 +34,26 @@ class EnsembleTeacher(Teacher):
             check_number('EnsembleTeacher', 'a weight', w, positive=True) for w in weights or [1.0] * len(teachers)
         ]
         self.weights = [weight / sum(checked) for weight in checked]
-        self.teachers: list[Teacher] = [build_model(t) if isinstance(t, dict) else t for t in teachers]
+        self.teachers = list(teachers)
         others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
         if others:
-            raise SetupError(f'EnsembleTeacher: {others[0]} is no teacher; wrap it in CallableTeacher.')
+            raise SetupError(
+                f'EnsembleTeacher: {others[0]} is not a teacher; wrap a model in CallableTeacher, build a config with '
+                'MODELS.build.'
+            )
         sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
         if sparse:
             raise SetupError(
-                f'EnsembleTeacher: {sparse[0]} keeps the largest logits alone, which have no mean with those of '
-                'others; make its cache without --top-k.'
+                f'EnsembleTeacher: {sparse[0]} holds only the largest logits, which cannot be averaged; make its '
+                'cache without --top-k.'
             )
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(
-                f'EnsembleTeacher: its cached teachers know other views: {", ".join(sorted(map(str, replays)))}; make '
-                'all caches with one --seed, one number of --views and, where images are mixed, in batches of one size.'
+                f'EnsembleTeacher: its cached teachers hold different views: {", ".join(sorted(map(str, replays)))}; '
+                'make all caches with one --seed, one number of --views and, for mixed images, one batch size.'
             )
+        self.replay = next(iter(replays), None)
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
         self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)
 
@@ -72,20 +72,10 @@ class EnsembleTeacher(Teacher):
         for teacher in self.teachers:
             teacher.match_classes(count, classes)
 
-    @property
-    def replay(self) -> Replay | None:
-        """See :attr:`Teacher.replay`; the cached ones among the teachers agree."""
-        return next((teacher.replay for teacher in self.teachers if teacher.replay), None)
-
-    def check_mixing(self, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_mixing`."""
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:
+        """See :meth:`Teacher.check`."""
         for teacher in self.teachers:
-            teacher.check_mixing(preprocessor)
-
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:
-        """See :meth:`Teacher.check_data`."""
-        for teacher in self.teachers:
-            teacher.check_data(dataset, preprocessor)
+            teacher.check(dataset, preprocessor)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`."""

@@ -1,125 +1,152 @@
-"""How a teacher's network is run: arithmetic, memory order, compiled or not."""
+"""How a teacher's network is run: dtype, memory order, compiled or not."""
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import all_reduce, print_log
+
+_logger = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 AUTO = 'auto'
-TRIAL_SECONDS = 1.0
+PATIENCE = 0.25
+"""Seconds that one image may take in a way that is tried."""
 
 ExecutionOptions = str | Mapping[str, Any] | None
-# dtype, channels_last
-_Way = tuple[str, bool]
-_TRIED: tuple[_Way, ...] = (('float32', False), ('float32', True), ('bfloat16', False), ('bfloat16', True))
+
+
+class Way(NamedTuple):
+    """The dtype (below fp32 by autocast) and memory order in which a network is run."""
+
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @classmethod
+    def of_student(cls, images: Tensor) -> 'Way':
+        """The student's, of the autocast around this call and the order of its batch; fp32, contiguous without."""
+        device = images.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return cls()
+        reordered = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+        return cls(torch.get_autocast_dtype(device), reordered)
+
+    def __str__(self) -> str:
+        return f'{str(self.dtype).removeprefix("torch.")}{", channels last" if self.channels_last else ""}'
+
+
+_TRIED = [Way(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]
 
 
 class Execution:
-    """A frozen network, run in one way whatever the student's: autocast or not, in which memory order, compiled or not.
+    """A frozen network, run in the dtype and memory order that the options say, else in the student's.
 
-    Without options it is run as its own framework runs it, in fp32: on CPUs bf16 can be many times slower, and
-    channels-last memory order, though most often faster, rounds otherwise.
+    The student's are those of its autocast (``--amp``); without it they are fp32 and contiguous, so that fp32 runs stay
+    exact. A network whose weights are not fp32 (``model.half()``) is run in their dtype, without autocast.
 
     Args:
         owner: Whose it is; begins the errors.
         model: The network.
         forward: Images to the network's output.
-        options: ``'auto'``: on the first batch fp32 and bf16 are timed in both memory orders, for a second in all, and
-            the fastest kept (not under deterministic algorithms, where nothing is left to timing). Or a dict of
-            ``dtype`` (``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast), ``channels_last`` (a bool) and
-            ``compile`` (a bool, or a dict of ``torch.compile``'s arguments). None: the defaults.
+        options: A dict of ``dtype`` (``'float32'``, ``'bfloat16'``, ``'float16'``), ``channels_last`` (a bool) and
+            ``compile`` (a bool, or ``torch.compile``'s arguments). Or ``'auto'``: fp32 and bf16 are timed in both
+            memory orders on the first batch, and the fastest is kept; under deterministic algorithms nothing is timed,
+            and the student's are taken.
 
     Raises:
-        SetupError: If an option is unknown or none of its values is given.
+        SetupError: If an option is unknown or has another value.
     """
 
     def __init__(
         self, owner: str, model: nn.Module, forward: Callable[[Tensor], Any], options: ExecutionOptions = None
     ) -> None:
-        self._owner = owner
-        self._model = model
-        self._undecided = options == AUTO
-        given = _checked(owner, {} if options is None or self._undecided else options)
+        self._auto = options == AUTO
+        given = _checked(owner, {} if options is None or self._auto else options)
         compiled = given.get('compile', False)
-        arguments = dict(compiled) if isinstance(compiled, Mapping) else {}
-        self._forward = torch.compile(forward, **arguments) if compiled is not False else forward
-        self._set((given.get('dtype', 'float32'), given.get('channels_last', False)))
+        arguments = compiled if isinstance(compiled, Mapping) else {}
+        self._owner, self._model = owner, model
+        self._forward = forward if compiled is False else torch.compile(forward, **arguments)
+        self._weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self._dtype, self._channels_last = DTYPES.get(given.get('dtype', '')), given.get('channels_last')
+        if self._weights != torch.float32:
+            if self._auto or self._dtype:
+                raise SetupError(
+                    f'{owner}: execution: its weights are {self._weights}, in which it is run; give no dtype, or a '
+                    'model of float32 weights.'
+                )
+            self._dtype = self._weights
+        self._reorder(bool(self._channels_last))
 
-    @property
-    def way(self) -> _Way:
-        """``dtype`` and ``channels_last``."""
-        return self._way
-
-    def __call__(self, images: Tensor) -> Any:
-        """The network's output of images in its format [N, C, H, W], without gradient."""
-        if self._undecided:
+    def __call__(self, images: Tensor, student: Way | None = None) -> Any:
+        """The network's output, without gradient, of images [N, C, H, W] in its format; ``student`` is its way."""
+        if self._auto:
             self._decide(images)
-        return self._run(images)
+        dtype, channels_last = student or Way()
+        last = channels_last if self._channels_last is None else self._channels_last
+        return self._run(images, Way(self._dtype or dtype, last))
 
-    def _run(self, images: Tensor) -> Any:
-        images = images.contiguous(memory_format=self._memory_format)
-        dtype = DTYPES[self._way[0]]
-        with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+    def __str__(self) -> str:
+        if self._auto:
+            return 'the fastest way found on the first batch'
+        order = {None: '', False: ', contiguous', True: ', channels last'}[self._channels_last]
+        name = "the student's autocast dtype, float32 without" if self._dtype is None else str(self._dtype)
+        return name.removeprefix('torch.') + order
+
+    def _run(self, images: Tensor, way: Way) -> Any:
+        if way.channels_last != self._reordered:
+            self._reorder(way.channels_last)
+        images = images.to(self._weights, memory_format=_memory_format(way.channels_last))
+        with torch.no_grad(), torch.autocast(images.device.type, way.dtype, enabled=way.dtype != self._weights):
             return self._forward(images)
 
-    def _set(self, way: _Way) -> None:
-        self._way = way
-        self._memory_format = torch.channels_last if way[1] else torch.contiguous_format
-        # In place and without loss, so that another way can be set later.
-        self._model.to(memory_format=self._memory_format)
+    @torch.compiler.disable
+    def _reorder(self, channels_last: bool) -> None:
+        self._reordered = channels_last
+        # In place and without loss, so that another order can be set later.
+        self._model.to(memory_format=_memory_format(channels_last))
 
     @torch.compiler.disable
     def _decide(self, images: Tensor) -> None:
-        self._undecided = False
+        self._auto = False
         if torch.are_deterministic_algorithms_enabled():
             return
-        best = float('inf')
-        found = []
+        times: list[float] = []
         for way in _TRIED:
-            found.append(self._seconds(way, images, best))
-            best = min(best, found[-1])
-        # On the device: NCCL reduces no tensor of the host's.
-        seconds = torch.tensor(found, dtype=torch.float32, device=images.device)
-        all_reduce(seconds, 'max')  # a step takes as long as its slowest process
-        fastest = _TRIED[int(seconds.argmin())]
-        self._set(fastest)
-        shown = ', '.join(f'{_name(way)} {1000 * s:.1f} ms' for way, s in zip(_TRIED, seconds.tolist(), strict=True))
-        print_log(f'{self._owner}: runs in {_name(fastest)}, the fastest ({shown}).', logger='current')
+            times.append(self._seconds(way, images, min(times, default=math.inf)))
+        seconds = torch.tensor(times, device=images.device)  # NCCL cannot reduce a tensor of the host
+        if distributed.is_available() and distributed.is_initialized():  # a step takes as long as its slowest process
+            distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
+        self._dtype, self._channels_last = fastest = _TRIED[int(seconds.argmin())]
+        shown = ', '.join(f'{way} {1000 * s:.1f} ms' for way, s in zip(_TRIED, seconds.tolist(), strict=True))
+        _logger.info(f'{self._owner}: runs in {fastest}, the fastest ({shown}).')
 
-    def _seconds(self, way: _Way, images: Tensor, best: float) -> float:
-        """Of one forward, the fastest in this way's share of the time; infinite where it cannot be, or is hopeless."""
-        self._set(way)
-        share = TRIAL_SECONDS / len(_TRIED)
+    def _seconds(self, way: Way, images: Tensor, best: float) -> float:
+        """The fastest of three forwards; infinite if the network fails, or one image takes too long."""
+        runs = (self._timed(way, batch) for batch in (images[:1], images, images, images))
         try:
-            # One image first: without the instructions for it, bf16 can take seconds where a batch in fp32 takes one.
-            if self._timed(images[:1]) > max(share, best):
-                return float('inf')
-            times = [self._timed(images)]
-            while sum(times) < share:
-                times.append(self._timed(images))
-        except RuntimeError:  # a view that is none in this order, an operation without this dtype
-            return float('inf')
-        return min(times)
+            # Without the instructions for it, bf16 can take seconds where a batch in fp32 takes one.
+            return math.inf if next(runs) > max(PATIENCE, best) else min(runs)
+        except RuntimeError:  # a view that this order does not allow, an operation without this dtype
+            return math.inf
 
-    def _timed(self, images: Tensor) -> float:
+    def _timed(self, way: Way, images: Tensor) -> float:
         start = time.perf_counter()
-        self._run(images)
+        self._run(images, way)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
         return time.perf_counter() - start
 
 
-def _name(way: _Way) -> str:
-    return f'{way[0]}{", channels last" if way[1] else ""}'
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _checked(owner: str, options: Any) -> dict[str, Any]:
+def _checked(owner: str, options: Any) -> Mapping[str, Any]:
     known = {'dtype': tuple(DTYPES), 'channels_last': (True, False), 'compile': (True, False)}
     if not isinstance(options, Mapping) or not set(options) <= set(known):
         raise SetupError(
@@ -129,4 +156,4 @@ def _checked(owner: str, options: Any) -> dict[str, Any]:
     for name, value in options.items():
         if value not in known[name] and not (name == 'compile' and isinstance(value, Mapping)):
             raise SetupError(f'{owner}: execution.{name} is one of {known[name]}, but is {value!r}.')
-    return dict(options)
+    return options

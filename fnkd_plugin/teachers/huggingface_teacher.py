@@ -1,90 +1,79 @@
 """Image classifiers of Hugging Face's transformers as teachers."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmpretrain.registry import MODELS
+import torch
 from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.taxonomy.names import ClassNames
-from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.readers import probe
 from fnkd_plugin.teachers.class_names import Classes
-from fnkd_plugin.teachers.execution import ExecutionOptions
 from fnkd_plugin.teachers.pixels import PixelFormat
+from fnkd_plugin.teachers.resize import Size
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
+_COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (128, 128, 128))
+# Other names of an attention may be repositories of code on the hub, or fall back to one.
+_ATTENTION = (None, 'eager', 'sdpa', 'flex_attention')
 
-@MODELS.register_module()
+
 class HuggingFaceTeacher(ModelTeacher):
-    """An image classifier of ``transformers`` as a frozen teacher, under its image processor's format and size.
+    """An image classifier of ``transformers``, under its image processor's normalisation, size and interpolation.
 
     Weights are read from ``.safetensors`` alone, and no code that comes with a model is run.
 
     Args:
         path: A local directory as of ``save_pretrained``, with the image processor's file; or a model's id on the hub.
-        mean: Per channel on the 0 to 255 scale, where the processor's is wrong.
-        std: As ``mean``.
-        channel_order: ``'rgb'`` or ``'bgr'``, where the processor's is wrong.
-        input_size: Resize images to this height and width if they differ; the processor's size if None.
-        interpolation: How it resizes them (``'bilinear'``, ``'bicubic'``, ...), where the processor's is wrong.
-        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`: ``'auto'``, or
-            ``dict(dtype='bfloat16', channels_last=True, compile=True)`` or some of these.
-        class_map: Which of its classes the student's are: for each of the student's its index or name here; a text
-            file of such, one a line; or ``'by-name'``.
-        classes: The names of its classes (a list, a text file, a data set of MMPretrain), where the model's are wrong.
+        **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`.
 
     Raises:
-        SetupError: If ``transformers`` is not installed, there is no such model or processor, weights are missing, or
-            it is no single-label classifier of square images.
+        SetupError: If ``transformers`` is not installed, there is no such model or processor, weights are missing, it
+            is not a single-label classifier, or the processor's size or normalisation depends on the image.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        channel_order: str | None = None,
-        input_size: int | None = None,
-        interpolation: str | None = None,
-        execution: ExecutionOptions = None,
-        class_map: ClassMapping | None = None,
-        classes: ClassNames | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, **options: Any) -> None:
         name = f'HuggingFaceTeacher({path})'
-        model, processor, made = _load(name, str(path))
-        pixels = _format_of(made).restated(name, mean, std, channel_order)
-        size = input_size or _size_of(name, made)
-        interpolation = interpolation or _interpolation_of(processor)
-        labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order
-        invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
-        found = None if invented else Classes.of(labels, name)
+        model, processor = _load(name, str(path))
 
-        def forward(images: Any) -> Any:
+        def forward(images: Tensor) -> Any:
             return model(pixel_values=images).logits
 
-        super().__init__(model, forward, pixels, name, size, execution, class_map, classes, found, interpolation)
+        stated = getattr(processor, 'resample', None)
+        interpolation = 'bicubic' if stated is None else Resampling(stated).name.lower()  # bicubic: our choice
+        pixels = PixelFormat(channel_order='rgb')
+        if None in (options.get('mean'), options.get('std'), options.get('channel_order')):
+            pixels = _format_of(name, processor)
+        size = None if options.get('input_size') else _size_of(name, processor) or _only_size(model, forward)
+        labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order
+        invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
+        classes = None if invented else Classes.of(labels, name)
+        super().__init__(model, forward, pixels, name, size, interpolation, classes, **options)
 
 
-def _load(name: str, path: str) -> tuple[Any, Any, Tensor]:
-    """The model, its image processor, and what that makes of a black, a white and a red image, [3, C, H, W]."""
-    colours = np.array([(0, 0, 0), (255, 255, 255), (255, 0, 0)], np.uint8)
+def _load(name: str, path: str) -> tuple[Any, Any]:
+    """The model and its image processor, which has been tried."""
     try:
         transformers = importlib.import_module('transformers')
     except ImportError as error:
         raise SetupError(f"{name}: it needs transformers; pip install 'fnkd_plugin[huggingface]'.") from error
     try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(path)
+        foreign = [value for value in _attentions(config) if value not in _ATTENTION]
+        if foreign:
+            raise SetupError(f'{name}: its config asks for the attention {foreign[0]!r}, which may be code of the hub.')
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         processor = transformers.AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
-        images = [Image.fromarray(np.tile(colour, (64, 64, 1))) for colour in colours]
-        made = processor(images, return_tensors='pt')['pixel_values']
+        _processed(processor, (0, 0, 0), 64, 64)
+    except SetupError:
+        raise
     except Exception as error:  # each version and each kind of fault has an error of its own
         reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
         raise SetupError(
@@ -96,28 +85,58 @@ def _load(name: str, path: str) -> tuple[Any, Any, Tensor]:
         raise SetupError(f'{name}: its files lack {len(random)} weights ({first_few(random)}), which would be random.')
     if model.config.problem_type not in (None, 'single_label_classification'):
         raise SetupError(f'{name}: it is made for {model.config.problem_type}, not for one label an image.')
-    return model.float(), processor, made
+    return model.float(), processor
 
 
-def _format_of(made: Tensor) -> PixelFormat:
+def _attentions(config: Mapping[str, Any]) -> Iterator[Any]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from value.values() if 'attn_implementation' in key else _attentions(value)
+        elif 'attn_implementation' in key:
+            yield value
+
+
+def _processed(processor: Any, colour: tuple[int, int, int], height: int, width: int) -> Tensor:
+    """What the processor makes of an image of one colour, [C, H, W]."""
+    image = Image.fromarray(np.full((height, width, 3), colour, np.uint8))
+    return processor(image, return_tensors='pt')['pixel_values'][0]
+
+
+def _format_of(name: str, processor: Any) -> PixelFormat:
     # By what the processor does, not by the mean and std that it states: EfficientNet's divides by std twice.
-    black, white, red = made[..., made.shape[-2] // 2, made.shape[-1] // 2].double()
+    made = torch.stack([_processed(processor, colour, 64, 64) for colour in _COLOURS]).double()
+    black, white, red, grey = made[..., made.shape[-2] // 2, made.shape[-1] // 2]
+    if not torch.allclose(black + (white - black) * 128 / 255, grey, atol=1e-3) or not (white > black).all():
+        raise SetupError(
+            f'{name}: its image processor does not normalise by one mean and std per channel; give mean, std and '
+            'channel_order.'
+        )
     std = 255 / (white - black)
     order = 'bgr' if (red - black).argmax() == 2 else 'rgb'
     mean, std = ([float(f'{x:.6g}') for x in values.tolist()] for values in (0 - black * std, std))
     return PixelFormat.of(mean, std, order)
 
 
-def _interpolation_of(processor: Any) -> str:
-    stated = getattr(processor, 'resample', None)
-    # One that resizes nothing states none: bicubic (our choice).
-    return 'bicubic' if stated is None else Resampling(stated).name.lower()
-
-
-def _size_of(name: str, made: Tensor) -> int:
-    height, width = made.shape[-2:]
-    if height != width:
+def _size_of(name: str, processor: Any) -> Size | None:
+    """The (H, W) that the processor makes of images of any size; None if it leaves them as they are."""
+    given = [(64, 64), (96, 96), (96, 64)]
+    images = [_processed(processor, (0, 0, 0), *size) for size in given]
+    made = [(image.shape[-2], image.shape[-1]) for image in images]
+    if made == given:
+        return None
+    if len(set(made)) > 1:
         raise SetupError(
-            f'{name}: its image processor makes no images of one square size ({height} x {width}); give input_size=N.'
+            f'{name}: the size of its image processor depends on the image: {given} become {made}; give input_size=N '
+            'or (height, width).'
         )
-    return height
+    return made[0]
+
+
+def _only_size(model: Any, forward: Any) -> int | None:
+    """The size that a model was built for, if it takes no other."""
+    own = getattr(model.config, 'image_size', None)
+    try:
+        probe(model, forward, 2 * own if isinstance(own, int) else 64)
+    except SetupError:
+        return own
+    return None

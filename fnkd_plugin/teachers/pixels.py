@@ -1,5 +1,6 @@
 """The same pixels under another normalisation and channel order."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
+
+# A std of 255 maps to [0, 1]; twice that leaves room for other ranges (our choice). Of 12 bit images it is > 900.
+_LARGEST_STD = 510
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class PixelFormat:
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise SetupError(f'mean and std must be given together and be of one length: {self}.')
-        if self.std is not None and min(self.std) <= 0:
-            raise SetupError(f'std must be > 0: {self}.')
+        numbers = [*(self.mean or ()), *(self.std or ())]
+        if not all(math.isfinite(number) for number in numbers) or min(self.std or (1,)) <= 0:
+            raise SetupError(f'mean and std must be finite numbers, and std > 0: {self}.')
         if self.channel_order not in ('rgb', 'bgr', None):
             raise SetupError(f"channel_order must be 'rgb' or 'bgr', but is {self.channel_order!r}.")
 
@@ -39,11 +44,11 @@ class PixelFormat:
         channel_order: str | None = None,
     ) -> 'PixelFormat':
         """From any sequences."""
-        return cls(
-            None if mean is None else tuple(float(m) for m in mean),
-            None if std is None else tuple(float(s) for s in std),
-            channel_order,
-        )
+        try:
+            means, stds = (None if values is None else tuple(float(x) for x in values) for values in (mean, std))
+        except (TypeError, ValueError) as error:
+            raise SetupError(f'mean and std must be one number per channel, but are {mean!r} and {std!r}.') from error
+        return cls(means, stds, channel_order)
 
     def restated(
         self,
@@ -55,7 +60,7 @@ class PixelFormat:
         """This format with what is given in place of its own entries; errors begin with ``owner``.
 
         Raises:
-            SetupError: If what is given is no format, or the result is on the 0 to 1 scale.
+            SetupError: If what is given is not a format, or the result is not on the 0 to 255 scale.
         """
         try:
             pixels = PixelFormat.of(
@@ -66,8 +71,11 @@ class PixelFormat:
         except SetupError as error:
             raise SetupError(f'{owner}: {error}') from error
         # Here, not for every format, so that a data preprocessor of such numbers can be restated.
-        if pixels.std is not None and max(pixels.std) < 1:
-            raise SetupError(f'{owner}: mean and std must be on the 0 to 255 scale, not that of 0 to 1: {pixels}.')
+        mean, std = pixels.mean or (), pixels.std or (1,)
+        if max(std) < 1 or max(std) > _LARGEST_STD or any(not -1 <= m <= 256 for m in mean):
+            raise SetupError(
+                f'{owner}: mean and std must be on the 0 to 255 scale, not that of 0 to 1 or of 16 bit: {pixels}.'
+            )
         return pixels
 
     def __str__(self) -> str:
@@ -78,7 +86,7 @@ class PixelFormat:
 
 
 def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
-    """What an MMPretrain data preprocessor makes of images, as far as it can be known from it alone.
+    """The format of the images that an MMPretrain data preprocessor makes, as far as it is known from it alone.
 
     ``to_rgb=True`` gives RGB. ``to_rgb=False`` keeps whatever the data set loads: BGR from
     ``LoadImageFromFile``, RGB from CIFAR's loader; so it is unknown. Without ``mean`` the images may have

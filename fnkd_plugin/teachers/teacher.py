@@ -1,5 +1,6 @@
 """The interface of teachers."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,30 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.framework import print_log
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, class_count, find_last_affine, probe
-from fnkd_plugin.taxonomy.names import ClassNames
-from fnkd_plugin.teachers.class_map import ClassMap, ClassMapping
+from fnkd_plugin.readers import AffineReader, find_last_affine, probe
+from fnkd_plugin.teachers.class_map import ClassMap
 from fnkd_plugin.teachers.class_names import Classes
-from fnkd_plugin.teachers.execution import Execution, ExecutionOptions
+from fnkd_plugin.teachers.execution import Execution, Way
+from fnkd_plugin.teachers.options import TeacherOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
-from fnkd_plugin.teachers.replay import Replay
-from fnkd_plugin.teachers.resize import Resize
+from fnkd_plugin.teachers.resize import Resize, Size
+
+_logger = logging.getLogger(__name__)
 
 
 class Teacher(ABC):
-    """Images in the student's format to a :class:`Prediction`; no module, so that nothing finds or trains it.
+    """Images in the student's format to a :class:`Prediction`; not a module, so that nothing finds or trains it.
 
     Attributes:
-        name: For messages.
-        has_feature_norm: Whether predictions carry ``feature_norm`` and ``origin``.
-        top_k: How many logits its predictions, then sparse, hold of each image; None for all.
+        name: Begins log lines and errors.
+        has_feature_norm: Whether predictions have ``feature_norm`` and ``origin``.
+        top_k: How many logits of each image its predictions hold, as ``SparsePrediction``; None for all.
+        replay: The views of the training images that it knows
+            (:class:`~fnkd_plugin.mm.replay.seeded_dataset.Replay`); None if it takes any image.
     """
 
     name: str
     has_feature_norm: bool
     top_k: int | None = None
+    replay: Any = None
 
     @property
     @abstractmethod
@@ -40,11 +44,11 @@ class Teacher(ABC):
 
     @property
     def without_norm(self) -> list[str]:
-        """The names of those that have no feature norm, of several teachers; itself or none."""
+        """The names of the members without a feature norm; of a single teacher its own, or none."""
         return [] if self.has_feature_norm else [self.name]
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
-        """Learn, before training, what the student's classes are.
+        """Match the teacher's classes with the student's, before training.
 
         Args:
             count: How many they are.
@@ -55,67 +59,53 @@ class Teacher(ABC):
         """
         ClassMap(self.name, self.num_classes).match(count, classes)
 
-    @property
-    def replay(self) -> Replay | None:
-        """Which views of the training images it knows; None if it can be asked of any image."""
-        return None
-
-    def check_mixing(self, preprocessor: nn.Module) -> None:  # noqa: B027
-        """Compare what mixes the images of a batch with what it has seen.
-
-        Args:
-            preprocessor: The student's data preprocessor.
-
-        Raises:
-            SetupError: If it knows images that were mixed otherwise.
-        """
-
-    def check_data(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
-        """Compare, before training, what it knows with what it will be asked.
+    def check(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
+        """Check, before the first step, that the teacher has predictions for the training images.
 
         Args:
             dataset: The training set, seeded and stamping its samples as ``replay`` says.
             preprocessor: The student's data preprocessor.
 
         Raises:
-            SetupError: If it knows other images than these.
+            SetupError: If it only knows other images, or images that were mixed otherwise.
         """
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:
-        """Learn, once and before training, how the student's images are normalised.
+        """Set how the student's images are normalised, once and before training.
 
         Raises:
-            SetupError: If the teacher's own format cannot be had from it.
+            SetupError: If they cannot be converted to the teacher's format.
         """
 
     @abstractmethod
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
-        """What the teacher says of a batch, without gradient.
+        """The teacher's prediction for a batch, without gradient.
 
         Args:
             images: The student's preprocessed batch [N, C, H, W].
-            data_samples: The data samples of the batch, for teachers that know images by name.
+            data_samples: The data samples of the batch, by which a cached teacher finds its predictions.
         """
 
 
 class ModelTeacher(Teacher):
-    """A teacher that is an ``nn.Module``: frozen, in eval mode (BN and dropout), on the images' device.
+    """A teacher that is an ``nn.Module``, run in eval mode (BN and dropout), without gradients, on the images' device.
+
+    The module itself is used: it is put in eval mode, its parameters stop requiring gradients, it follows the images'
+    device, and its last affine layer gets a forward hook, one in all. Give a copy of a module that still trains.
 
     Args:
-        model: The trained model; its parameters stop requiring gradients.
+        model: The trained model.
         forward: Images in the teacher's format to logits [N, K].
         pixels: The format the model was trained on.
         name: For messages.
-        input_size: Resize images to this height and width if they differ; None takes what comes.
-        execution: How it is run, see :class:`~fnkd_plugin.teachers.execution.Execution`.
-        class_map: Which of its classes the student's are, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
-        classes: The names of its classes, where ``found`` is wrong.
-        found: Those that came with the weights; nothing if they are of another number.
-        interpolation: How images are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
+        own_size: The one size of images that the model takes, if it takes only one.
+        own_interpolation: How its images were resized.
+        own_classes: The class names that came with the weights; ignored if they are of another number.
+        **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; they come before the model's own.
 
     Raises:
-        SetupError: If the model's output is no tensor [N, K], or the class map does not fit.
+        SetupError: If the model's output is not a tensor [N, K], or an option is unknown or does not fit.
     """
 
     def __init__(
@@ -124,35 +114,43 @@ class ModelTeacher(Teacher):
         forward: Callable[[Tensor], Tensor],
         pixels: PixelFormat,
         name: str,
-        input_size: int | None = None,
-        execution: ExecutionOptions = None,
-        class_map: ClassMapping | None = None,
-        classes: ClassNames | None = None,
-        found: Classes | None = None,
-        interpolation: str = 'bicubic',
+        own_size: Size | None = None,
+        own_interpolation: str = 'bicubic',
+        own_classes: Classes | None = None,
+        **options: Any,
     ) -> None:
+        stated = TeacherOptions.of(name, options)
         self.model = model.eval().requires_grad_(False)
         self.name = name
-        self.pixels = pixels
-        self.input_size = input_size
-        self._resize = Resize(name, input_size, interpolation)
+        self.pixels = pixels.restated(name, stated.mean, stated.std, stated.channel_order)
+        self._resize = Resize(
+            name,
+            own_size if stated.input_size is None else stated.input_size,
+            stated.interpolation or own_interpolation,
+        )
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device = next(model.parameters(), torch.empty(0)).device
-        channels = None if pixels.mean is None else len(pixels.mean)
-        output, layer_outputs = probe(self.model, forward, input_size, channels)
+        channels = None if self.pixels.mean is None else len(self.pixels.mean)
+        side = self.input_size and self.input_size[0]
+        output, layer_outputs = probe(self.model, lambda images: forward(self._resize(images)), side, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
-            raise SetupError(f'{name}: its output is no tensor of logits [N, K], but {_describe(output)}.')
+            raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
-        self._reader = None if layer is None else AffineReader(layer)
+        self._reader = None if layer is None else AffineReader(layer).attach()
         self.has_feature_norm = layer is not None
-        count = output.shape[1] if layer is None else class_count(layer)
-        if classes is not None:
-            found = Classes.of(classes, name)
-        elif found is not None and len(found.names) != count:
-            found = None
-        self._classes = ClassMap(name, count, found, class_map)
-        # After the reader's hook, which belongs into a compiled graph.
-        self._run = Execution(name, self.model, forward, execution)
+        count = output.shape[1]
+        if stated.classes is not None:
+            own_classes = Classes.of(stated.classes, name)
+        elif own_classes is not None and len(own_classes.names) != count:
+            own_classes = None
+        self._classes = ClassMap(name, count, own_classes, stated.class_map)
+        # After the reader's hook, which has to be part of a compiled graph.
+        self._run = Execution(name, self.model, forward, stated.execution)
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width to which images are resized; None if they stay as they are."""
+        return self._resize.size
 
     @property
     def num_classes(self) -> int:
@@ -175,11 +173,11 @@ class ModelTeacher(Teacher):
         except SetupError as error:
             raise SetupError(
                 f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
-                f"{error}. Say what the student's are with Distiller(pixels=dict(mean=..., std=..., "
-                "channel_order='rgb')), what the teacher's are with its own options of these names; mean and std "
-                "are on the 0 to 255 scale. (A task of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
+                f"{error}. State the student's with Distiller(pixels=dict(mean=..., std=..., channel_order='rgb')), "
+                "the teacher's with its own options of these names; mean and std are on the 0 to 255 scale. (A task "
+                "of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
-        print_log(f'{self.name} sees: {self.pixels}, {self._resize}.', logger='current')
+        _logger.info(f'{self.name} sees: {self.pixels}, {self._resize}; it runs in {self._run}.')
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`."""
@@ -187,15 +185,13 @@ class ModelTeacher(Teacher):
         if self._device != images.device:
             self.model.to(images.device)
             self._device = images.device
+        student = Way.of_student(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:
-                return self._classes.restrict(Prediction(self._run(pixels)))
-            self._reader.reading = True
-            try:
-                self._run(pixels)
-            finally:
-                self._reader.reading = False
+                return self._classes.restrict(Prediction(self._run(pixels, student)))
+            with self._reader:
+                self._run(pixels, student)
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)

@@ -1,15 +1,16 @@
 """Making timm models, with errors that help."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
-from torch import nn
+from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.teachers.resize import Size
 
 
 def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> PretrainedCfg:
@@ -50,6 +51,26 @@ def check_classifies(owner: str, model: nn.Module) -> None:
             f'{owner}: made so, this model of timm has no classifier. Give num_classes=K; if that was given, it can '
             'have none, and another model is needed.'
         )
+
+
+def checkpoint_classes(state: Mapping[str, Tensor], cfg: PretrainedCfg) -> int | None:
+    """K of a checkpoint of timm's weights, by its classifier's; None if that is not found."""
+    classifier = cfg.classifier[0] if isinstance(cfg.classifier, (tuple, list)) else cfg.classifier
+    weight = state.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
+
+
+def fixed_size(model: nn.Module, img_size: Size | None = None) -> Size | None:
+    """The one size of images that a timm model takes, as it was built; None if it takes others.
+
+    Args:
+        model: The model.
+        img_size: The ``img_size`` that it was built with, if one was given; some (LeViT) do not keep it.
+    """
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if not cfg.get('fixed_input_size'):
+        return None
+    return img_size or getattr(getattr(model, 'patch_embed', None), 'img_size', None) or cfg['input_size'][-2:]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mmpretrain.registry import DATASETS
 from fnkd_plugin.analysis.collect import Policy, calibrate_tau, collect, source_of
 from fnkd_plugin.analysis.subject import Subject
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.prediction import Prediction
+from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from tests.helpers import CLASSES
 from tests.test_analysis.subjects import subject
 
@@ -24,10 +24,10 @@ NEIGHBOURS = [[1, 2], [0], [], [0, 1, 2]]
 
 def _all_logits(found: Subject) -> tuple[Prediction, Prediction]:
     batches = list(found.batches())
-    speakers = zip(*((b.model, b.teacher) for b in batches), strict=True)
+    predictions = zip(*((b.model, b.teacher) for b in batches), strict=True)
     model, teacher = (
         Prediction(torch.cat([p.logits for p in ps]), torch.cat([p.feature_norm for p in ps]), ps[0].origin)
-        for ps in speakers
+        for ps in predictions
     )
     return model, teacher
 
@@ -132,3 +132,17 @@ def test_ten_times_the_images_need_no_more_memory_than_their_numbers(tmp_path: P
     assert large_columns == 10 * small_columns
     assert large_columns / 2000 < 100  # a few numbers each; the image alone is 192 bytes, a batch of them 6 kB
     assert large - small < 1.5 * (large_columns - small_columns) + 20_000
+
+
+def test_soft_labels_of_an_ensemble_are_the_mean_of_its_members(tmp_path: Path) -> None:
+    """As in training: each member under the policy with its own norm and bias, then the weighted mean."""
+    members = [Prediction(4 * torch.randn(6, 5), 1 + 9 * torch.rand(6), torch.randn(5)) for _ in range(2)]
+    found = POLICY.fnkd(EnsemblePrediction.of(members, [0.25, 0.75]))
+    expected = torch.zeros(6, 5)
+    for share, (logits, norm, bias) in zip([0.25, 0.75], members, strict=True):
+        scaled = (logits - bias) * (0.5 / norm.clamp_min(0.5))[:, None] + bias
+        expected += share * F.softmax(scaled, 1)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        POLICY.kd(EnsemblePrediction.of(members, [0.5, 0.5])), sum(F.softmax(m.logits / 4, 1) for m in members) / 2
+    )

@@ -32,23 +32,38 @@ def test_flips_are_of_the_clean_labels(tmp_path: Path) -> None:
     found = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=40)
     labelings = labelings_of(found, Question(NEIGHBOURS, flips=[0.25]))
     assert list(labelings) == ['given', 'flipped uniformly, 25%', 'flipped within A(x), 25%']
-    assert (labelings['given'] != found.clean).sum() == 20
+    assert (labelings['given'].labels != found.clean).sum() == 20
     for name in list(labelings)[1:]:
-        assert (labelings[name] != found.clean).sum() == 10
-    near = labelings['flipped within A(x), 25%']
+        assert (labelings[name].labels != found.clean).sum() == 10
+        assert labelings[name].could_flip.all()
+    near = labelings['flipped within A(x), 25%'].labels
     assert all(b in (a, *NEIGHBOURS[a]) for a, b in zip(found.clean, near, strict=True))
 
 
 def test_the_loss_finds_labels_that_a_sure_model_contradicts(tmp_path: Path) -> None:
     found = subject(tmp_path, count=400)
-    # A model that is right by decree: its own predictions are the truth, and the norm knows nothing of the flips.
+    # The model's own predictions are taken for the truth.
     predictions = [p for b in found.batches() for p in b.model.logits.argmax(1).tolist()]
     found.clean[:] = predictions
     audited = study(found, POLICY, Question(flips=[0.2])).numbers['audits']['flipped uniformly, 20%']
     areas = {name: indicator['auroc'] for name, indicator in audited['indicators'].items()}
     assert areas['margin'] == 1
-    assert areas['norm'] == pytest.approx(0.5, abs=0.15)
-    assert audited['norm_minus_best']['interval'][1] < 0
+    # Norm and entropy were there before the flips.
+    assert set(areas) == {'loss', 'margin'}
+    assert 'norm_minus_best' not in audited
+
+
+def test_an_audit_counts_images_that_could_have_been_flipped(tmp_path: Path) -> None:
+    """Classes without neighbours must not count as negatives: the norm differs between classes, whatever the flips."""
+    neighbours = [[1], [0], [], []]
+    trained = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=40, groups=neighbours)
+    result = study(trained, POLICY, Question(neighbours, flips=[0.25]))
+    audits = result.numbers['audits']
+    for name, wrong in ((IN_DATA, 10), ('flipped within A(x), 25%', 5)):
+        assert (audits[name]['images'], audits[name]['wrong']) == (20, wrong)
+    assert audits['flipped uniformly, 25%']['images'] == 40
+    assert set(audits[IN_DATA]['indicators']) == {'norm', 'loss', 'margin', 'entropy'}
+    assert 'aurocs' in diagrams(trained, result)
 
 
 def test_without_known_wrong_labels_there_is_nothing_to_audit(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay
 from tests.helpers import config, distilled, resnet
 from tests.test_mm.test_hooks.runs import loader
 
@@ -38,7 +39,26 @@ def cached(folder: str, **options: Any) -> dict:
     return dict(type='CachedTeacher', path=folder, **options)
 
 
+def spoil(folder: Path, view: int) -> None:
+    """Other logits of a whole view, with checksums that fit."""
+    store = Store(folder)
+    places = np.arange(store.samples)
+    rows = store.lookup(np.full(len(places), view), places)
+    rows['logits'] += 0.25
+    for start in range(0, store.samples, store.block):
+        store.write(view, start, rows[start : start + store.block])
+
+
+def with_manifest(cache: str, folder: Path, **entries: Any) -> str:
+    """A copy of a cache with other entries in its manifest, its checksums made to fit."""
+    old = Store(cache)
+    new = Store.create(folder, {**old.manifest, **entries}, old.origin)
+    for view, start, end in list(new.pending()):
+        new.write(view, start, old.lookup(np.full(end - start, view), np.arange(start, end)))
+    return str(folder)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Each file of a store."""
     assert Store.exists(folder)
-    return {file.name: file.read_bytes() for file in sorted(Path(folder).glob('*.*'))}
+    return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}

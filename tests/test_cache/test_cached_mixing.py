@@ -14,7 +14,7 @@ from fnkd_plugin.cache import cached_teacher
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.replay import fixed_batches
 from tests.helpers import assert_same_weights, build, distilled, resnet, timm_teacher
-from tests.test_cache.caches import cached, make_cache
+from tests.test_cache.caches import cached, make_cache, spoil
 from tests.test_mm.test_hooks.runs import RANDOM_PIPELINE, assert_resumes_exactly, loader, run
 from tests.test_mm.test_replay.test_batch_augments import CUTMIX, KINDS, MIXUP
 
@@ -143,23 +143,28 @@ def test_incomplete_batches_may_be_dropped(folder: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ('train_cfg', 'said'),
     [
-        (dict(augments=[MIXUP, dict(CUTMIX, alpha=0.5)]), r'mixing\.augments\[1\]: .*alpha=1\.0.* then, .*alpha=0\.5'),
-        (dict(augments=[MIXUP, CUTMIX], probs=[0.9, 0.1]), r'mixing\.probabilities: None then'),
+        (
+            dict(augments=[MIXUP, dict(CUTMIX, alpha=0.5)]),
+            r'mixing\.augments\[1\]: .*alpha=1\.0.* cache, .*alpha=0\.5',
+        ),
+        (dict(augments=[MIXUP, CUTMIX], probs=[0.9, 0.1]), r'mixing\.probabilities: None in the cache'),
     ],
 )
-def test_other_mixtures_are_refused_when_the_model_is_built(train_cfg: dict, said: str, folder: Path) -> None:
+def test_other_mixtures_are_refused_before_the_first_step(
+    train_cfg: dict, said: str, folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SetupError, match=said):
-        build(distilled(_student(**train_cfg), cached(str(folder / 'cache'))))
+        run(distilled(_student(**train_cfg), cached(str(folder / 'cache'))), tmp_path, **_options())
 
 
 def test_mixed_and_unmixed_do_not_meet(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="teacher saw mixed images, but the student's train_cfg"):
-        build(distilled(resnet(), cached(str(folder / 'cache'))))
+        run(distilled(resnet(), cached(str(folder / 'cache'))), tmp_path / 'a', **_options())
     plain = make_cache(tmp_path / 'plain', timm_teacher(folder), train_dataloader=_data())
     with pytest.raises(SetupError, match="Mixup, CutMix mixes images of a batch, but the cache's teacher saw them"):
-        build(distilled(_student(), cached(plain)))
+        run(distilled(_student(), cached(plain)), tmp_path / 'b', **_options())
     both = dict(type='EnsembleTeacher', teachers=[cached(plain), cached(str(folder / 'cache'))])
-    with pytest.raises(SetupError, match=r'know other views: .*batch_size=4.*batch_size=None'):
+    with pytest.raises(SetupError, match=r'views: .*batch_size=4.*batch_size=None'):
         build(distilled(_student(), both))
 
 
@@ -215,6 +220,7 @@ def test_a_hook_that_unmixes_is_found(folder: Path, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
     """Mixing itself is not compiled."""
     model = distilled(_student(), cached(str(folder / 'cache')), FNKD)
@@ -245,14 +251,17 @@ def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path, monkeypatch:
         tmp_path / 'cache', timm_teacher(folder), student=_student(), train_dataloader=_data(), dtype='float32'
     )
     model = distilled(_student(), cached(cache, verify=9, live=timm_teacher(folder)))
-    asked, ask = [], cached_teacher.ask
-    monkeypatch.setattr(cached_teacher, 'ask', lambda *args: asked.append(len(args[2]['inputs'])) or ask(*args))
+    asked, predict_rows = [], cached_teacher.predict_rows
+
+    def count(*args: Any) -> Any:
+        asked.append(len(args[2]['inputs']))
+        return predict_rows(*args)
+
+    monkeypatch.setattr(cached_teacher, 'predict_rows', count)
     after = run(model, tmp_path / 'asked', **_options()).model
     assert asked == [4, 2, 2]  # as many batches as hold nine, from all over the cache, the short ones too
     plain = run(distilled(_student(), cached(cache)), tmp_path / 'not', **_options()).model
     assert_same_weights(after.state_dict(), plain.state_dict())
-    rows = np.load(tmp_path / 'cache' / 'view-0001.npy')
-    rows['logits'] += 0.25
-    np.save(tmp_path / 'cache' / 'view-0001.npy', rows)
+    spoil(tmp_path / 'cache', view=1)
     with pytest.raises(SetupError, match='verify: logits differ by up to'):
         run(model, tmp_path / 'spoilt', **_options())

@@ -1,7 +1,6 @@
 """Students of a cache train as those of the live teacher do, on the images that it saw, or not at all."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from mmpretrain.registry import HOOKS, TRANSFORMS
 
 from fnkd_plugin.cache.store import Store
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from tests.helpers import assert_same_weights, build, distilled, resnet, timm_checkpoint, timm_teacher
-from tests.test_cache.caches import cached, make_cache
+from tests.test_cache.caches import cached, make_cache, spoil, with_manifest
 from tests.test_mm.test_hooks.runs import RANDOM_PIPELINE, assert_resumes_exactly, batches, loader, run
 
 FNKD = dict(type='FNKDLoss', tau=5.0)
+VIEWS = dict(default_hooks=dict(reproducible=dict(type='ReproducibleHook', replay=dict(seed=0, views=2))))
+"""What makes a run with a live teacher see the views of a cache."""
 PACK = dict(type='PackInputs')
 CROP = RANDOM_PIPELINE[0]
 PIPELINES = {
@@ -113,14 +114,13 @@ def test_workers_do_not_matter(workers: dict, folder: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize('loss', [FNKD, dict(type='FNKDLoss'), dict(type='KDLoss'), dict(type='DISTLoss')])
 # Batch norm over four values makes rounding grow from step to step.
-@pytest.mark.parametrize(('dtype', 'steps', 'tolerance'), [('float16', 2, 2e-3), ('float32', 8, 1e-5)])
+@pytest.mark.parametrize(('dtype', 'steps', 'tolerance'), [('float16', 2, 4e-3), ('float32', 8, 1e-5)])
 def test_equals_the_live_teacher(
     loss: dict, dtype: str, steps: int, tolerance: float, folder: Path, tmp_path: Path
 ) -> None:
-    # As many views as epochs: the live run's own augmentations.
     teacher = timm_teacher(folder)
     cache = make_cache(tmp_path / 'cache', teacher, dtype=dtype)
-    live = _losses(distilled(resnet(), teacher, loss), tmp_path / 'live')
+    live = _losses(distilled(resnet(), teacher, loss), tmp_path / 'live', **VIEWS)
     replayed = _losses(distilled(resnet(), cached(cache), loss), tmp_path / 'replayed')
     assert len(live) == 8
     np.testing.assert_allclose(replayed[:steps], live[:steps], rtol=tolerance)
@@ -216,7 +216,7 @@ def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_one_wrong_pixel_stops_training(folder: Path, tmp_path: Path) -> None:
     runner_model = build(distilled(resnet(), cached(str(folder / 'cache'))))
-    teacher = runner_model._distillation.teacher
+    teacher = runner_model.distillation.teacher
     dataset = _stamped(folder)
     good = [dataset[SampleIndex(i, 1)]['data_samples'] for i in range(3)]
     assert torch.isfinite(teacher.predict(torch.zeros(3, 3, 16, 16), good).logits).all()
@@ -241,8 +241,7 @@ def test_images_that_nobody_replays_are_refused(folder: Path, tmp_path: Path) ->
 
 def test_a_cache_that_is_not_complete_is_refused(folder: Path, tmp_path: Path) -> None:
     make_cache(tmp_path / 'cache', timm_teacher(folder))
-    done = np.load(tmp_path / 'cache' / 'done-0001.npy')
-    np.save(tmp_path / 'cache' / 'done-0001.npy', 0 * done)
+    (tmp_path / 'cache' / 'view-0001.done').write_bytes(b'\0')
     with pytest.raises(SetupError, match='lacks 16 of 32 views of images'):
         build(distilled(resnet(), cached(str(tmp_path / 'cache'))))
 
@@ -250,7 +249,7 @@ def test_a_cache_that_is_not_complete_is_refused(folder: Path, tmp_path: Path) -
 def test_classes_are_mapped_when_read(folder: Path, tmp_path: Path) -> None:
     teacher = timm_teacher(folder, class_map=[3, 1, 2, 0])
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32')
-    live = _losses(distilled(resnet(), teacher, FNKD), tmp_path / 'live')
+    live = _losses(distilled(resnet(), teacher, FNKD), tmp_path / 'live', **VIEWS)
     mapped = _losses(distilled(resnet(), cached(cache, class_map=[3, 1, 2, 0]), FNKD), tmp_path / 'mapped')
     np.testing.assert_allclose(mapped, live, rtol=1e-5)
     other = _losses(distilled(resnet(), cached(cache), FNKD), tmp_path / 'other')
@@ -272,13 +271,13 @@ def test_caches_make_an_ensemble(folder: Path, tmp_path: Path) -> None:
     def ensemble(members: list) -> dict:
         return distilled(resnet(), dict(type='EnsembleTeacher', teachers=members, weights=[1, 2]), FNKD)
 
-    live = _losses(ensemble(teachers), tmp_path / 'live')
+    live = _losses(ensemble(teachers), tmp_path / 'live', **VIEWS)
     replayed = _losses(ensemble([cached(cache) for cache in caches]), tmp_path / 'replayed')
     np.testing.assert_allclose(replayed, live, rtol=1e-5)
     mixed = _losses(ensemble([cached(caches[0]), teachers[1]]), tmp_path / 'mixed')
     np.testing.assert_allclose(mixed, live, rtol=1e-5)
     other = make_cache(tmp_path / 'other', teachers[1], views=1)
-    with pytest.raises(SetupError, match=r'other views: Replay\(seed=0, views=1, .*Replay\(seed=0, views=2, '):
+    with pytest.raises(SetupError, match=r'views: Replay\(seed=0, views=1, .*Replay\(seed=0, views=2, '):
         build(ensemble([cached(caches[0]), cached(other)]))
 
 
@@ -288,7 +287,7 @@ def test_all_logits_but_one_are_all(loss: dict, folder: Path, tmp_path: Path) ->
     teacher = timm_teacher(folder)
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32', top_k=3)
     trust = dict(wrong_teacher_weight=0.5)
-    live = _losses(distilled(resnet(), teacher, loss, **trust), tmp_path / 'live')
+    live = _losses(distilled(resnet(), teacher, loss, **trust), tmp_path / 'live', **VIEWS)
     sparse = _losses(distilled(resnet(), cached(cache, verify=3, live=teacher), loss, **trust), tmp_path / 'sparse')
     np.testing.assert_allclose(sparse, live, rtol=1e-4)
 
@@ -298,9 +297,9 @@ def test_what_needs_all_logits_is_refused(folder: Path, tmp_path: Path) -> None:
     for loss in ('DISTLoss', 'DKDLoss', 'LSKDLoss', 'NormKDLoss'):
         with pytest.raises(SetupError, match=f'{loss} needs all logits, but .* keeps the 2 largest'):
             build(distilled(resnet(), cached(cache), dict(type=loss)))
-    with pytest.raises(SetupError, match='keeps the 2 largest of its 4 logits'):
+    with pytest.raises(SetupError, match='keeps the 2 largest of 4 logits'):
         build(distilled(resnet(), cached(cache, class_map=[3, 2, 1, 0])))
-    with pytest.raises(SetupError, match='keeps the largest logits alone'):
+    with pytest.raises(SetupError, match='largest logits'):
         build(distilled(resnet(), dict(type='EnsembleTeacher', teachers=[cached(cache)])))
     with pytest.raises(SetupError, match='top_k=4 is not in 1 to 3'):
         make_cache(tmp_path / 'other', timm_teacher(folder), top_k=4)
@@ -310,9 +309,9 @@ def test_a_teacher_without_a_feature_norm_teaches_kd(tmp_path: Path) -> None:
     teacher = dict(type='CallableTeacher', fn='tests.test_cache.test_cached_teacher.brightness')
     teacher |= dict(mean=[0, 0, 0], std=[255, 255, 255])
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32')
-    live = _losses(distilled(resnet(), teacher), tmp_path / 'live')
+    live = _losses(distilled(resnet(), teacher), tmp_path / 'live', **VIEWS)
     np.testing.assert_allclose(_losses(distilled(resnet(), cached(cache)), tmp_path / 'cached'), live, rtol=1e-5)
-    with pytest.raises(SetupError, match='no one last affine layer'):
+    with pytest.raises(SetupError, match='no single last affine layer'):
         build(distilled(resnet(), cached(cache), FNKD))
 
 
@@ -321,17 +320,16 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_files_are_data(folder: Path, tmp_path: Path) -> None:
-    """What a cache says that its teacher was is neither imported nor built."""
+    """The teacher's config in a cache is neither imported nor built."""
     teacher = timm_teacher(folder)
-    cache = make_cache(tmp_path / 'cache', teacher)
-    path = tmp_path / 'cache' / 'manifest.json'
-    manifest = json.loads(path.read_text())
+    good = make_cache(tmp_path / 'cache', teacher)
     (tmp_path / 'evil.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n')
-    manifest['teacher']['config'] = dict(type='MMPretrainTeacher', config=str(tmp_path / 'evil.py'))
-    path.write_text(json.dumps(manifest))
+    evil = dict(type='MMPretrainTeacher', config=str(tmp_path / 'evil.py'))
+    entry = dict(Store(good).manifest['teacher'], config=evil)
+    cache = with_manifest(good, tmp_path / 'evil', teacher=entry)
     run(distilled(resnet(), cached(cache, verify=2, live=teacher)), tmp_path / 'work')
     assert not (tmp_path / 'ran').exists()
-    with pytest.raises(SetupError, match=r'verify=2 asks the live teacher; give its config, live=dict\(type='):
+    with pytest.raises(SetupError, match=r'verify=2 needs the live teacher; give its config, live=dict\(type='):
         build(distilled(resnet(), cached(cache, verify=2)))
 
 
@@ -344,29 +342,23 @@ def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path) -> None:
         asked.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
     )
     several = cached(cache, verify=5, live=dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)]))
-    with pytest.raises(SetupError, match='verify: EnsembleTeacher is no teacher that a cache is made of'):
+    with pytest.raises(SetupError, match='verify: EnsembleTeacher is not a teacher that can be cached'):
         run(distilled(resnet(), several), tmp_path / 'several')
-    _spoil(tmp_path / 'cache' / 'view-0001.npy')
+    spoil(tmp_path / 'cache', view=1)
     with pytest.raises(SetupError, match='verify: logits differ by up to'):
         run(model, tmp_path / 'spoilt')
     checkpoint.write_bytes(timm_checkpoint(tmp_path, seed=8).read_bytes())
-    with pytest.raises(SetupError, match=r'verify: the weights of .* are others'):
+    with pytest.raises(SetupError, match=r'verify: the weights of .* differ'):
         run(model, tmp_path / 'other')
     checkpoint.unlink()
     with pytest.raises(SetupError, match='does not exist'):
         run(model, tmp_path / 'gone')
 
 
-def _spoil(file: Path) -> None:
-    rows = np.load(file)
-    rows['logits'] += 0.25
-    np.save(file, rows)
-
-
 def _stamped(folder: Path) -> Any:
-    from fnkd_plugin.mm.replay.seeded_dataset import data_seed, seed_samples
+    from fnkd_plugin.mm.replay.seeded_dataset import seed_samples
     from tests.helpers import RandomImages
 
     dataset = RandomImages(pipeline=RANDOM_PIPELINE)
-    seed_samples(dataset, data_seed(Store(folder / 'cache').manifest['seed']), stamps=True)
+    seed_samples(dataset, Replay(0, 2).data_seed, stamps=True)
     return dataset

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 from torch import nn
 
 from fnkd_plugin.cache.fingerprint import describe_data, describe_weights, differences, plain
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.replay.seeded_dataset import seed_samples
 from tests.helpers import RandomImages
 from tests.test_mm.test_hooks.runs import RANDOM_PIPELINE
@@ -37,13 +39,16 @@ def test_the_same_data_are_described_alike() -> None:
     ('other', 'said'),
     [
         (lambda: _data(seed=1), r'^data\.annotations: '),
-        (lambda: _data(indices=8), r'^data\.samples: 16 then, 8 now'),
-        (lambda: ConcatDataset([_data()]), r"^data\.dataset: 'RandomImages' then, 'ConcatDataset\(RandomImages\)' now"),
+        (lambda: _data(indices=8), r'^data\.samples: 16 in the cache, 8 now'),
+        (
+            lambda: ConcatDataset([_data()]),
+            r"^data\.dataset: 'RandomImages' in the cache, 'ConcatDataset\(RandomImages\)' now",
+        ),
         (
             lambda: _data(pipeline=[RANDOM_PIPELINE[0], dict(RANDOM_PIPELINE[1], prob=0.4), RANDOM_PIPELINE[2]]),
-            r"^data\.pipeline\[1\]: 'RandomFlip\(prob=0\.5.* then, 'RandomFlip\(prob=0\.4",
+            r"^data\.pipeline\[1\]: 'RandomFlip\(prob=0\.5.* in the cache, 'RandomFlip\(prob=0\.4",
         ),
-        (lambda: _data(pipeline=RANDOM_PIPELINE[:2]), r'^data\.pipeline\[2\]: .PackInputs.* then, None now'),
+        (lambda: _data(pipeline=RANDOM_PIPELINE[:2]), r'^data\.pipeline\[2\]: .PackInputs.* in the cache, None now'),
     ],
 )
 def test_other_data_are_told_apart(other: Any, said: str) -> None:
@@ -90,5 +95,17 @@ def test_functions_are_known_by_name_not_by_address() -> None:
 
 def test_no_difference_between_equals_and_the_first_of_a_list() -> None:
     assert differences(dict(a=[1, 2], b=None), dict(a=[1, 2], b=None)) == []
-    assert differences(dict(a=[1, 2, 3]), dict(a=[1, 5])) == ['a[1]: 2 then, 5 now']
-    assert differences(dict(a=dict(b='x')), dict(a=dict(c=1))) == ["a.b: 'x' then, None now", 'a.c: None then, 1 now']
+    assert differences(dict(a=[1, 2, 3]), dict(a=[1, 5])) == ['a[1]: 2 in the cache, 5 now']
+    assert differences(dict(a=dict(b='x')), dict(a=dict(c=1))) == [
+        "a.b: 'x' in the cache, None now",
+        'a.c: None in the cache, 1 now',
+    ]
+
+
+def test_more_batches_than_images_are_refused() -> None:
+    options = dict(batch_size=8, num_workers=0, num_batch_per_epoch=3, sampler=dict(type='DefaultSampler'))
+    dataset = Runner.build_dataloader(
+        dict(dataset=dict(type='RandomImages', pipeline=RANDOM_PIPELINE), **options)
+    ).dataset
+    with pytest.raises(SetupError, match=r'num_batch_per_epoch.* 24 images.* 16'):
+        describe_data(dataset)

@@ -83,7 +83,7 @@ def test_checkpoints_are_the_plain_students(tmp_path: Path) -> None:
     runner = train(student, tmp_path)
     saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)['state_dict']
     assert list(saved) == list(plain.state_dict())
-    assert list(copy.deepcopy(runner.model).head.loss_module.table.shape) == [CLASSES, CLASSES]
+    assert len(copy.deepcopy(runner.model).head.loss_module.neighbours.index) == CLASSES
     plain.load_state_dict(saved, strict=True)
 
 
@@ -94,7 +94,7 @@ def test_half_precision_logits_are_computed_in_fp32() -> None:
 
 def test_the_log_says_how_many_classes_have_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss._logger.info', said.append)
     ALSRLoss(groups=GROUPS)
     assert said == ['ALSRLoss: 5 of 6 classes have neighbours, 1 to 2 each; one without any gets LSR with eps 0.1.']
 
@@ -117,3 +117,15 @@ def test_another_number_of_classes_is_refused_with_both_numbers() -> None:
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         MODELS.build(dict(type='ALSRLoss', **{'groups': GROUPS, **options}))
+
+
+def test_classes_of_imagenet_21k_take_little_memory() -> None:
+    """A table of K x K would be 1.9 GB."""
+    groups = [i // 20 for i in range(21841)]
+    loss = ALSRLoss(groups=groups)
+    assert sum(buffer.nbytes for buffer in loss.buffers()) < 10e6
+    labels = torch.tensor([0, 21840])
+    target = loss.target(labels, 21841)
+    assert target.sum(1).tolist() == pytest.approx([1, 1], rel=1e-5)
+    assert target[0, 1].item() == pytest.approx(0.1 / 19 + 0.1 / 21841) and (target > 0.1 / 21841 * 1.01).sum() == 21
+    assert torch.allclose(loss.target(torch.nn.functional.one_hot(labels, 21841), 21841), target)

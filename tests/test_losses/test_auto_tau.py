@@ -43,7 +43,7 @@ def test_after_twenty_batches_tau_is_kept() -> None:
 def test_a_number_stays_what_it_is() -> None:
     loss = FNKDLoss(tau=2.5)
     _observe(loss, 100.0)
-    assert loss.tau == 2.5 and loss.log_vars()['tau'] == 2.5
+    assert loss.tau == 2.5 and loss.log_vars()['tau'] == 2.5 and not loss.get_extra_state()
 
 
 def test_auto_solves_the_papers_rule() -> None:
@@ -84,7 +84,7 @@ def test_auto_tau_through_a_run_and_its_resumption(tmp_path: Path) -> None:
     final = runner.model.state_dict()
 
     stored = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=True)
-    assert stored['message_hub']['runtime_info']['fnkd_auto_tau_0']['batches'] == 20
+    assert stored['message_hub']['runtime_info']['fnkd_soft_losses']['loss_soft']['batches'] == 20
 
     for epoch in (1, 2):  # in the middle of the calibration, and after it
         work_dir = tmp_path / f'from_{epoch}'
@@ -97,34 +97,48 @@ def test_auto_tau_through_a_run_and_its_resumption(tmp_path: Path) -> None:
             assert torch.equal(value, final[key]), key
 
 
-def test_two_losses_of_a_run_learn_and_resume_each_its_own() -> None:
-    hub = MessageHub.get_instance('two_losses')
+def test_two_losses_learn_and_resume_each_its_own() -> None:
     losses = FNKDLoss(), FNKDLoss()
     for loss, norm in zip(losses, (3.0, 6.0), strict=True):
         _observe(loss, norm)
     assert [loss.tau for loss in losses] == [1.0, 2.0]
-    saved = dict(hub.runtime_info)
     again = FNKDLoss(), FNKDLoss()
-    hub.runtime_info.update(saved)
-    for loss, norm in zip(again, (9.0, 12.0), strict=True):
+    for loss, first, norm in zip(again, losses, (9.0, 12.0), strict=True):
+        loss.load_state_dict(first.state_dict())
         _observe(loss, norm)
     assert [loss.tau for loss in again] == [2.0, 3.0]
 
 
-def test_it_begins_where_a_run_was_left_that_is_resumed_later() -> None:
-    """A compiled graph cannot look: before each epoch the model does, until a batch has been learned from."""
-    hub = MessageHub.get_instance('resumed_later')
-    loss = FNKDLoss()
-    loss.begin(torch.device('cpu'))
-    assert loss.tau != loss.tau
-    hub.update_info('fnkd_auto_tau_0', dict(sum=12.0, count=2.0, batches=1))  # as older versions stored it
-    loss.begin(torch.device('cpu'))
-    assert loss.tau == 2.0
-    _observe(loss, 9.0)
-    assert {k: float(v) for k, v in hub.get_info('fnkd_auto_tau_0').items()} == dict(sum=21.0, count=3.0, batches=2.0)
-    hub.update_info('fnkd_auto_tau_0', dict(sum=1.0, count=1.0, batches=1))
-    loss.begin(torch.device('cpu'))
-    assert loss.tau == pytest.approx(21 / 9)
+@pytest.mark.parametrize(
+    'state', [[1], {'sum': 1.0}, dict(sum='1', count=1, batches=1), dict(sum=-1, count=1, batches=1)]
+)
+def test_a_state_of_another_form_is_refused(state: Any) -> None:
+    with pytest.raises(SetupError, match='three numbers >= 0'):
+        FNKDLoss().set_extra_state(state)
+
+
+@pytest.mark.parametrize(
+    ('options', 'norm', 'ratio'),
+    [
+        (dict(tau=8.0), 7.6, '9'),
+        (dict(tau=8.0), 10.0, '5.76'),
+        (dict(tau=8.0, mode='normalize'), 4.0, '36'),
+        (dict(tau=8.0), 30.0, None),
+        (dict(tau=2.0), 7.6, None),
+        (dict(), 7.6, None),
+    ],
+)
+def test_a_tau_that_makes_the_soft_loss_outweigh_the_hard_one_is_logged_once(
+    options: dict, norm: float, ratio: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss._logger.warning', messages.append)
+    loss = FNKDLoss(**options)
+    for _ in range(2):
+        _observe(loss, norm, norm)
+    assert len(messages) == (ratio is not None)
+    if ratio:
+        assert f'about {ratio} times' in messages[0] and f'norm {norm:g}' in messages[0] and 'tau=8' in messages[0]
 
 
 def test_a_new_run_forgets_the_last_ones_tau(tmp_path: Path) -> None:

@@ -64,3 +64,15 @@ def test_one_image_and_equal_logits_have_finite_gradients() -> None:
     assert grad.isfinite().all() and 0 < grad.norm() < 10
     (grad,) = torch.autograd.grad(DISTLoss(beta=0.0)(Prediction(z), Prediction(V[:1].float())), z)
     assert (grad == 0).all(), 'a batch of one has no columns to correlate'
+
+
+@pytest.mark.parametrize('spread', [1.0, 20.0, 60.0])
+@pytest.mark.parametrize('count', [1, 5])
+def test_identical_predictions_cost_nothing(spread: float, count: int) -> None:
+    """Also where a class hardly appears: with a spread of 60 the least probabilities are below 1e-30."""
+    z = spread * torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    z = z.requires_grad_()
+    loss = DISTLoss()(Prediction(z), Prediction(z.detach()))
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    (grad,) = torch.autograd.grad(loss, z)
+    assert grad.isfinite().all() and grad.abs().max() < 1e-4

@@ -76,3 +76,19 @@ def test_a_certain_student_has_finite_loss_and_gradient(side: float) -> None:
 def test_images_without_labels_are_refused() -> None:
     with pytest.raises(ValueError, match=r'DKDLoss: the images have no labels'):
         DKDLoss()(Prediction(Z), Prediction(V))
+
+
+def test_labels_of_the_clean_images_count_for_their_augmented_copies() -> None:
+    """As in timm, whose batches of augmented splits have the labels of the first split."""
+    random = torch.Generator().manual_seed(0)
+    student, teacher = (Prediction(torch.randn(6, 8, generator=random)) for _ in range(2))
+    labels = torch.tensor([3, 5])
+    assert torch.equal(DKDLoss()(student, teacher, labels), DKDLoss()(student, teacher, labels.repeat(3)))
+    with pytest.raises(ValueError, match='8 classes, 6 images and 4 labels'):
+        DKDLoss()(student, teacher, torch.arange(4))
+
+
+def test_one_class_is_refused() -> None:
+    one = Prediction(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match='got 1 classes'):
+        DKDLoss()(one, one, torch.zeros(2, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Distilled configs and the plain ones inside them."""
+"""Reading configs with overrides, and the plain config of a distilled one."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,16 @@ from mmengine.config import Config
 from mmpretrain.registry import HOOKS
 
 from fnkd_plugin import Distiller
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import (
     config_file,
     dicts_in,
     is_distilled,
+    is_mixed_in,
+    load_config,
     merge_options,
     plain_config,
     plain_model,
-    split_options,
     without_pretrained,
 )
 from tests.helpers import config, distilled, preprocessor, resnet, timm_student
@@ -128,17 +130,16 @@ def test_options_for_the_plain_model_reach_the_student(option: str, where: str) 
     assert node == 77
 
 
-def test_options_of_what_is_mixed_in_are_told_from_the_plain_models() -> None:
-    plain = {
-        'model.type': 1,
-        'model.head.type': 2,
-        'model.head.loss.type': 3,
-        'model.headless': 4,
-        'teacher': 5,
-        'model': 6,
-    }
-    mixed_in = {'model.teacher.mean': 1, 'model.head.warmup': 2, 'model.head.soft_loss.tau': 3, 'model.pixels': 4}
-    assert split_options({**plain, **mixed_in}) == (plain, mixed_in)
+@pytest.mark.parametrize('key', ['model.type', 'model.head.type', 'model.head.loss.type', 'model.headless', 'model'])
+def test_options_of_the_plain_model(key: str) -> None:
+    assert not is_mixed_in(key)
+
+
+@pytest.mark.parametrize(
+    'key', ['model.teacher.mean', 'model.head.warmup', 'model.head.soft_loss.tau', 'model.pixels', 'model.classes']
+)
+def test_options_of_what_is_mixed_in(key: str) -> None:
+    assert is_mixed_in(key)
 
 
 def test_a_shipped_config_is_found() -> None:
@@ -152,30 +153,91 @@ def test_options_of_a_plain_config_are_as_written() -> None:
     assert cfg.model.backbone.depth == 50 and cfg.model.head.soft_loss == 1
 
 
-def test_a_variable_of_the_file_is_replaced_wherever_it_was_used() -> None:
-    cfg = _config(data_root='data/cub', other='data/cubs')
-    cfg.train_dataloader.dataset.data_root = 'data/cub'
-    cfg.train_dataloader.dataset.ann_file = 'data/cub/train.txt'
-    merge_options(cfg, {'data_root': '/mnt/birds'})
-    assert cfg.data_root == cfg.train_dataloader.dataset.data_root == '/mnt/birds'
-    assert cfg.train_dataloader.dataset.ann_file == '/mnt/birds/train.txt'
-    assert cfg.other == 'data/cubs'
+VARIABLES = """
+model = dict(type='ImageClassifier')
+split = 'train'
+data_root = 'data'
+folder = data_root + '/images'
+depth = 18
+teacher = dict(checkpoint='data/teacher.pth', depth=18)
+train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[
+    dict(type='CustomDataset', data_root=data_root, data_prefix=split, ann_file=f'{folder}/train.txt'),
+    dict(type='CustomDataset', data_root='data', data_prefix='train')]))
+"""
+BASE = VARIABLES.replace('depth = 18', 'depth = 18; test_root = data_root')
+CHILD = """
+_base_ = 'base.py'
+data_root = 'data'
+checkpoint = {{_base_.folder}}
+value = {{_base_.depth}}
+val_dataloader = dict(dataset=dict(data_root=data_root, depth={{_base_.depth}}))
+"""
+PURE_CHILD = """
+from mmengine.config import read_base
+with read_base():
+    from .pure_base import *
+val_dataloader = dict(dataset=dict(data_root=data_root, split='train'))
+"""
 
 
-def test_fields_of_the_runner_are_no_variables() -> None:
-    cfg = _config(log_level='INFO', launcher='none', sync_bn='torch', custom_hooks=[dict(level='INFO', how='none')])
-    cfg.val_dataloader = dict(kind='torch')
-    merge_options(cfg, dict(log_level='DEBUG', launcher='pytorch', sync_bn='mmcv'))
-    assert cfg.log_level == 'DEBUG' and cfg.launcher == 'pytorch' and cfg.sync_bn == 'mmcv'
-    assert cfg.custom_hooks == [dict(level='INFO', how='none')] and cfg.val_dataloader.kind == 'torch'
+def test_all_that_a_variable_makes_follows_it_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / 'config.py'
+    file.write_text(VARIABLES)
+    cfg = load_config(file, {'data_root': '/mnt/birds', 'split': 'val', 'depth': 34, 'new': 1})
+    first, second = cfg.train_dataloader.dataset.datasets
+    assert (first.data_root, first.data_prefix) == ('/mnt/birds', 'val')
+    assert first.ann_file == '/mnt/birds/images/train.txt' and cfg.folder == '/mnt/birds/images'
+    assert (second.data_root, second.data_prefix) == ('data', 'train')
+    assert cfg.teacher == dict(checkpoint='data/teacher.pth', depth=18)
+    assert (cfg.data_root, cfg.split, cfg.depth, cfg.new) == ('/mnt/birds', 'val', 34, 1)
+    assert load_config(file).data_root == 'data', 'the next reading is as the file says'
 
 
-def test_variables_are_replaced_once_in_tuples_and_below_a_folder_with_a_slash() -> None:
-    paths = ('a/train.txt', ['a/', 'a', 'ab', 'b', 'b/c/x.pth'])
-    cfg = Config(dict(model=resnet(), first='a/', second='b', third='b/c', paths=paths))
-    merge_options(cfg, dict(first='b', second='z/', third='w', nowhere='q'))
-    assert cfg.paths == ('b/train.txt', ['b', 'b', 'ab', 'z/', 'w/x.pth'])
-    assert (cfg.first, cfg.second, cfg.third, cfg.nowhere) == ('b', 'z/', 'w', 'q')
+def test_variables_of_bases_are_followed_through_placeholders(tmp_path: Path) -> None:
+    (tmp_path / 'base.py').write_text(BASE)
+    file = tmp_path / 'child.py'
+    file.write_text(CHILD)
+    cfg = load_config(file, dict(depth=50, data_root='x'))
+    assert cfg.depth == cfg.value == cfg.val_dataloader.dataset.depth == 50
+    # The child has a variable of this name of its own, which the base did not use.
+    assert cfg.data_root == cfg.val_dataloader.dataset.data_root == 'x'
+    assert cfg.train_dataloader.dataset.datasets[0].data_root == cfg.test_root == 'data'
+    assert load_config(file, dict(folder='f')).checkpoint == 'f'
+
+
+def test_variables_of_pure_python_configs_are_followed(tmp_path: Path) -> None:
+    (tmp_path / 'pure_base.py').write_text('from mmpretrain.models import ImageClassifier\n' + VARIABLES)
+    file = tmp_path / 'pure_child.py'
+    file.write_text(PURE_CHILD)
+    cfg = load_config(file, dict(data_root='x', split='val'))
+    assert cfg.val_dataloader.dataset == dict(data_root='x', split='train')
+    first, second = cfg.train_dataloader.dataset.datasets
+    assert (first.data_root, first.data_prefix, first.ann_file) == ('x', 'val', 'x/images/train.txt')
+    assert (second.data_root, second.data_prefix) == ('data', 'train')
+
+
+@pytest.mark.parametrize(
+    ('lines', 'used'),
+    [
+        ("root: str = 'a'\nused = root", 'x'),
+        ("root = 'a'\nroot += 'b'\nused = root", 'x'),
+        ("other = root = 'a'\nused = [root, other]", ['x', 'a']),
+        ("root, other = 'a', 'b'\nused = [root, other]", ['x', 'b']),
+        ("root = 'a'\nbefore = root\nroot = 'b'\nused = [before, root]", ['a', 'x']),
+        ("root = 'a'\nused = [root for root in 'bc']", ['b', 'c']),
+    ],
+)
+def test_the_last_binding_of_a_variable_counts(lines: str, used: Any, tmp_path: Path) -> None:
+    file = tmp_path / 'config.py'
+    file.write_text(f'model = dict(type="A")\n{lines}\n')
+    assert load_config(file, dict(root='x')).used == used
+
+
+def test_a_variable_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / 'config.py'
+    file.write_text('model = dict(type="A")\nif True:\n    root = "a"\n    used = root\n')
+    with pytest.raises(SetupError, match=r'root: .*config\.py .* line 2'):
+        load_config(file, dict(root='x'))
 
 
 def test_dicts_in() -> None:

@@ -29,20 +29,21 @@ def _count(info: str, value: int) -> None:
 
 def test_one_soft_loss() -> None:
     student, teacher = _pair()
-    losses, log = DistillHead(KD)(student, teacher)
-    assert list(losses) == ['loss_soft'] and not log
+    head = DistillHead(KD)
+    losses = head(student, teacher)
+    assert list(losses) == ['loss_soft'] and not head.log_vars()
     assert torch.equal(losses['loss_soft'], KDLoss()(student, teacher))
-    losses, log = DistillHead(FNKDLoss(tau=2.0))(student, teacher)
-    assert list(losses) == ['loss_soft'] and list(log) == ['tau']
+    head = DistillHead(FNKDLoss(tau=2.0))
+    assert list(head(student, teacher)) == ['loss_soft'] and head.log_vars() == {'tau': 2.0}
 
 
 def test_several_soft_losses_are_named_after_their_classes() -> None:
     student, teacher = _pair()
     head = DistillHead([KD, FNKD, dict(type='KDLoss', temperature=1.0), dict(type='KDLoss', loss_weight=0.0)])
-    losses, log = head(student, teacher)
+    losses = head(student, teacher)
     assert list(losses) == ['loss_soft_kd', 'loss_soft_fnkd', 'loss_soft_kd_2']
     assert torch.equal(losses['loss_soft_kd_2'], KDLoss(temperature=1.0)(student, teacher))
-    assert not [name for name in log if 'loss' in name]
+    assert head.log_vars() == {'tau_fnkd': 2.0}
     assert head.active and head.needs_feature_norm
 
 
@@ -64,11 +65,11 @@ def test_warmup_factor(by_epoch: bool, unit: str) -> None:
     """In epoch (iteration) i, counted from 1: min(1, i / warmup)."""
     student, teacher = _pair()
     head = DistillHead(KD, warmup=4, by_epoch=by_epoch)
-    full = DistillHead(KD)(student, teacher)[0]['loss_soft']
+    full = DistillHead(KD)(student, teacher)['loss_soft']
     hub = MessageHub.get_current_instance()
     for done, factor in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
         _count(unit, done)
-        torch.testing.assert_close(head(student, teacher)[0]['loss_soft'], full * factor)
+        torch.testing.assert_close(head(student, teacher)['loss_soft'], full * factor)
     hub.pop_info(unit)
 
 

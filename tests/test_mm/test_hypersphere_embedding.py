@@ -10,7 +10,7 @@ from mmengine.config import Config
 from fnkd_plugin.mm.config import plain_model
 from tests.helpers import build
 
-FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'cub2010'
+FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'cub2010'
 
 
 @pytest.mark.skipif('FNKD_WEIGHTS' not in os.environ, reason='FNKD_WEIGHTS names no folder of ImageNet weights')

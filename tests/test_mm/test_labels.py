@@ -22,3 +22,9 @@ def test_mixed_labels_are_the_heavier_one() -> None:
 
 def test_no_labels() -> None:
     assert hard_labels(None) is None and hard_labels([]) is None and hard_labels([DataSample()]) is None
+
+
+def test_several_labels_an_image_are_refused() -> None:
+    several = DataSample().set_gt_label([0, 3, 6]).set_gt_score(torch.tensor([1.0, 0, 0, 1, 0, 0, 1]))
+    with pytest.raises(ValueError, match='an image has 3 labels'):
+        hard_labels([DataSample().set_gt_label(1).set_gt_score(torch.eye(7)[1]), several])

@@ -13,9 +13,8 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import is_distilled, load_config
-from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, smooth_labels, teacher_config
+from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.teachers import EnsembleTeacher, TimmTeacher
 from tests.helpers import (
@@ -32,7 +31,7 @@ from tests.helpers import (
 from tests.test_tools.configs import PURE_PYTHON, write_configs
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEACHER = dict(type='TimmTeacher', model='resnet50', checkpoint='t.pth')
 
 
@@ -49,8 +48,8 @@ def _train_tool() -> Any:
 
 
 def _mixed_by_shell(*argv: object) -> Config:
-    args = _train_tool().parse_args([str(arg) for arg in argv])
-    return training.mix(load_config(args.config), args)
+    tool = _train_tool()
+    return tool.read_config(tool.parse_args([str(arg) for arg in argv]))
 
 
 def _entries(cfg: Config) -> dict:
@@ -63,6 +62,12 @@ def _entries(cfg: Config) -> dict:
         return type(node)(map(bare, node)) if isinstance(node, (list, tuple)) else node
 
     return bare({key: value for key, value in cfg.to_dict().items() if key not in vars(presets)})
+
+
+def _with_hooks(cfg: Config) -> Config:
+    """As ``tools/train.py`` runs a distilled file."""
+    add_run_hooks(cfg)
+    return cfg
 
 
 FILES = {
@@ -98,7 +103,7 @@ def plain_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_file_python_and_shell_give_the_same_config(plain_file: Path) -> None:
     file = plain_file.with_name('mixed.py')
     file.write_text(FILES[plain_file.name])
-    by_file = _entries(Config.fromfile(file))
+    by_file = _entries(_with_hooks(Config.fromfile(file)))
     assert by_file['model']['type'] == 'Distiller'
     plain = Config.fromfile(plain_file)
     assert _entries(distill(plain, teacher=TEACHER, method='kd')) == by_file
@@ -151,7 +156,7 @@ def test_smoothed_labels_and_several_teachers_by_file_python_and_shell(plain_fil
     start = text.index('teacher=dict(')
     end = text.index("checkpoint='t.pth')") + len("checkpoint='t.pth')")
     file.write_text(f'{text[:start]}teacher={SEVERAL}{text[end:]}')
-    by_file = _entries(Config.fromfile(file))
+    by_file = _entries(_with_hooks(Config.fromfile(file)))
     assert by_file['model']['teacher'] == SEVERAL
     names = ['timm:resnet50', 'hf:folder', 'zoo_name']
     teachers = [teacher_config(name, 't.pth' if name == names[0] else None) for name in names]
@@ -165,7 +170,7 @@ def test_a_shipped_config_by_file_python_and_shell(tmp_path: Path) -> None:
     file = tmp_path / 'mixed.py'
     file.write_text(FILES['plain.py'].replace("'plain.py'", repr(name)).replace(", 'tests.test_tools.images'", ''))
     flags = ['--teacher', 'timm:resnet50', '--teacher-checkpoint', 't.pth', '--distill', 'kd']
-    by_file = _entries(Config.fromfile(file))
+    by_file = _entries(_with_hooks(Config.fromfile(file)))
     assert by_file['model']['student']['head']['num_classes'] == 200
     assert _entries(_mixed_by_shell(name, *flags)) == by_file
     assert _entries(distill(load_config(name), TEACHER, 'kd')) == by_file
@@ -184,7 +189,7 @@ def test_the_argument_is_left_alone(plain_file: Path) -> None:
 
 def test_a_mixed_config_is_dumped_as_it_is_read(plain_file: Path) -> None:
     flags = ['--teacher', 'timm:resnet50', '--cfg-options', 'data_root=elsewhere', 'model.backbone.depth=34']
-    plain_file.write_text(plain_file.read_text() + "\ndata_root = 'data'\nfolder = 'data/images'\n")
+    plain_file.write_text(plain_file.read_text() + "\ndata_root = 'data'\nfolder = data_root + '/images'\n")
     mixed = _mixed_by_shell(plain_file, '--label-smoothing', 'lsr', *flags)
     dumped = plain_file.with_name('dumped.py')
     mixed.dump(dumped)
@@ -220,7 +225,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         distill(_plain(), TEACHER, soft_loss=dict(type='KDLoss'))
     with pytest.raises(SetupError, match=r"method 'kdd' is unknown; there is .*fnkd, .*kd"):
         distill(_plain(), TEACHER, 'kdd')
-    with pytest.raises(SetupError, match=r'the config distils already.*--cfg-options model\.teacher'):
+    with pytest.raises(SetupError, match=r'has a teacher already.*--cfg-options model\.teacher'):
         distill(distill(_plain(), TEACHER), TEACHER)
     with pytest.raises(SetupError, match='has no model'):
         distill(Config(dict(a=1)), TEACHER)
@@ -241,7 +246,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     [
         ('MultiLabelLinearClsHead', 'a multi-label classifier'),
         ('LinearRegressionHead', 'a regression model'),
-        ('MAEPretrainHead', 'no classifier'),
+        ('MAEPretrainHead', 'not a classifier'),
         ('NoSuchHead', 'no model NoSuchHead'),
     ],
 )
@@ -250,7 +255,7 @@ def test_labels_of_other_tasks_are_not_smoothed(head: str, task: str) -> None:
         pytest.skip('this MMPretrain has no regression head')
     with pytest.raises(SetupError, match=task):
         smooth_labels(_plain(resnet(head=dict(type=head, num_classes=CLASSES, in_channels=32))))
-    with pytest.raises(SetupError, match=r'no classifier \(ImageClassifier\)'):
+    with pytest.raises(SetupError, match=r'not a classifier \(ImageClassifier\)'):
         smooth_labels(_plain(resnet(head=None)))
 
 
@@ -301,7 +306,7 @@ def test_several_teachers_and_a_shipped_config_are_built(tmp_path: Path) -> None
     timms = teacher_config('timm:test_resnet', str(timm_checkpoint(tmp_path, num_classes=10)))
     model = MODELS.build(distill(_plain(resnet(num_classes=10)), [timms, own], 'kd').model)
     assert isinstance(model, Distiller)
-    teacher = model._distillation.teacher
+    teacher = model.distillation.teacher
     assert isinstance(teacher, EnsembleTeacher)
     assert [type(one) for one in teacher.teachers] == [TimmTeacher, MMPretrainTeacher]
 
@@ -336,13 +341,13 @@ def test_each_checkpoint_is_its_teachers(tmp_path: Path) -> None:
 )
 def test_what_has_a_flag_of_its_own_is_no_option(flags: list[str], tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
-    with pytest.raises(SetupError, match=r'-cfg: (method|teacher) is no option of a method'):
+    with pytest.raises(SetupError, match=r'-cfg: (method|teacher) is not an option of a method'):
         _mixed_by_shell(plain, *flags)
 
 
 @pytest.mark.parametrize('teacher', [None, torch.nn.Identity(), [TEACHER, 3]])
 def test_teachers_are_names_or_configs(teacher: Any) -> None:
-    with pytest.raises(SetupError, match=r'a teacher is a name or a config here, not a (NoneType|Identity|int)'):
+    with pytest.raises(SetupError, match=r'a teacher by name or by config, not a (NoneType|Identity|int)'):
         distill(_plain(), teacher)
 
 
@@ -368,7 +373,7 @@ def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_pat
 def test_each_method_has_a_work_dir_of_its_own(flags: list[str], folder: str, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
     cfg, args = _mixed_by_shell(plain, *flags), _train_tool().parse_args([str(plain), *flags])
-    training.merge_arguments(cfg, args)
+    _train_tool().merge_arguments(cfg, args)
     assert Path(cfg.work_dir).name == folder
 
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors
@@ -25,7 +24,7 @@ from fnkd_plugin.mm.training import dump_plain_config
 from tests.helpers import CLASSES, SIZE, assert_same_weights, config, distilled, resnet, timm_student, timm_teacher
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STUDENTS = {'resnet': resnet(), 'timm': timm_student(channels_last=True)}
 
 
@@ -151,7 +150,7 @@ def test_meta_of_another_shape_is_refused(checkpoint: dict, message: str, tmp_pa
 def test_averages_without_the_trained_weights(tmp_path: Path) -> None:
     torch.save(dict(ema_state_dict={'module.w': torch.zeros(2)}), tmp_path / 'x.pth')
     for ema in (False, True):
-        with pytest.raises(SetupError, match='has an ema_state_dict but no state_dict'):
+        with pytest.raises(SetupError, match='holds no state_dict'):
             publish(tmp_path / 'x.pth', tmp_path, ema=ema)
 
 
@@ -162,19 +161,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(SetupError, match='cannot be written') as error:
             publish(tmp_path / 'x.pth', tmp_path / out)
         assert '\n' not in str(error.value)
-
-
-class _Harm:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ('harm',)
-
-
-def test_reads_data_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(dict(state_dict=dict(w=torch.zeros(2)), meta=dict(harm=_Harm())), 'x.pth')
-    with pytest.raises(SetupError, match='not plain data'):
-        publish('x.pth', tmp_path)
-    assert not (tmp_path / 'harm').exists()
 
 
 _STOCK = """

@@ -83,6 +83,7 @@ def _process(rank: int, port: int, teacher: str, folder: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
+@pytest.mark.slow
 def test_sharded_students_equal_one_process(tmp_path: Path) -> None:
     teacher = str(timm_checkpoint(tmp_path, 'test_vit', img_size=16))
     with socket.socket() as free:

@@ -5,15 +5,22 @@ from pathlib import Path
 import pytest
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import load_config, merge_options
-from fnkd_plugin.mm.training import add_default_hooks, check_data_roots, set_loader_defaults
+from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.mix import add_run_hooks
+from fnkd_plugin.mm.training import check_data_roots, set_loader_defaults
 from tests.helpers import config, resnet
 
 
-def test_default_hooks_can_be_put_off() -> None:
+def test_hooks_of_a_run_can_be_turned_off() -> None:
     cfg = config(resnet(), Path('work'), default_hooks=dict(reproducible=None, checkpoint=None))
-    add_default_hooks(cfg)
-    assert cfg.default_hooks == dict(checkpoint=None, safe_checkpoint=dict(type='SafeCheckpointHook'))
+    cfg.custom_hooks = [dict(type='SummaryHook')]
+    add_run_hooks(cfg)
+    assert cfg.default_hooks == dict(
+        checkpoint=None,
+        safe_checkpoint=dict(type='SafeCheckpointHook'),
+        check_classes=dict(type='CheckClassesHook'),
+        check_weights=dict(type='CheckWeightsHook'),
+    )
 
 
 def test_loader_defaults_make_sense() -> None:
@@ -41,17 +48,19 @@ def test_a_missing_data_root_is_named() -> None:
     check_data_roots(cfg)
 
 
-@pytest.mark.parametrize('variable', [True, False])
-def test_the_remedy_for_a_missing_data_root_works(variable: bool, tmp_path: Path) -> None:
-    cfg = config(resnet(), Path('work'), **({'data_root': 'nowhere'} if variable else {'data_root': 'elsewhere'}))
-    parts = [dict(type='CUB', data_root=str(tmp_path)), dict(type='CUB', data_root='nowhere')]
-    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+@pytest.mark.parametrize('value', ['root', "'nowhere'"])
+def test_the_option_in_the_message_of_a_missing_data_root_works(value: str, tmp_path: Path) -> None:
+    file = tmp_path / 'config.py'
+    file.write_text(
+        f"model = dict(type='A')\nroot = 'nowhere'\ndata = [dict(type='CUB', data_root={str(tmp_path)!r}), "
+        f"dict(type='CUB', data_root={value})]\n"
+        "train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=data))\n"
+    )
     with pytest.raises(SetupError) as found:
-        check_data_roots(cfg)
+        check_data_roots(load_config(file))
     key = str(found.value).partition('--cfg-options ')[2].partition('=FOLDER')[0]
-    assert (key == 'data_root') == variable
-    merge_options(cfg, {key: str(tmp_path)})
-    check_data_roots(cfg)
+    assert key == 'train_dataloader.dataset.datasets.1.data_root'
+    check_data_roots(load_config(file, {key: str(tmp_path)}))
 
 
 def test_training_needs_no_test_data() -> None:

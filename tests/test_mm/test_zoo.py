@@ -22,7 +22,7 @@ from fnkd_plugin.mm.zoo import register_zoo, zoo_root
 from tests.helpers import assert_same_weights, build
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAME = 'test-of-the-zoo_digits'
 
 

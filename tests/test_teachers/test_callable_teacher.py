@@ -60,7 +60,7 @@ def test_teaches_through_the_runner_by_its_name(tmp_path: Path) -> None:
     teacher = dict(type='CallableTeacher', fn='tests.test_teachers.test_callable_teacher.channel_means', **HALVES)
     runner = train(distilled(resnet(), teacher), tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1))
     assert runner.message_hub.get_scalar('train/loss_soft').current() > 0
-    with pytest.raises(SetupError, match=r'CallableTeacher\(.*channel_means\) has no one last affine layer'):
+    with pytest.raises(SetupError, match=r'CallableTeacher\(.*channel_means\) has no single last affine layer'):
         train(distilled(resnet(), teacher, dict(type='FNKDLoss')), tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_teaches_through_the_runner_by_its_name(tmp_path: Path) -> None:
         ('channel_means', 'cannot be imported'),
         ('torch.nn.Identity', 'must be a module or a function of images'),
         ('math.pi', 'must be a module or a function of images'),
-        (not_logits, r'no tensor of logits \[N, K\], but of shape'),
+        (not_logits, r'not a tensor of logits \[N, K\], but of shape'),
     ],
 )
 def test_faults(fn: Any, said: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -50,7 +51,15 @@ def test_forms_of_maps(tmp_path: Path) -> None:
     (tmp_path / 'names.txt').write_text('e\na\nc\n')
     assert _index(str(tmp_path / 'indices.txt')) == _index(tmp_path / 'names.txt') == [4, 0, 2]
     assert _index('by-name', student=Classes(['e', 'a', 'c'])) == [4, 0, 2]
+    assert _index(np.array([4, 0, 2])) == [4, 0, 2]
     assert _index(None) == [0, 1, 2, 3, 4]
+
+
+def test_digits_that_are_not_numbers(tmp_path: Path) -> None:
+    """For Python '²' is a digit, but not a number."""
+    (tmp_path / 'map.txt').write_text('²\n1\n', encoding='utf-8')
+    with pytest.raises(SetupError, match="1 of 2 classes are not among the teacher's 5: '²'"):
+        _index(tmp_path / 'map.txt', Classes(['1', 'b', 'c', 'd', 'e']))
 
 
 def test_files_are_in_utf_8(tmp_path: Path) -> None:
@@ -64,12 +73,60 @@ def test_files_are_in_utf_8(tmp_path: Path) -> None:
 
 def test_matching_by_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.class_map.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.teachers.class_map._logger.info', said.append)
     assert _index('by-name', student=Classes(['e', 'b', 'c'])) == [4, 1, 2]
     assert said == [
         "Teacher: class_map='by-name' found all 3 classes of the student among the teacher's 5; "
         '1 of them have another index.'
     ]
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'student', 'expected'),
+    [
+        (['a', 'b', 'A', 'B'], ['A', 'B', 'a', 'b'], [2, 3, 0, 1]),  # letter case
+        (['1.x', 'y', '2.x'], ['2.x', 'y', '1.x'], [2, 1, 0]),  # the number of CUB's folders
+        (['a_b', 'y', 'a b'], ['a b', 'y', 'a_b'], [2, 1, 0]),  # underscores
+        (['crane, bird', 'crane, machine'], ['crane, machine', 'crane, bird'], [1, 0]),  # synonyms
+    ],
+)
+def test_names_of_one_side_that_resemble_are_compared_exactly(
+    teacher: list[str], student: list[str], expected: list[int]
+) -> None:
+    """Both orders would be the same if compared as loosely as names of two sides are."""
+    same, other = Classes(teacher), Classes(student)
+    with pytest.raises(SetupError, match=rf'in their order \(0: {student[0]!r}, not {teacher[0]!r}'):
+        ClassMap('Teacher', len(teacher), same).match(len(student), other)
+    ClassMap('Teacher', len(teacher), same).match(len(teacher), same)
+    found = ClassMap('Teacher', len(teacher), same, 'by-name')
+    found.match(len(student), other)
+    assert found.restrict(Prediction(torch.arange(len(teacher))[None])).logits[0].tolist() == expected
+
+
+def test_names_that_only_one_side_tells_apart_are_refused() -> None:
+    for teacher, student in ((['a', 'b'], ['a', 'A']), (['a', 'A'], ['a', 'b'])):
+        with pytest.raises(SetupError, match='1: '):
+            ClassMap('Teacher', 2, Classes(teacher)).match(2, Classes(student))
+    with pytest.raises(SetupError, match="2 of 2 classes match the same of the teacher's 2: 'a', 'A'"):
+        ClassMap('Teacher', 2, Classes(['a', 'b']), 'by-name').match(2, Classes(['a', 'A']))
+
+
+def test_names_of_two_sides_may_be_spelled_otherwise() -> None:
+    student = Classes(['001.Black_footed_Albatross', 'owl', 'maillot, tank suit'])
+    ClassMap('Teacher', 3, Classes(['black footed albatross', 'OWL, bird', 'tank suit'])).match(3, student)
+
+
+def test_imagenets_ids_tell_apart_what_names_do_not() -> None:
+    """Of the two classes called 'crane' and of 'maillot' and 'maillot, tank suit' each is compared with itself."""
+    imagenet = timm_classes(timm.get_pretrained_cfg('resnet18'))
+    assert imagenet.ids is not None and imagenet.names[134] == imagenet.names[517]
+    order = list(range(1000))
+    order[134], order[517] = 517, 134
+    swapped = Classes([imagenet.names[k] for k in order], [imagenet.ids[k] for k in order])
+    with pytest.raises(SetupError, match="134: 'crane', not 'crane', 517"):
+        ClassMap('Teacher', 1000, imagenet).match(1000, swapped)
+    order[134], order[517], order[638], order[639] = 134, 517, 639, 638
+    assert Classes.of([imagenet.names[k] for k in order], 'Me').ids is None, 'another order than that of ImageNet'
 
 
 def test_restriction_is_renormalised() -> None:
@@ -116,7 +173,7 @@ def test_imagenet_1k_inside_imagenet_22k_by_name() -> None:
 
 def test_imagenet_1k_inside_imagenet_21k_needs_a_stand_in() -> None:
     """Of the 1000 one is not in ImageNet-21k; it is named, and a list of IDs can hold another."""
-    with pytest.raises(SetupError, match="1 of 1000 classes are no class of the teacher's 21843: 'teddy, teddy bear'"):
+    with pytest.raises(SetupError, match="1 of 1000 classes are not among the teacher's 21843: 'teddy, teddy bear'"):
         _imagenet_map(21843, 'by-name')
     ids = ImageNetInfo('imagenet-1k').label_names()
     ids[ids.index('n04399382')] = 'n00004475'  # organism, being
@@ -136,16 +193,21 @@ def test_imagenets_own_order_is_recognised() -> None:
 @pytest.mark.parametrize(
     ('mapping', 'classes', 'student', 'said'),
     [
-        ([0, 5], LETTERS, None, "1 of 2 classes are no class of the teacher's 5: 5"),
-        ([0, -1], LETTERS, None, 'no class'),
-        ([0, 0, 1], LETTERS, None, "2 of 3 classes are the same class of the teacher's 5: 0, 0"),
-        (['a', 'f'], LETTERS, None, "no class of the teacher's 5: 'f'"),
-        (['a', 'b'], Classes(['a', 'b', 'b', 'c', 'd']), None, "several classes of the teacher's 5: 'b'"),
+        ([0, 5], LETTERS, None, "1 of 2 classes are not among the teacher's 5: 5"),
+        ([0, -1], LETTERS, None, 'not among'),
+        ([0, 0, 1], LETTERS, None, "2 of 3 classes match the same of the teacher's 5: 0, 0"),
+        (['a', 'f'], LETTERS, None, "not among the teacher's 5: 'f'"),
+        (['a', 'b'], Classes(['a', 'b', 'b', 'c', 'd']), None, "match several of the teacher's 5: 'b'"),
         (['a'], None, None, "needs the names of the teacher's classes"),
         ([], LETTERS, None, 'class_map is empty'),
+        ([0, 'a'], LETTERS, None, 'indices alone or names alone'),
+        ([True, False], LETTERS, None, 'indices alone or names alone'),
+        ([0.0, 1.0], LETTERS, None, 'indices alone or names alone'),
+        (3, LETTERS, None, 'indices alone or names alone, but is 3'),
+        ([1], LETTERS, None, 'softmax over 1 class'),
         ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
         ('by-name', LETTERS, None, r'needs the names of the student.*Distiller\(classes='),
-        ('by-name', LETTERS, Classes(['a', 'z']), "1 of 2 classes are no class of the teacher's 5: 'z'"),
+        ('by-name', LETTERS, Classes(['a', 'z']), "1 of 2 classes are not among the teacher's 5: 'z'"),
         ([0, 1], LETTERS, Classes(['a', 'b', 'c']), 'the student has 3 classes, the teacher Teacher has 2'),
         (None, LETTERS, Classes(['a', 'x', 'c']), "3 classes, .* has 5; .*first that differ: 1: 'x', not 'b'"),
         (
@@ -223,7 +285,7 @@ def test_the_datas_own_names_in_another_order_are_refused(tmp_path: Path) -> Non
     model = distilled(resnet(), _named_teacher(tmp_path, ['c0', 'c1', 'c2', 'c3'], class_map='by-name'))
     model['classes'] = ['c0', 'c2', 'c1', 'c3']
     runner = build_runner(config(model, tmp_path))
-    with pytest.raises(SetupError, match=r"classes are those of RandomImages in another order \(1: 'c2', not 'c1'"):
+    with pytest.raises(SetupError, match=r"in another order \(1: 'c2', not 'c1'"):
         runner.train()
 
 
@@ -242,7 +304,7 @@ def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path)
 @pytest.mark.parametrize('known', [True, False])
 def test_classes_taken_for_imagenets_are_said(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', said.append)
     path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)
     teacher = TimmTeacher('test_resnet', path)
     assert teacher.own_classes.names[0] == ('c0' if known else 'tench, Tinca tinca')

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from fnkd_plugin import DistillHead, Prediction
@@ -91,7 +92,7 @@ def test_each_has_its_own_normalisation_size_and_classes(tmp_path: Path) -> None
             class_map=[6, 0, 1, 2],
         ),
     ]
-    teacher = EnsembleTeacher(configs, weights=[1, 3])
+    teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=configs, weights=[1, 3]))
     teacher.match_classes(CLASSES, None)
     teacher.prepare(SOURCE)
     assert (teacher.num_classes, teacher.has_feature_norm, teacher.weights) == (CLASSES, True, [0.25, 0.75])
@@ -135,7 +136,7 @@ def test_does_not_break_a_compiled_graph() -> None:
         (dict(teachers=[]), 'teachers is empty'),
         (dict(teachers=[{}, {}], weights=[1]), '2 teachers need as many weights, not 1'),
         (dict(teachers=[{}], weights=[0.0]), 'a weight must be a finite number > 0'),
-        (dict(teachers=[torch.nn.Identity()]), 'Identity is no teacher'),
+        (dict(teachers=[torch.nn.Identity()]), 'Identity is not a teacher'),
     ],
 )
 def test_faults(options: dict, said: str) -> None:
@@ -145,7 +146,7 @@ def test_faults(options: dict, said: str) -> None:
 
 def test_the_member_that_does_not_fit_is_named(tmp_path: Path) -> None:
     seven = dict(type='TimmTeacher', model='test_resnet', checkpoint=str(timm_checkpoint(tmp_path, num_classes=7)))
-    teacher = EnsembleTeacher([timm_teacher(tmp_path), seven])
+    teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path), seven]))
     with pytest.raises(SetupError, match=r'the student has 4 classes, the teacher TimmTeacher\(test_resnet\) has 7'):
         teacher.match_classes(CLASSES, None)
     two_heads = dict(type='TimmTeacher', model='crossvit_tiny_240', num_classes=CLASSES)
@@ -180,7 +181,7 @@ def test_of_several_teachers_the_mean_is_right_or_wrong() -> None:
 def test_wrong_teacher_weight_faults() -> None:
     with pytest.raises(SetupError, match=r'wrong_teacher_weight must be in \[0, 1\], but is 2'):
         DistillHead(dict(type='KDLoss'), wrong_teacher_weight=2)
-    with pytest.raises(SetupError, match='DKDLoss is no mean over images'):
+    with pytest.raises(SetupError, match='DKDLoss is not a mean over images'):
         DistillHead(dict(type='DKDLoss'), wrong_teacher_weight=0)
     with pytest.raises(ValueError, match='no labels, which wrong_teacher_weight needs'):
         DistillHead(dict(type='KDLoss'), wrong_teacher_weight=0)(STUDENT, A)

@@ -58,7 +58,7 @@ def test_prediction_is_the_models_own(saved: Path) -> None:
 
     teacher = HuggingFaceTeacher(saved)
     assert teacher.pixels == PixelFormat.of([127.5, 102, 76.5], [51, 76.5, 102], 'rgb')
-    assert (teacher.input_size, teacher.num_classes, teacher.has_feature_norm) == (SIZE, CLASSES, True)
+    assert (teacher.input_size, teacher.num_classes, teacher.has_feature_norm) == ((SIZE, SIZE), CLASSES, True)
     teacher.prepare(teacher.pixels)
     prediction = teacher.predict(IMAGES)
     plain = transformers.AutoModelForImageClassification.from_pretrained(saved).eval()
@@ -141,11 +141,88 @@ def test_processors_of_other_kinds(saved: Path) -> None:
         do_flip_channel_order=True,
     )
     teacher = HuggingFaceTeacher(saved)
-    assert teacher.input_size == SIZE and teacher.pixels.channel_order == 'bgr'
+    assert teacher.input_size == (SIZE, SIZE) and teacher.pixels.channel_order == 'bgr'
     assert teacher.pixels.mean == (0.0, 0.0, 0.0) and teacher.pixels.std == pytest.approx((255, 255, 255))
-    _edit(saved, 'preprocessor_config.json', crop_size=dict(height=SIZE, width=2 * SIZE))
-    with pytest.raises(SetupError, match=r'no images of one square size .*give input_size=N'):
+
+
+def test_sizes_that_depend_on_the_image_are_refused(saved: Path) -> None:
+    """A shortest edge without a crop is a square for squares alone."""
+    _edit(saved, 'preprocessor_config.json', image_processor_type='CLIPImageProcessor', do_center_crop=False)
+    _edit(saved, 'preprocessor_config.json', size=dict(shortest_edge=SIZE))
+    with pytest.raises(SetupError, match=r'depends on the image: .*\(48, 32\).*; give input_size=N'):
         HuggingFaceTeacher(saved)
+    assert HuggingFaceTeacher(saved, input_size=SIZE).input_size == (SIZE, SIZE)
+
+
+def test_sizes_need_not_be_square(saved: Path) -> None:
+    _convolutional(saved)
+    _edit(saved, 'preprocessor_config.json', size=dict(height=48, width=32))
+    assert HuggingFaceTeacher(saved).input_size == (48, 32)
+
+
+def _convolutional(folder: Path) -> Any:
+    """A ResNet, which takes images of any size, in place of the ViT."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type='basic', num_labels=CLASSES
+    )
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_without_resizing_images_keep_the_students_size(saved: Path) -> None:
+    """As transformers shows them to the model, of whatever size."""
+    import transformers
+
+    model = _convolutional(saved)
+    _edit(saved, 'preprocessor_config.json', do_resize=False, do_center_crop=False)
+    processor = transformers.AutoImageProcessor.from_pretrained(saved)
+    teacher = HuggingFaceTeacher(saved)
+    assert teacher.input_size is None
+    teacher.prepare(PixelFormat.of([0.0] * 3, [1.0] * 3, 'rgb'))
+    for height, width in ((32, 32), (40, 24)):
+        image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        with torch.no_grad():
+            theirs = model(pixel_values=processor(image, return_tensors='pt')['pixel_values']).logits
+        torch.testing.assert_close(teacher.predict(image[None].float()).logits, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_without_resizing_a_model_of_one_size_keeps_its_own(saved: Path) -> None:
+    """Which the processor does not state."""
+    _edit(saved, 'preprocessor_config.json', do_resize=False, do_center_crop=False)
+    teacher = HuggingFaceTeacher(saved)
+    assert teacher.input_size == (SIZE, SIZE)
+    teacher.prepare(teacher.pixels)
+    assert teacher.predict(torch.randn(2, 3, 50, 50)).logits.shape == (2, CLASSES)
+
+
+def test_normalising_by_the_image_itself_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fnkd_plugin.teachers import huggingface_teacher
+
+    def standardised(processor: Any, colour: Any, height: int, width: int) -> torch.Tensor:
+        return torch.zeros(3, height, width)  # a picture of one colour less its own mean
+
+    monkeypatch.setattr(huggingface_teacher, '_processed', standardised)
+    with pytest.raises(SetupError, match='one mean and std per channel; give mean, std and channel_order'):
+        HuggingFaceTeacher(saved)
+    stated = HuggingFaceTeacher(saved, mean=MEAN, std=STD, channel_order='bgr')
+    assert stated.pixels == PixelFormat.of(MEAN, STD, 'bgr')
+
+
+@pytest.mark.parametrize('entry', ['someone/kernel', 'flash_attention_2', {'': 'someone/kernel@v1'}])
+def test_code_of_the_hub_is_refused(entry: Any, saved: Path) -> None:
+    _edit(saved, 'config.json', attn_implementation='sdpa')
+    HuggingFaceTeacher(saved)
+    for changes in (
+        dict(attn_implementation=entry),
+        dict(attn_implementation=None, text=dict(attn_implementation=entry)),
+    ):
+        _edit(saved, 'config.json', **changes)
+        with pytest.raises(SetupError, match=r"attention '(someone/kernel|flash_attention_2).*code of the hub"):
+            HuggingFaceTeacher(saved)
 
 
 def test_names_are_the_models(saved: Path) -> None:

@@ -78,7 +78,9 @@ def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, said:
     [
         (dict(mean=(1.0,)), 'given together'),
         (dict(mean=(1.0, 2.0), std=(1.0,)), 'of one length'),
-        (dict(mean=(1.0,), std=(0.0,)), 'std must be > 0'),
+        (dict(mean=(1.0,), std=(0.0,)), 'std > 0'),
+        (dict(mean=(1.0,), std=(float('inf'),)), 'finite'),
+        (dict(mean=(float('nan'),), std=(1.0,)), 'finite'),
         (dict(channel_order='RGB'), "channel_order must be 'rgb' or 'bgr', but is 'RGB'"),
     ],
 )
@@ -108,6 +110,26 @@ def test_numbers_on_the_scale_of_0_to_1_are_refused_and_can_be_restated() -> Non
         small.restated('Me')
     assert small.restated('Me', MEAN, STD) == RGB
     assert PixelFormat().restated('Me', [0.0], [1.0]).std == (1.0,)
+
+
+@pytest.mark.parametrize(('factor', 'bits'), [(257, '16'), (16, '12'), (4, '10'), (1 / 255, '1 (0 to 1)')])
+def test_other_scales_than_that_of_8_bit_are_refused_and_can_be_restated(factor: float, bits: str) -> None:
+    scaled = [[factor * x for x in values] for values in (MEAN, STD)]
+    student = format_of_preprocessor(ClsDataPreprocessor(*scaled, to_rgb=True))
+    with pytest.raises(SetupError, match=r'Me: .*0 to 255 scale'):
+        student.restated('Me')
+    assert student.restated('Me', MEAN, STD) == RGB
+
+
+@pytest.mark.parametrize(('mean', 'std'), [(0, 255), (0, 1), (127.5, 127.5), (128, 256), (127.5, 10.2), (-0.0, 256)])
+def test_scales_in_use_are_accepted(mean: float, std: float) -> None:
+    assert PixelFormat().restated('Me', [mean] * 3, [std] * 3, 'rgb').std == (std,) * 3
+
+
+@pytest.mark.parametrize('options', [dict(mean=127.5, std=127.5), dict(mean=['a'], std=['b']), dict(mean='123', std=1)])
+def test_what_is_not_one_number_per_channel_is_refused(options: dict) -> None:
+    with pytest.raises(SetupError, match=r'Me: .*one number per channel'):
+        PixelFormat().restated('Me', **options)
 
 
 def test_format_of_preprocessors() -> None:

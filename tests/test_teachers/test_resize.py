@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmpretrain.registry import MODELS
 from PIL import Image
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.teachers import CallableTeacher, PixelFormat, TimmTeacher
 from fnkd_plugin.teachers.resize import Resize
 from tests.helpers import CLASSES, MEAN, SIZE, STD, build, config, resnet, timm_checkpoint, timm_teacher
 
@@ -21,10 +22,11 @@ IMAGES = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
 SOURCE = PixelFormat.of(MEAN, STD, 'rgb')
 
 
-def _by_pillow(images: Tensor, size: int, how: Image.Resampling) -> Tensor:
+def _by_pillow(images: Tensor, size: int | tuple[int, int], how: Image.Resampling) -> Tensor:
     """Each channel as an image of floating point numbers."""
-    resized = [Image.fromarray(channel.numpy(), 'F').resize((size, size), how) for channel in images.flatten(0, 1)]
-    return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).view(*images.shape[:2], size, size)
+    height, width = (size, size) if isinstance(size, int) else size
+    resized = [Image.fromarray(channel.numpy(), 'F').resize((width, height), how) for channel in images.flatten(0, 1)]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).view(*images.shape[:2], height, width)
 
 
 @pytest.mark.parametrize('size', [24, 80])
@@ -56,6 +58,19 @@ def test_what_fits_passes_through_untouched() -> None:
     assert Resize('Me', None, 'bicubic')(IMAGES) is IMAGES
     assert str(Resize('Me', 40, 'bilinear')) == '40 px bilinear'
     assert str(Resize('Me', None, 'bilinear')) == "the student's size"
+
+
+def test_sizes_that_are_not_square() -> None:
+    expected = _by_pillow(IMAGES, (24, 80), Image.Resampling.BICUBIC)
+    torch.testing.assert_close(Resize('Me', (24, 80), 'bicubic')(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    resize = Resize('Me', [40, 56], 'bicubic')  # type: ignore[arg-type]  # a config may hold a list
+    assert resize(IMAGES) is IMAGES and resize.size == (40, 56) and str(resize) == '40 x 56 px bicubic'
+
+
+@pytest.mark.parametrize('size', [0, -8, True, 32.0, '32', (32,), (32, 0), (3, 32, 32)])
+def test_sizes_that_are_not_pixels_are_refused(size: Any) -> None:
+    with pytest.raises(SetupError, match=r'Me: input_size must be a number of pixels or \(height, width\), but is'):
+        Resize('Me', size, 'bicubic')
 
 
 def test_no_such_interpolation() -> None:
@@ -132,12 +147,17 @@ def test_a_callables_is_stated() -> None:
 
 def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.teacher.print_log', lambda text, **_: said.append(text))
-    second = timm_teacher(tmp_path, mean=MEAN, std=STD, input_size=48)
-    teacher = EnsembleTeacher([timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second])
+    monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', said.append)
+    second = timm_teacher(
+        tmp_path, mean=MEAN, std=STD, input_size=(48, 32), execution=dict(dtype='float32', channels_last=True)
+    )
+    members = [timm_teacher(tmp_path, 'test_vit', img_size=SIZE), second]
+    teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=members))
     teacher.prepare(SOURCE)
     teacher.predict(IMAGES[..., :SIZE, :SIZE])
     assert said == [
-        f'TimmTeacher(test_vit) sees: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, {SIZE} px bicubic.',
-        'TimmTeacher(test_resnet) sees: mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb, 48 px bilinear.',
+        f'TimmTeacher(test_vit) sees: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, {SIZE} px bicubic; it runs '
+        "in the student's autocast dtype, float32 without.",
+        'TimmTeacher(test_resnet) sees: mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb, 48 x 32 px bilinear; '
+        'it runs in float32, channels last.',
     ]

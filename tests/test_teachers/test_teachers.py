@@ -12,8 +12,8 @@ from torch import nn
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-from fnkd_plugin.teachers import PixelFormat, TimmTeacher
-from fnkd_plugin.teachers.teacher import ModelTeacher
+from fnkd_plugin.teachers import CallableTeacher, Classes, ModelTeacher, PixelFormat, TimmTeacher
+from fnkd_plugin.teachers.options import OPTIONS
 from tests.helpers import (
     CLASSES,
     MEAN,
@@ -103,11 +103,26 @@ def test_fixed_sizes_are_kept(tmp_path: Path) -> None:
     teacher.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     teacher.prepare(HALVES)
     teacher.predict(IMAGES)
-    assert teacher.input_size == 160 and seen == [(4, 3, 160, 160)]
+    assert teacher.input_size == (160, 160) and seen == [(4, 3, 160, 160)]
     small = TimmTeacher('test_vit', timm_checkpoint(tmp_path, 'test_vit', img_size=SIZE), img_size=SIZE)
     small.prepare(HALVES)
-    assert small.input_size == SIZE
+    assert small.input_size == (SIZE, SIZE)
     assert small.predict(IMAGES).logits.shape == (4, CLASSES)
+
+
+NOT_SQUARE: dict[str, Any] = dict(img_size=(64, 32), embed_dim=32, depth=2, num_heads=2)
+
+
+@pytest.mark.parametrize('stated', [{}, dict(input_size=(64, 32))])
+def test_fixed_sizes_that_are_not_square(stated: dict, tmp_path: Path) -> None:
+    name = 'vit_tiny_patch16_224'
+    teacher = TimmTeacher(name, timm_checkpoint(tmp_path, name, **NOT_SQUARE), **NOT_SQUARE, **stated)
+    assert teacher.input_size == (64, 32)
+    teacher.prepare(teacher.pixels)
+    exact, other = torch.randn(2, 3, 64, 32), torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(teacher.predict(exact).logits, teacher.model(exact))
+    assert teacher.predict(other).logits.shape == (2, CLASSES)
 
 
 def test_a_fixed_size_given_by_the_user(tmp_path: Path) -> None:
@@ -153,12 +168,57 @@ def test_a_timm_teacher_without_a_classifier(tmp_path: Path) -> None:
         TimmTeacher('gemma4_vit_167m_enc', weights, **options)
 
 
-def test_outputs_that_are_no_logits() -> None:
+def test_outputs_that_are_not_logits() -> None:
     net = nn.Conv2d(3, 4, 1)
-    with pytest.raises(SetupError, match=r'Net: its output is no tensor of logits \[N, K\], but of shape \(1, 4, '):
+    with pytest.raises(SetupError, match=r'Net: its output is not a tensor of logits \[N, K\], but of shape \(1, 4, '):
         ModelTeacher(net, net, HALVES, 'Net')
     with pytest.raises(SetupError, match='but tuple'):
         ModelTeacher(net, lambda images: (net(images),), HALVES, 'Net')  # type: ignore[arg-type, return-value]
+
+
+# Options
+
+
+def test_a_wrong_option_is_named_with_those_there_are(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    """In Python and in configs; timm's own errors name the model."""
+    teachers: list[dict] = [
+        dict(type='CallableTeacher', fn='torch.nn.functional.relu'),
+        dict(type='MMPretrainTeacher', config=str(zoo[0]), checkpoint=str(zoo[1])),
+    ]
+    for teacher in teachers:
+        with pytest.raises(SetupError, match=r'unknown option inputsize; .* mean, std, channel_order, input_size, '):
+            build(dict(**teacher, inputsize=32))
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): timm cannot make it: .*inputsize'):
+        TimmTeacher('test_resnet', timm_checkpoint(tmp_path), inputsize=32)
+
+
+def test_every_kind_takes_every_option(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(
+        mean=MEAN,
+        std=STD,
+        channel_order='bgr',
+        input_size=(48, 40),
+        interpolation='nearest',
+        execution=dict(channels_last=True),
+        class_map=['c', 'a'],
+        classes=['a', 'b', 'c', 'd'],
+    )
+    assert tuple(options) == OPTIONS
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    for teacher in (
+        CallableTeacher(net, **options),
+        TimmTeacher('test_resnet', timm_checkpoint(tmp_path), **options),
+        MMPretrainTeacher(zoo[0], zoo[1], **options),
+        ModelTeacher(net, net, HALVES, 'Net', 16, 'bilinear', Classes(['x'] * CLASSES), **options),
+    ):
+        assert teacher.pixels == PixelFormat.of(MEAN, STD, 'bgr') and teacher.input_size == (48, 40)
+        assert (teacher.num_classes, teacher.own_classes.names) == (2, ['a', 'b', 'c', 'd'])
+        assert str(teacher._resize) == '48 x 40 px nearest' and 'channels last' in str(teacher._run)
+
+
+def test_options_that_are_none_leave_what_the_model_has(zoo: tuple[Path, Path, Any]) -> None:
+    own, same = (MMPretrainTeacher(zoo[0], zoo[1], **options) for options in ({}, dict.fromkeys(OPTIONS)))
+    assert (own.pixels, str(own._resize), str(own._run)) == (same.pixels, str(same._resize), str(same._run))
 
 
 # MMPretrainTeacher
@@ -227,7 +287,7 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
         teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
         assert teacher.pixels.channel_order == 'rgb' and list(teacher.pixels.mean) == pytest.approx(MEAN)
     else:
-        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. Say .* its own options"):
+        with pytest.raises(SetupError, match=r"the teacher's channel order is unknown\. State .* its own options"):
             teacher.prepare(PixelFormat.of(MEAN, STD, 'rgb'))
 
 
@@ -237,7 +297,7 @@ def test_mmpretrain_with_an_unknown_format(options: dict, tmp_path: Path) -> Non
         (dict(config='nowhere.py'), ['MMPretrainTeacher(nowhere.py)', 'There is no config file nowhere.py']),
         (
             dict(config='resnet19_of_mine'),
-            ['MMPretrainTeacher(resnet19_of_mine)', 'no config file (*.py)', 'model zoo'],
+            ['MMPretrainTeacher(resnet19_of_mine)', 'config file (*.py)', 'model zoo'],
         ),
         (dict(config='FILE'), ['teacher.py)', 'trained weights', 'checkpoint=FILE']),
         (dict(config='EMPTY', checkpoint='RIGHT'), ['empty.py): ', 'has no model']),

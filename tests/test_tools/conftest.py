@@ -1,12 +1,11 @@
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.test_tools.processes import Nursery, nursery
+from tests.test_tools.processes import Tools
 
 
-@pytest.fixture(scope='session')
-def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Runs tools in processes of their own."""
-    with nursery(tmp_path_factory.mktemp('tools')) as running:
-        yield running
+@pytest.fixture
+def tools(tmp_path: Path) -> Tools:
+    """Runs tools in the test's folder."""
+    return Tools(tmp_path)

@@ -13,7 +13,7 @@ class NoiseImages(BaseDataset):
 
     def __init__(self, count: int, **kwargs: Any) -> None:
         self.count = count
-        super().__init__(ann_file='', metainfo=dict(classes=['a', 'b', 'c', 'd']), **kwargs)
+        super().__init__(ann_file='', serialize_data=False, metainfo=dict(classes=['a', 'b', 'c', 'd']), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         images = np.random.RandomState(0).randint(0, 256, (self.count, 16, 16, 3)).astype(np.uint8)

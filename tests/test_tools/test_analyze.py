@@ -9,7 +9,7 @@ from mmengine.config import Config
 from fnkd_plugin.errors import SetupError
 from tests.helpers import build, timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 pytestmark = pytest.mark.upstream
 pytest.importorskip('sklearn')
@@ -25,13 +25,13 @@ def groups(tmp_path: Path) -> Path:
     return path
 
 
-def _analyse(tools: Nursery, config: Path, weights: Path, out: Path, *options: object) -> dict:
+def _analyse(tools: Tools, config: Path, weights: Path, out: Path, *options: object) -> dict:
     done = tools.run('analyze.py', config, weights, '--out', out, *options)
     assert done.code == 0, done.output
     return json.loads((out / 'analysis.json').read_text())
 
 
-def test_train_on_flipped_labels_then_audit(tools: Nursery, tmp_path: Path, groups: Path) -> None:
+def test_train_on_flipped_labels_then_audit(tools: Tools, tmp_path: Path, groups: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
     flips = ['type=FlippedLabels', 'of=NoiseImages', 'rate=0.25', f'groups={groups}']
     options = ['--cfg-options', *(f'train_dataloader.dataset.{flip}' for flip in flips)]
@@ -47,12 +47,14 @@ def test_train_on_flipped_labels_then_audit(tools: Nursery, tmp_path: Path, grou
     assert [line['clean_label'] for line in lines] == [i % 4 for i in range(16)]
     assert numbers['accuracy'] == sum(line['prediction'] == line['clean_label'] for line in lines) / 16
     wrong = [line['loss/given'] for line in lines if line['label'] != line['clean_label']]
-    right = [line['loss/given'] for line in lines if line['label'] == line['clean_label']]
+    # Labels of the first class, which has no neighbours, could not have been flipped.
+    right = [line['loss/given'] for line in lines if line['label'] == line['clean_label'] != 0]
+    assert (len(wrong), len(right)) == (3, 9)
     pairs = [(a > b) + 0.5 * (a == b) for a in wrong for b in right]
     assert audited['indicators']['loss']['auroc'] == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
-def test_the_page_holds_everything_and_opens_offline(tools: Nursery, tmp_path: Path, groups: Path) -> None:
+def test_the_page_holds_everything_and_opens_offline(tools: Tools, tmp_path: Path, groups: Path) -> None:
     teacher = timm_checkpoint(tmp_path, 'test_resnet')
     plain, distilled = write_configs(tmp_path, teacher)
     work = tmp_path / 'work'
@@ -78,7 +80,7 @@ def test_the_page_holds_everything_and_opens_offline(tools: Nursery, tmp_path: P
         assert all(method in card['total'] for card in numbers['compensations'])
 
 
-def test_a_missing_checkpoint_ends_in_one_sentence(tools: Nursery, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_ends_in_one_line(tools: Tools, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
     done = tools.run('analyze.py', plain, tmp_path / 'none.pth', '--out', tmp_path / 'out')
     assert done.code == 1
@@ -89,12 +91,12 @@ def test_a_missing_checkpoint_ends_in_one_sentence(tools: Nursery, tmp_path: Pat
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--classes', 'e'], 'e is no class'),
-        (['--flip', '0.01'], '0 of 10 labels are wrong'),
-        (['--tau', '-1'], '--tau must be a finite number > 0'),
+        (['--classes', 'e'], '--classes: e '),
+        (['--flip', '0.01'], '0 of 10'),
+        (['--tau', '-1'], '--tau'),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_written(
+def test_bad_options_raise_before_anything_is_written(
     options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))

@@ -100,6 +100,7 @@ def _hold(mib: int) -> Callable[[], torch.Tensor]:
     return lambda: kept + 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists() or torch.cuda.is_available(), reason='Linux, CPU')
 def test_peak_memory_is_what_is_kept_and_what_is_taken_in_passing(tool: SimpleNamespace) -> None:
     small, large = (tool._memory.peak_bytes(_hold, mib) / 2**20 for mib in (1, 101))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_tools.configs import PLAIN
-from tests.test_tools.processes import Nursery
+from tests.test_tools.processes import Tools
 
 FIRST = """
 _base_ = 'plain.py'
@@ -35,7 +35,7 @@ def _accuracies(pattern: re.Pattern, output: str) -> list[float]:
 
 
 @pytest.mark.upstream
-def test_each_generation_learns_from_the_one_before(tools: Nursery, tmp_path: Path) -> None:
+def test_each_generation_learns_from_the_one_before(tools: Tools, tmp_path: Path) -> None:
     for name, text in dict(plain=PLAIN, first=FIRST, next=NEXT).items():
         (tmp_path / f'{name}.py').write_text(text)
     done = tools.run('train.py', tmp_path / 'first.py', '--work-dir', tmp_path / '1')

@@ -1,4 +1,4 @@
-"""``tools/cache_teacher.py`` stopped, resumed, on two processes, and refused."""
+"""``tools/cache_teacher.py``: killed and resumed, on two processes, and its errors."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.helpers import timm_checkpoint
 from tests.test_cache.caches import contents
 from tests.test_tools import test_distributed
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 VIEWS = ['--views', 3, '--seed', 5]
 
@@ -35,7 +35,7 @@ def kill_later(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3)) @ torch.linspace(-1, 1, 3 * 4).view(3, 4)
 
 
-def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Path) -> None:
+def test_a_killed_tool_resumes_and_its_cache_trains(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     fn = "dict(type='CallableTeacher', fn='tests.test_tools.test_cache_teacher.kill_later', mean=[0]*3, std=[1]*3)"
     config.write_text(
@@ -45,13 +45,13 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Pa
     flags = [*VIEWS, '--cfg-options', 'train_dataloader.num_workers=1']
     done = tools.run('cache_teacher.py', config, '--out', whole, *flags)
     assert done.code == 0, done.output
-    assert '16 images in 3 views, 4 classes in float16: 768 B' in done.output
+    assert all(fact in done.output for fact in ('16 images', '3 views', '4 classes', 'float16', '768 B'))
     # The probe, the first image, and 4 batches a view: within the second view.
-    killed = tools.run('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
+    killed = tools.run_apart('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
     assert killed.code == -signal.SIGKILL, killed.output
     early = tools.run('train.py', tmp_path / 'plain.py', '--teacher', f'cached:{cut}', '--distill', 'kd')
     assert early.code == 1
-    assert 'lacks 32 of 48 views of images; go on with tools/cache_teacher.py' in early.output
+    assert '32 of 48' in early.output and 'tools/cache_teacher.py' in early.output
     resumed = tools.run('cache_teacher.py', config, '--out', cut, *flags)
     assert resumed.code == 0, resumed.output
     assert contents(cut) == contents(whole)
@@ -60,12 +60,13 @@ def test_a_killed_tool_goes_on_and_training_uses_it(tools: Nursery, tmp_path: Pa
     assert trained.code == 0, trained.output
     other = tools.run('cache_teacher.py', config, '--out', cut, *VIEWS[:2], '--seed', 6)
     assert other.code == 1
-    assert 'is a cache of other knowledge: seed: 5 then, 6 now' in other.output
+    assert 'is a cache of something else: seed: 5 in the cache, 6 now' in other.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
 @pytest.mark.parametrize('mixed', [False, True])
-def test_two_processes_make_what_one_makes(mixed: bool, tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_write_the_cache_of_one(mixed: bool, tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path, mixed)
     one = tools.run('cache_teacher.py', config, '--out', tmp_path / 'one', *VIEWS)
     assert one.code == 0, one.output
@@ -81,8 +82,9 @@ def test_two_processes_make_what_one_makes(mixed: bool, tools: Nursery, tmp_path
         assert trained.code == 0, trained.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_two_processes_train_from_a_cache_as_one_does(tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_train_from_a_cache_as_one_does(tools: Tools, tmp_path: Path) -> None:
     """Over as many steps as with the live teacher; the second epoch replays the one view."""
     live = test_distributed._config(tmp_path)
     cache = tools.run('cache_teacher.py', live, '--out', tmp_path / 'cache', '--views', 1)
@@ -101,13 +103,23 @@ def test_two_processes_train_from_a_cache_as_one_does(tools: Nursery, tmp_path: 
         torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
 
 
-def test_what_cannot_be_cached_is_said(tools: Nursery, tmp_path: Path) -> None:
+def test_what_cannot_be_cached_ends_in_one_line(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     plain = tools.run('cache_teacher.py', tmp_path / 'plain.py', '--out', tmp_path / 'out')
-    assert plain.output.splitlines()[-1].startswith('error: Knowledge store: the config has no teacher')
+    assert plain.output.splitlines()[-1].startswith('error: ') and 'teacher' in plain.output
     mixed = tools.run('cache_teacher.py', _config(tmp_path, mixed=True), '--out', tmp_path / 'out', '--batch-size', 5)
-    assert mixed.output.splitlines()[-1].endswith('images are mixed in the training batches of 4; leave it out.')
+    assert mixed.output.splitlines()[-1].startswith('error: --batch-size 5') and ' 4' in mixed.output.splitlines()[-1]
     views = str(10**15)
     large = tools.run('cache_teacher.py', config, '--out', tmp_path / 'out', '--views', views)
-    assert large.code == 1 and 'the cache needs 2.56e+05 TB, but' in large.output.splitlines()[-1]
+    (tmp_path / 'file').touch()
+    for out in ('plain.py', '.', 'file/cache'):
+        refused = tools.run('cache_teacher.py', config, '--out', tmp_path / out)
+        assert refused.code == 1 and len(refused.output.splitlines()) == 1, refused.output
+    assert large.code == 1 and '2.56e+05 TB' in large.output.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_path_with_markup_is_printed_as_it_is(tools: Tools, tmp_path: Path) -> None:
+    done = tools.run('cache_teacher.py', _config(tmp_path), '--out', tmp_path / 'c[red][' / 'red]')
+    assert done.code == 0, done.output
+    assert f"path='{tmp_path}/c[red][/red]'" in done.output

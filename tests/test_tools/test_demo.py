@@ -11,6 +11,7 @@ pytest.importorskip('sklearn')
 pytest.importorskip('matplotlib')
 pytest.importorskip('torchmetrics')
 
+pytestmark = pytest.mark.slow
 REPO = Path(__file__).resolve().parents[2]
 TINY = [
     *('--seeds', '1', '--trials', '2', '--cfg-options'),

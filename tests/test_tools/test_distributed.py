@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 # Batches depend on the number of processes in order only; no batch statistics, nothing drawn per process.
 EQUAL = """
@@ -43,8 +43,9 @@ def _script(name: str, *args: object, **env: str) -> subprocess.CompletedProcess
     return subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_two_processes_equal_one(tools: Nursery, tmp_path: Path) -> None:
+def test_two_processes_equal_one(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     options = ['--cfg-options', 'train_cfg.max_epochs=2']
     one = tools.run('train.py', config, '--work-dir', tmp_path / 'one', *options)
@@ -64,8 +65,9 @@ def test_two_processes_equal_one(tools: Nursery, tmp_path: Path) -> None:
     assert f'accuracy/top1: {accuracy}' in tested.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='on CPUs')
-def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Nursery, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     hook = "custom_imports['imports'].append('tests.test_tools.killing')\ncustom_hooks = [dict(type='Kill')]\n"
     config.write_text(config.read_text() + hook)
@@ -85,16 +87,16 @@ def test_a_killed_process_ends_the_job_which_resumes_exactly(tools: Nursery, tmp
         torch.testing.assert_close(second['state_dict'][key], weight, rtol=0, atol=1e-6)
 
 
-def test_slurm_script_asks_for_what_it_is_told(tmp_path: Path) -> None:
+def test_slurm_script_passes_its_arguments(tmp_path: Path) -> None:
     fake = tmp_path / 'srun'
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'PYTHON': 'py', 'GPUS': '2', 'GPUS_PER_NODE': '1'}
     env['SRUN_ARGS'] = '--qos high'
     command = ['bash', ROOT / 'tools' / 'slurm_train.sh', 'part', 'a job', 'my config.py', 'work dir', '--amp']
-    asked = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.splitlines()
-    assert asked[:2] == ['-p', 'part']
-    assert {'--job-name=a job', '--gres=gpu:1', '--ntasks=2', '--ntasks-per-node=1', '--qos', 'high'} <= set(asked)
+    passed = subprocess.run(command, env=env, text=True, capture_output=True, check=True).stdout.splitlines()
+    assert passed[:2] == ['-p', 'part']
+    assert {'--job-name=a job', '--gres=gpu:1', '--ntasks=2', '--ntasks-per-node=1', '--qos', 'high'} <= set(passed)
     tail = ['my config.py', '--work-dir', 'work dir', '--launcher', 'slurm', '--amp']
-    assert asked[-len(tail) :] == tail
-    assert Path(asked[-len(tail) - 1]).samefile(ROOT / 'tools' / 'train.py')
+    assert passed[-len(tail) :] == tail
+    assert Path(passed[-len(tail) - 1]).samefile(ROOT / 'tools' / 'train.py')

@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers import assert_same_weights, timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import Nursery
+from tests.test_tools.processes import Tools
 
 KILLABLE = "custom_imports['imports'].append('tests.test_tools.killing')\ncustom_hooks.append(dict(type='Kill'))\n"
 
@@ -30,13 +30,13 @@ def _assert_same_ends(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize('kind', ['plain', 'distilled'])
 @pytest.mark.upstream
-def test_a_killed_run_resumes_exactly(tools: Nursery, tmp_path: Path, kind: str) -> None:
+def test_a_killed_run_resumes_exactly(tools: Tools, tmp_path: Path, kind: str) -> None:
     config = _configs(tmp_path)[['plain', 'distilled'].index(kind)]
     flags = ['--cfg-options', 'train_dataloader.num_workers=2', 'randomness.seed=7']
     whole = tools.run('train.py', config, '--work-dir', tmp_path / 'whole', *flags)
     assert whole.code == 0, whole.output
     # The resumed run is not told the seed: it is in the checkpoint.
-    killed = tools.run('train.py', config, '--work-dir', tmp_path / 'cut', *flags, KILL_AFTER='6')
+    killed = tools.run_apart('train.py', config, '--work-dir', tmp_path / 'cut', *flags, KILL_AFTER='6')
     assert killed.code == -9, killed.output
     assert (tmp_path / 'cut' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     resumed = tools.run('train.py', config, '--work-dir', tmp_path / 'cut', '--resume', *flags[:2])
@@ -44,12 +44,12 @@ def test_a_killed_run_resumes_exactly(tools: Nursery, tmp_path: Path, kind: str)
     _assert_same_ends(tmp_path / 'whole', tmp_path / 'cut')
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(tools: Nursery, tmp_path: Path) -> None:
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(tools: Tools, tmp_path: Path) -> None:
     config, _ = _configs(tmp_path)
     flags = ['--cfg-options', 'randomness.seed=7', 'default_hooks.checkpoint.max_keep_ckpts=1']
     cut = ['train.py', config, '--work-dir', tmp_path / 'cut']
     assert tools.run('train.py', config, '--work-dir', tmp_path / 'whole', *flags).code == 0
-    assert tools.run(*cut, *flags, KILL_WRITING='epoch_2.pth').code == -9
+    assert tools.run_apart(*cut, *flags, KILL_WRITING='epoch_2.pth').code == -9
     torn = tools.run(*cut[:2], '--work-dir', tmp_path / 'torn', '--resume', tmp_path / 'cut' / 'epoch_2.pth')
     assert torn.code == 1
     assert 'epoch_2.pth cannot be read; it may be truncated' in torn.output.splitlines()[-1]

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 
 from fnkd_plugin.errors import SetupError
 from tests.helpers import TIMM_HEADS
-from tests.test_tools.processes import ROOT, Nursery
+from tests.test_tools.processes import ROOT, Tools
 
 DOCS = ROOT / 'docs' / 'compatibility.md'
 RESULTS = {what: ROOT / 'benchmarks' / f'sweep_{what}.json' for what in ('mmpretrain', 'timm')}
@@ -104,7 +104,7 @@ def test_the_table_of_configs(configs: ModuleType) -> None:
 
 
 def test_a_second_call_goes_on_and_tries_again_what_failed(
-    tools: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     from experiments.results import surroundings

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from mmengine.config import Config
@@ -17,10 +18,9 @@ from mmpretrain.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
 
 from fnkd_plugin.cache.build import Source, fill, share
-from fnkd_plugin.cache.store import Store
+from fnkd_plugin.cache.store import Store, rows_of
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, data_seed, seed_samples
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 
 LOOKUP = 256
 """Rows of a batch."""
@@ -71,7 +71,7 @@ def build(model: Any, cfg: Config) -> Any:
 def images_of(cfg: Config, stamps: bool) -> Dataset:
     """The training images, replayed."""
     dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
-    seed_samples(dataset, data_seed(0), stamps)
+    seed_samples(dataset, Replay(0, 1).data_seed, stamps)
     return dataset
 
 
@@ -98,10 +98,20 @@ def batches_of(count: int, size: int) -> list[range]:
 
 
 def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
-    """A store of a teacher that there is not."""
-    teacher, data = dict(num_classes=classes), dict(samples=samples)
-    of = dict(data=data, teacher=teacher, mixing=None)
-    return Store.create(folder, dict(of, seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8]), None)
+    """A store without a teacher."""
+    teacher = dict(
+        name='', config={}, weights='', num_classes=classes, feature_norm=False, classes=None, class_ids=None
+    )
+    data = dict(dataset='', samples=samples, annotations='', classes=[], pipeline=[])
+    of = dict(seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8], mixing=None, software={})
+    return Store.create(folder, dict(of, data=data, teacher=teacher), None)
+
+
+def write_blocks(store: Store, blocks: Iterable[tuple[int, int, int]]) -> None:
+    """Rows of random logits."""
+    logits = torch.randn(store.block, store.manifest['teacher']['num_classes'])
+    for view, first, end in blocks:
+        store.write(view, first, rows_of(store.row_type, np.zeros(end - first), None, logits[: end - first]))
 
 
 def anonymous() -> int:

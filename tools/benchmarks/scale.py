@@ -20,10 +20,21 @@ from torch import distributed, multiprocessing
 
 from fnkd_plugin.cache.build import Source
 from fnkd_plugin.cache.fingerprint import describe_data
-from fnkd_plugin.cache.store import BLOCK, Store, rows_of
+from fnkd_plugin.cache.store import Store
 
 from . import _caches
-from ._caches import LOOKUP, anonymous, batches_of, build, config_of, empty_store, epoch_of, images_of, loader
+from ._caches import (
+    LOOKUP,
+    anonymous,
+    batches_of,
+    build,
+    config_of,
+    empty_store,
+    epoch_of,
+    images_of,
+    loader,
+    write_blocks,
+)
 from ._timing import median_interval, milliseconds, shown
 
 # Images, classes, views: each alone grows.
@@ -54,9 +65,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any]:
     """Writing all rows, then opening the store and looking rows up at random."""
     store = empty_store(folder, images, classes, views)
-    logits, start = torch.randn(BLOCK, classes), time.perf_counter()
-    for view, first, end in list(store.pending()):
-        store.write(view, first, rows_of(store.row_type, np.zeros(end - first), None, logits[: end - first]))
+    start = time.perf_counter()
+    write_blocks(store, list(store.pending()))
     written = images * views / (time.perf_counter() - start)
     before, opening, random = anonymous(), time.perf_counter(), np.random.default_rng(0)
     opened = Store(folder)

@@ -23,7 +23,7 @@ from rich.progress import track
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import rows_of
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.teachers.replay import Replay
+from fnkd_plugin.mm.replay.seeded_dataset import Replay
 
 _CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'cub2010'
 _METHODS = {

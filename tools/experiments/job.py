@@ -129,11 +129,10 @@ def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
     from train import parse_args
 
-    from fnkd_plugin.mm.config import load_config, merge_options, plain_config
+    from fnkd_plugin.mm.config import load_config, plain_config
     from fnkd_plugin.mm.training import set_loader_defaults
 
-    cfg = load_config(job.config)
-    merge_options(cfg, parse_args(job.arguments()).cfg_options)
+    cfg = load_config(job.config, parse_args(job.arguments()).cfg_options)
     plain = plain_config(cfg)
     plain.work_dir, plain.load_from = str(job.folder), str(checkpoint)
     plain.default_hooks['save_predictions'] = dict(type='SavePredictionsHook')

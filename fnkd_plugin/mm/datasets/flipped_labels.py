@@ -1,4 +1,4 @@
-"""Labels flipped on purpose, so that what finds wrong labels can be measured."""
+"""Labels flipped on purpose, to measure methods that find wrong labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.taxonomy import taxonomy_of
+from fnkd_plugin.taxonomy.taxonomy import groups_of_classes
 
 
 def flip_labels(
@@ -36,10 +37,8 @@ def flip_labels(
         SetupError: If ``rate`` is out of range, there is one class only, or no class has neighbours.
     """
     check_number('flipped labels', 'rate', rate, below=1)
-    others = [[k for k in near if k != c] for c, near in enumerate(neighbours)] if neighbours is not None else None
-    can_flip = np.arange(len(labels))
-    if others is not None:
-        can_flip = np.flatnonzero([len(others[label]) > 0 for label in labels])
+    others = None if neighbours is None else _without_themselves(neighbours)
+    can_flip = np.flatnonzero(flippable(labels, neighbours))
     if num_classes < 2 or len(can_flip) == 0:
         raise SetupError('flipped labels: no label has a class to be flipped to; give other groups, or none.')
     random = np.random.default_rng(seed)
@@ -52,14 +51,25 @@ def flip_labels(
     return flipped
 
 
+def flippable(labels: np.ndarray, neighbours: Sequence[Sequence[int]] | None = None) -> np.ndarray:
+    """Which labels :func:`flip_labels` may flip, booleans [N]: within A(x) those whose class has a neighbour."""
+    if neighbours is None:
+        return np.ones(len(labels), dtype=bool)
+    return np.array([len(near) > 0 for near in _without_themselves(neighbours)])[labels]
+
+
+def _without_themselves(neighbours: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[k for k in near if k != c] for c, near in enumerate(neighbours)]
+
+
 @DATASETS.register_module()
 def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any = None, **kwargs: Any) -> BaseDataset:  # noqa: N802
     """A data set with labels flipped on purpose: builds the data set ``of`` and changes its ``gt_label``.
 
-    What comes back *is* that data set, so that samplers, hooks and wrappers find what they know. One line makes
-    any config train on wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
+    Returns that data set itself, so that samplers, hooks and wrappers work with it. One line makes any config train on
+    wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
     rate=0.1))``, or the same by ``--cfg-options``. Each sample keeps its own label as ``clean_label``, which
-    ``tools/analyze.py`` takes for the truth.
+    ``tools/analyze.py`` takes for the truth, and ``could_flip`` says whether it could have been flipped.
 
     Args:
         of: The type of the data set, a subclass of MMEngine's ``BaseDataset`` with one label per image.
@@ -70,12 +80,12 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
         **kwargs: The data set's own.
 
     Raises:
-        SetupError: If ``of`` is no such data set, or ``groups`` are of other classes.
+        SetupError: If ``of`` is not such a data set, or ``groups`` are of other classes.
     """
     dataset = DATASETS.build(dict(type=of, **kwargs))
     if not isinstance(dataset, BaseDataset):
         raise SetupError(
-            f'FlippedLabels: {type(dataset).__name__} is no BaseDataset with labels of its own; put FlippedLabels '
+            f'FlippedLabels: {type(dataset).__name__} is not a BaseDataset with labels of its own; put FlippedLabels '
             'inside that wrapper.'
         )
     dataset.full_init()
@@ -86,12 +96,13 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
     names = dataset.metainfo.get('classes') or [str(k) for k in range(int(labels.max()) + 1)]
     neighbours = None
     if groups is not None:
-        taxonomy = taxonomy_of(groups)
+        taxonomy = taxonomy_of(groups_of_classes(groups, names))
         taxonomy.check_classes(names, f'FlippedLabels: {type(dataset).__name__}')
         neighbours = taxonomy.neighbours
     flipped = flip_labels(labels, len(names), rate, seed, neighbours)
-    for sample, label in zip(samples, flipped.tolist(), strict=True):
-        sample.update(gt_label=label, clean_label=int(sample['gt_label']))
+    could_flip = flippable(labels, neighbours)
+    for sample, label, could in zip(samples, flipped.tolist(), could_flip.tolist(), strict=True):
+        sample.update(gt_label=label, clean_label=int(sample['gt_label']), could_flip=could)
     dataset.data_list = samples
     if dataset.serialize_data:
         dataset.data_bytes, dataset.data_address = dataset._serialize_data()

@@ -1,22 +1,41 @@
-"""The classes of a teacher, and of labels softened by names, must be those of the data."""
+"""Checks before a run: the classes of the data, of the model, of a teacher and of label groups are the same."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmpretrain.models import ClsHead, HuggingFaceClassifier, ImageClassifier, TimmClassifier
 from mmpretrain.registry import HOOKS
 from torch import nn
 
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.tasks import other_task
 from fnkd_plugin.taxonomy.names import normalised
 from fnkd_plugin.teachers.class_names import Classes
 
+# Larger data sets are sampled evenly: reading all of ImageNet's labels takes seconds.
+_MAX_LABELS = 1_000_000
+
+
+def class_count(model: nn.Module) -> int | None:
+    """K of a single-label classifier of MMPretrain; None for other models, or where it does not say."""
+    if not isinstance(model, (ImageClassifier, TimmClassifier, HuggingFaceClassifier)):
+        return None
+    head = getattr(model, 'head', None)
+    if head is not None and (other_task(type(head)) or not isinstance(head, ClsHead)):
+        return None
+    inner = getattr(model, 'model', None)
+    counts = [getattr(owner, 'num_classes', None) for owner in (head, inner, getattr(model, 'backbone', None))]
+    counts.append(getattr(getattr(inner, 'config', None), 'num_labels', None))
+    return next((count for count in counts if count and count > 0), None)
+
 
 def check_class_counts(model: nn.Module) -> None:
-    """Refuse a label table of another number of classes than its classifier says it has.
+    """Refuse a label table of another number of classes than its classifier's.
 
     Raises:
         SetupError: With both numbers.
@@ -29,36 +48,121 @@ def check_class_counts(model: nn.Module) -> None:
 
 @HOOKS.register_module()
 class CheckClassesHook(Hook):
-    """Refuses a data set with other classes than the groups' of ``ALSRLoss`` or the teacher's, or in another order.
+    """Refuses data whose classes do not fit the model, its groups of classes or its teacher, before the first step.
 
-    ``tools/train.py`` adds it to every run; a config that stock tools train lists it in ``custom_hooks``. It comes
-    before the hooks that may ask the teacher.
+    Compared are, for single-label classifiers: the number of classes of training, validation and test set with the
+    model's; each label with that number; the names of the validation set with those of the training set; the names in
+    the groups of ``ALSRLoss`` and those of the teacher with the training set's. ``tools/train.py``, ``tools/test.py``
+    and :func:`fnkd_plugin.distill` add it.
     """
 
+    # Before the hooks that run the teacher.
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Any) -> None:
-        """Compare both, before the first step.
+        """Check training and validation set.
 
         Raises:
-            SetupError: With the first names that differ and their positions.
+            SetupError: With the numbers, or the first names that differ and their positions.
         """
-        dataset = runner.train_dataloader.dataset
-        names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        model = _unwrapped(runner.model)
+        train = runner.train_dataloader.dataset
+        _check_dataset('train_dataloader', train, model)
+        if runner._val_loop is not None:
+            val = runner.val_loop.dataloader.dataset
+            _check_dataset('val_dataloader', val, model)
+            if class_count(model) is not None:
+                _check_same_names(_names(val), _names(train), f'val_dataloader: {type(val).__name__}')
+        names = _names(train)
         if not names:
             return
-        for _, loss in label_tables(runner.model):
-            loss.taxonomy.check_classes(names, f'ALSRLoss: {type(dataset).__name__}')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not isinstance(model, Distiller):
+        for _, loss in label_tables(model):
+            loss.taxonomy.check_classes(names, f'ALSRLoss: {type(train).__name__}')
+        if isinstance(model, Distiller):
+            _check_teacher(model, names, type(train).__name__)
+
+    def before_test(self, runner: Any) -> None:
+        """Check the test set.
+
+        Raises:
+            SetupError: With the numbers.
+        """
+        _check_dataset('test_dataloader', runner.test_loop.dataloader.dataset, _unwrapped(runner.model))
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _names(dataset: Any) -> list[str]:
+    return list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+
+
+def _check_dataset(loader: str, dataset: Any, model: nn.Module) -> None:
+    count, names, owner = class_count(model), _names(dataset), f'{loader}: {type(dataset).__name__}'
+    if count is None:
+        return
+    if count == 1:
+        raise SetupError(f'{owner}: the model has 1 class, so there is nothing to learn; give at least 2.')
+    if names and len(names) != count:
+        raise SetupError(
+            f'{owner} has {len(names)} classes, the model {count}; give --cfg-options '
+            f'{_option_of_count(model)}={len(names)}, or the data of all {count} classes (a folder may be missing or '
+            'surplus).'
+        )
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    labels = []
+    for i in range(0, len(dataset), -(-len(dataset) // _MAX_LABELS)):
+        label = dataset.get_data_info(i).get('gt_label')
+        if label is None or np.size(label) != 1:
+            if label is not None and isinstance(model, Distiller):
+                raise SetupError(
+                    f'{owner}: image {i} has {np.size(label)} labels; soft targets are distributions over the classes '
+                    'of a single-label classifier.'
+                )
             return
-        if model._distillation.classes is not None:
-            # They have been compared with the teacher's, whatever the data call them.
-            _refuse_another_order(model._distillation.classes.names, names, type(dataset).__name__)
-        else:
-            teacher = model._distillation.teacher
-            if len(names) == teacher.num_classes:
-                teacher.match_classes(len(names), Classes.of(names, type(dataset).__name__))
+        labels.append(int(np.ravel(label)[0]))
+    wrong = sorted({label for label in labels if not 0 <= label < count})
+    if wrong:
+        raise SetupError(
+            f'{owner} has the labels {first_few(wrong)}, the model {count} classes, 0 to {count - 1}; fix the labels '
+            f'or give --cfg-options {_option_of_count(model)}=N.'
+        )
+
+
+def _option_of_count(model: nn.Module) -> str:
+    return 'model.head.num_classes' if getattr(model, 'head', None) is not None else 'model.num_classes'
+
+
+def _check_same_names(names: Sequence[str], train: Sequence[str], owner: str) -> None:
+    """Refuse a validation set of other classes; one of other names altogether is compared by position."""
+    missing = [name for name in train if name not in set(names)]
+    surplus = [name for name in names if name not in set(train)]
+    if not names or not train or (len(surplus) == len(set(names)) and len(names) == len(train)):
+        return
+    if missing or surplus:
+        parts = [f'{verb} {first_few(which)}' for verb, which in (('lacks', missing), ('adds', surplus)) if which]
+        raise SetupError(
+            f'{owner} has other classes than the training set: it {" and ".join(parts)}, so its labels are those of '
+            'other classes; give the same folders, or classes=FILE to both.'
+        )
+    different = [f'{k}: {a!r}, not {b!r}' for k, (a, b) in enumerate(zip(names, train, strict=True)) if a != b]
+    if different:
+        raise SetupError(
+            f"{owner} has the training set's classes in another order ({first_few(different)}); give the same "
+            'classes=FILE to both.'
+        )
+
+
+def _check_teacher(model: Any, names: list[str], dataset: str) -> None:
+    if model.distillation.classes is not None:
+        # These have been compared with the teacher's, whatever the data set's names are.
+        _refuse_another_order(model.distillation.classes.names, names, dataset)
+    else:
+        teacher = model.distillation.teacher
+        if len(names) == teacher.num_classes:
+            teacher.match_classes(len(names), Classes.of(names, dataset))
 
 
 def _refuse_another_order(stated: Sequence[str], names: Sequence[str], dataset: str) -> None:

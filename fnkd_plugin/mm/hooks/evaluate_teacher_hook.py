@@ -1,4 +1,4 @@
-"""The teacher's own result before training, so that a wrong teacher is seen at once."""
+"""The teacher's own result before training, to find a wrong teacher early."""
 
 import copy
 import math
@@ -21,15 +21,20 @@ from fnkd_plugin.rng import isolated_rng
 class EvaluateTeacherHook(Hook):
     """Evaluates the teacher on the validation set before the first epoch, with the run's own metrics.
 
-    Warns when it is right no more often than chance, up to two standard deviations: then its normalisation or
-    the order of its classes is probably wrong.
+    Warns when its accuracy is not above chance by two standard deviations: then its normalisation or the order of its
+    classes is probably wrong.
+
+    Attributes:
+        result: The metrics in one line; empty before they are there.
     """
+
+    result = ''
 
     def before_train(self, runner: Any) -> None:
         """Evaluate and log."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not isinstance(model, Distiller):
-            raise SetupError('EvaluateTeacherHook: the model has no teacher; it is no Distiller.')
+            raise SetupError('EvaluateTeacherHook: the model has no teacher; it is not a Distiller.')
         if runner._val_loop is None:
             raise SetupError('EvaluateTeacherHook: the config has no validation set; give val_dataloader and val_cfg.')
         loop = runner.val_loop
@@ -38,22 +43,27 @@ class EvaluateTeacherHook(Hook):
         with isolated_rng(), torch.no_grad():
             for batch in loop.dataloader:
                 data = model.data_preprocessor(batch, False)
-                logits = model._distillation.ask_teacher(data['inputs'], data['data_samples']).logits.float()
+                logits = model.distillation.predict(data['inputs'], data['data_samples']).logits.float()
                 samples = [_predicted(s, row) for s, row in zip(data['data_samples'], logits, strict=True)]
                 evaluator.process(data_samples=samples, data_batch=batch)
                 right += sum(int(row.argmax()) in s.gt_label.tolist() for s, row in zip(samples, logits, strict=True))
                 total += len(samples)
         metrics = evaluator.evaluate(len(loop.dataloader.dataset))
-        shown = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-        runner.logger.info(f'Teacher {model._distillation.teacher.name} on the validation set: {shown}')
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        self.result = ', '.join(f'{name} {value:.4g}' for name, value in numbers.items())
+        # Metrics by class, or a confusion matrix.
+        others = [f'\n{name}: {value}' for name, value in metrics.items() if name not in numbers]
+        runner.logger.info(
+            f'Teacher {model.distillation.teacher.name} on the validation set: {self.result}{"".join(others)}'
+        )
         counts = torch.tensor([right, total])
         all_reduce(counts)
         right, total = counts.tolist()
-        accuracy, chance = right / max(total, 1), 1 / model._distillation.teacher.num_classes
+        accuracy, chance = right / max(total, 1), 1 / model.distillation.teacher.num_classes
         if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / max(total, 1)):
             runner.logger.warning(
-                f'The teacher is right on {accuracy:.1%} of the validation images, chance is {chance:.1%}: its '
-                'normalisation or the order of its classes is probably not what it was trained with.'
+                f"The teacher's accuracy on the validation set is {accuracy:.1%}, chance is {chance:.1%}: its "
+                'normalisation or the order of its classes is probably not that of its training.'
             )
 
 

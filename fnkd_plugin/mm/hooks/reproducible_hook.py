@@ -10,10 +10,10 @@ from mmpretrain.registry import HOOKS
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.replay.batch_augments import replay_mixing
+from fnkd_plugin.mm.replay.description import TRAINING_IMAGES, images_key, warn_if_trained_on
 from fnkd_plugin.mm.replay.fixed_batches import fix_batches
-from fnkd_plugin.mm.replay.seeded_dataset import data_seed, number_views, seed_all, seed_samples, step_seed
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, data_seed, number_views, seed_all, seed_samples, step_seed
 from fnkd_plugin.mm.replay.switches import refuse_switches
-from fnkd_plugin.teachers.replay import Replay
 
 
 @HOOKS.register_module()
@@ -51,24 +51,31 @@ class ReproducibleHook(Hook):
             sampler.seed = seed
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
-        _seed_batches(loader, sampler, model, seed, replay)
-        teacher = model._distillation.teacher if isinstance(model, Distiller) else None
+        data = replay.data_seed if replay else data_seed(seed)
+        self._images = images_key(loader.dataset, data)
+        _seed_batches(loader, sampler, model, data, replay)
+        warn_if_trained_on(runner.cfg.get('model', {}).get('teacher'), self._images)
+        teacher = model.distillation.teacher if isinstance(model, Distiller) else None
         mixed = replay is not None and replay.batch_size is not None
         if mixed or (teacher and teacher.replay):
             refuse_switches(runner.hooks, mixed)
         if teacher and teacher.replay:
-            teacher.check_data(loader.dataset, model.data_preprocessor)
+            teacher.check(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
             # Upstream's loop by iterations has started its workers already, with the data set as it was.
             loader._iterator = None
             runner.train_loop.dataloader_iterator = type(runner.train_loop.dataloader_iterator)(loader)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Store which crops the model was trained on, for runs in which it is the teacher."""
+        checkpoint['meta'][TRAINING_IMAGES] = self._images
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Seed mixup, dropout and whatever else draws in the main process."""
         seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
 
     def _replay_with(self, model: Any) -> Replay | None:
-        known = model._distillation.teacher.replay if isinstance(model, Distiller) else None
+        known = model.distillation.teacher.replay if isinstance(model, Distiller) else None
         if known and self._replay and known != self._replay:
             raise SetupError(
                 f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
@@ -77,8 +84,7 @@ class ReproducibleHook(Hook):
 
 
 def _seed_batches(loader: Any, sampler: Any, model: Any, seed: int, replay: Replay | None) -> None:
-    """Seed the samples, and where they come again in the same batches, also order and mixing."""
-    seed = data_seed(replay.seed if replay else seed)
+    """Seed the samples, and if batches are repeated, their order and mixing."""
     seed_samples(loader.dataset, seed, stamps=replay is not None)
     if replay and replay.batch_size:
         fix_batches(loader, seed, replay.views, replay.batch_size)

@@ -1,35 +1,189 @@
-"""Checkpoints of tensors, numbers and strings only."""
+"""Checkpoints of tensors, numbers and strings only, of which a run always has a whole one."""
 
+import os
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 
-from fnkd_plugin.mm.checkpoints import to_plain
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.checkpoints import check_resumable, read_checkpoint, to_plain
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Stores training logs and meta information as plain data, and never removes the last checkpoint.
+    """Stores checkpoints as plain data, never leaves a run without a whole one, and checks what it resumes from.
 
-    The checkpoints then load with ``torch.load(weights_only=True)`` and no exceptions: in timm, in upstream
-    MMPretrain on torch >= 2.6, and here, where training logs come back on resuming. Put it into
-    ``default_hooks``, whose entries merge.
+    The checkpoints load with ``torch.load(weights_only=True)``: in timm, in upstream MMPretrain on torch >= 2.6, and
+    here, where training logs come back on resuming. Put it into ``default_hooks``, whose entries merge.
 
-    Where ``CheckpointHook`` is to keep one checkpoint only, it keeps two: MMEngine removes the older before it
-    writes the newer, and a run killed meanwhile could not be resumed.
+    The ``CheckpointHook`` of the run writes each file, and ``last_checkpoint``, under another name first, and removes
+    older ones last. Resuming takes the newest whole checkpoint where ``last_checkpoint`` names none.
+
+    Raises:
+        SetupError: Before training, if checkpoints are written within epochs, which cannot be resumed exactly, or if
+            the checkpoint to resume from is not one of such a run; later, if a checkpoint cannot be written.
     """
 
     # After EMAHook and others that add to the checkpoint.
     priority = 'LOWEST'
 
     def before_run(self, runner: Any) -> None:
-        """See the class: keep two checkpoints where one is asked for."""
+        """Prepare the ``CheckpointHook``, and find the checkpoint to resume from."""
         for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
-                hook.max_keep_ckpts = 2
+            if type(hook) is CheckpointHook:
+                hook.__class__ = _WholeCheckpoints
+            if isinstance(hook, CheckpointHook) and isinstance(runner._train_loop, BaseLoop):
+                _check_interval(hook, runner._train_loop, runner.optim_wrapper)
+        if runner._resume and runner._load_from is None:
+            runner._load_from = _newest(_folder(runner))
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Check what a run resumes from."""
+        if runner._resume:
+            own = {}
+            if isinstance(runner.optim_wrapper, OptimWrapper):
+                own['optimizer'] = runner.optim_wrapper.state_dict()
+            if isinstance(runner.param_schedulers, list):
+                own['param_schedulers'] = [scheduler.state_dict() for scheduler in runner.param_schedulers]
+            check_resumable(checkpoint, runner._load_from, own, _folder(runner))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Make everything but the weights plain."""
         for key in [k for k in checkpoint if not k.endswith('state_dict')]:
             checkpoint[key] = to_plain(checkpoint[key])
+
+
+class _WholeCheckpoints(CheckpointHook):
+    """MMEngine's, with whole files, and the newer before the older is removed."""
+
+    file_backend: Any
+    keep_ckpt_ids: deque
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
+        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+        if self.max_keep_ckpts > 0 and step not in kept:
+            kept.append(step)
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        # FlexibleRunner writes folders, from all processes.
+        partial = f'.{name}' if isinstance(runner, Runner) and '://' not in str(self.out_dir) else name
+        with _writing(self.last_ckpt):
+            runner.save_checkpoint(
+                self.out_dir,
+                partial,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if not is_main_process():
+                return
+            if partial != name:
+                os.replace(Path(self.out_dir, partial), self.last_ckpt)
+            pointer = Path(runner.work_dir, 'last_checkpoint')
+            pointer.with_suffix('.partial').write_text(self.last_ckpt)
+            pointer.with_suffix('.partial').replace(pointer)
+        for old in kept[: -self.max_keep_ckpts]:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
+        backend, self.file_backend = self.file_backend, _RemoveLater(self.file_backend)
+        later = self.file_backend
+        try:
+            with _writing(self.out_dir):
+                super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        for path in set(later.paths) - best:
+            self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # of deepspeed
+            self.file_backend.rmtree(path)
+
+
+class _RemoveLater:
+    """A file backend that removes nothing; MMEngine removes the older best checkpoint before it writes the newer."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.paths: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
+
+
+@contextmanager
+def _writing(path: Any) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f'Checkpoint {path} cannot be written ({error.strerror or error}).') from error
+
+
+def _folder(runner: Any) -> Path:
+    """Where the run's ``CheckpointHook`` writes, also before training starts."""
+    work_dir = Path(runner.work_dir)
+    out = next((hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    return work_dir if out is None or Path(out).name == work_dir.name else Path(out, work_dir.name)
+
+
+def _newest(folder: Path) -> str | None:
+    """The checkpoint that ``last_checkpoint`` names, or the newest whole one."""
+    pointer = folder / 'last_checkpoint'
+    named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
+    others = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
+    others.sort(key=lambda path: int(path.stem.partition('_')[2]), reverse=True)
+    for path in [named, *map(str, others)]:
+        try:
+            if path and 'message_hub' in read_checkpoint(path):
+                if path != named:
+                    print_log(
+                        f'last_checkpoint names {named or "nothing"}, not a whole checkpoint; it is {path}.', 'current'
+                    )
+                return path
+        except SetupError as error:
+            print_log(str(error), 'current')
+    return named or None
+
+
+def _check_interval(hook: CheckpointHook, loop: Any, optim_wrapper: Any) -> None:
+    if hook.interval <= 0:
+        return
+    if not hook.by_epoch and isinstance(loop, EpochBasedTrainLoop):
+        raise SetupError(
+            f'CheckpointHook(by_epoch=False, interval={hook.interval}): a run by epochs cannot be resumed exactly from '
+            'the middle of one; set by_epoch=True, or train by iterations (train_cfg.by_epoch=False).'
+        )
+    counts = getattr(optim_wrapper, '_accumulative_counts', 1)
+    iterations = hook.interval * (len(loop.dataloader) if hook.by_epoch else 1)
+    if iterations % counts:
+        print_log(
+            f'accumulative_counts={counts} does not divide the {iterations} iterations between checkpoints; a resumed '
+            'run loses the gradients of an unfinished step, and differs from one that was not cut off.',
+            'current',
+        )

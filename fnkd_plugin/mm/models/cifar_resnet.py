@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class _PreactBlock(nn.Module):
-    """Two 3x3 convolutions, each after BN and ReLU; a shortcut that changes the shape reads what they read."""
+    """Two 3x3 convolutions, each after BN and ReLU; a projection shortcut reads the raw input (the authors' code)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class _PreactBlock(nn.Module):
         self.shortcut = None if same else _conv(in_channels, channels, stride, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(y)
-        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
+        y = self.conv1(F.relu(self.bn1(x)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.conv2(F.relu(self.bn2(y))) + shortcut
 
 
 @MODELS.register_module()
@@ -63,12 +63,13 @@ class CIFARResNet(BaseBackbone):
         depth: 6n + 2, for n blocks a stage: 8, 14, 20, 32, 56, 110, ...
         stem_channels: Channels of the stem, >= 1.
         base_channels: Channels of the first stage, >= 1; the later ones have twice and four times as many.
-        preact: Whether BN and ReLU precede each convolution (those of the paper), with a last pair at the end,
-            instead of following it.
+        preact: Whether BN and ReLU precede each convolution, with a last pair at the end, instead of following it.
+        input_norm: Whether the images first pass a BN without affine. ``preact=True, input_norm=True`` is the
+            network of the FNKD authors' code.
         init_cfg: As of MMEngine's modules.
 
     Raises:
-        SetupError: If there is no network of that depth, or a number of channels is below 1 or none.
+        SetupError: If there is no network of that depth, or a number of channels is not a whole number >= 1.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CIFARResNet(BaseBackbone):
         stem_channels: int = 16,
         base_channels: int = 16,
         preact: bool = False,
+        input_norm: bool = False,
         init_cfg: dict | list[dict] | None = _HE_INIT,
     ) -> None:
         super().__init__(init_cfg)
@@ -84,6 +86,7 @@ class CIFARResNet(BaseBackbone):
         block: Callable[[int, int, int], nn.Module] = _PreactBlock if preact else _Block
         norm_channels = 4 * base_channels if preact else stem_channels
         self.preact = preact
+        self.input_bn = nn.BatchNorm2d(3, affine=False) if input_norm else nn.Identity()
         self.conv = _conv(3, stem_channels)
         self.bn = nn.BatchNorm2d(norm_channels)
         stages, in_channels = [], stem_channels
@@ -96,6 +99,7 @@ class CIFARResNet(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Images [N, 3, H, W] to the last feature map, [N, 4 * base_channels, ceil(H/4), ceil(W/4)], in a tuple."""
+        x = self.input_bn(x)
         if self.preact:
             return (F.relu(self.bn(self.stages(self.conv(x)))),)
         return (self.stages(F.relu(self.bn(self.conv(x)))),)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.channels_last import check_trainable_on, unsafe_convolution
-from fnkd_plugin.mm.checkpoints import load_weights, read_state_dict
 from fnkd_plugin.teachers.timm_models import check_classifies, check_timm_model, timm_errors
+from fnkd_plugin.weights import load_weights, read_state_dict
 
 _PREFIX = 'model.'
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fnkd_plugin.cache.fingerprint import words
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.replay.seeded_dataset import derive_seed, seed_all
+from fnkd_plugin.mm.replay.description import text_of
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, derive_seed, seed_all
 from fnkd_plugin.rng import isolated_rng
-from fnkd_plugin.teachers.replay import Replay
 
 _TRIALS = 16
 """Batches that are mixed to learn how: enough that each augmentation of a usual choice has its turn."""
@@ -41,7 +40,7 @@ class ReplayedAugments:
 
     Args:
         augments: What mixes.
-        seed: 64 bits, see :func:`~fnkd_plugin.mm.replay.seeded_dataset.data_seed`.
+        seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
     """
 
     def __init__(self, augments: Augments, seed: int) -> None:
@@ -156,7 +155,7 @@ def _members(augments: Any) -> list[Any]:
 def _words(augment: Any) -> str:
     if augment is None:
         return 'none'
-    options = ', '.join(f'{name}={words(value)}' for name, value in sorted(getattr(augment, '__dict__', {}).items()))
+    options = ', '.join(f'{name}={text_of(value)}' for name, value in sorted(getattr(augment, '__dict__', {}).items()))
     return f'{type(augment).__name__}({options})'
 
 

@@ -17,7 +17,7 @@ def order_of(seed: int, view: int, count: int) -> np.ndarray:
     """In which order a view draws ``count`` samples, a permutation; batch b has those from ``b * batch_size`` on.
 
     Args:
-        seed: 64 bits, see :func:`~fnkd_plugin.mm.replay.seeded_dataset.data_seed`.
+        seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
         view: Its number.
         count: How many there are.
     """

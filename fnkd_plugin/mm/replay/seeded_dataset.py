@@ -16,6 +16,25 @@ from mmengine.dist import get_dist_info
 from fnkd_plugin.errors import SetupError
 
 
+class Replay(NamedTuple):
+    """The views that a run repeats: epoch e has the augmentations of view ``e % views`` under ``seed``.
+
+    Attributes:
+        seed: Of the augmentations; the rest of a run has its own seed.
+        views: How many there are of each image.
+        batch_size: Of the batches that are repeated, too, as mixed images need; None if batches are the run's own.
+    """
+
+    seed: int
+    views: int
+    batch_size: int | None = None
+
+    @property
+    def data_seed(self) -> int:
+        """What :func:`seed_samples` takes; never that of a run, so that a teacher meets no crop it was trained on."""
+        return derive_seed(self.seed, 2)
+
+
 class SampleIndex(int):
     """An index into a data set that knows in which view (an epoch's, or a pass's), and time in it, it is drawn.
 
@@ -63,7 +82,7 @@ def derive_seed(*key: int) -> int:
 
 
 def data_seed(seed: int) -> int:
-    """What :func:`seed_samples` takes of a run's seed."""
+    """What :func:`seed_samples` takes in a run with views of its own; :attr:`Replay.data_seed` in others."""
     return derive_seed(seed, 0)
 
 
@@ -94,6 +113,11 @@ def _seeded_dataset(base: type) -> type:
             if self._fnkd_stamps:
                 _stamp(sample, view, int(index), getattr(index, 'batch', 0))
             return sample
+
+        @property
+        def __getitems__(self) -> Any:
+            # Batches that the data set would load at once are loaded one by one, each sample seeded.
+            raise AttributeError('__getitems__')
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             return remade, (_seeded_dataset, base), self.__dict__

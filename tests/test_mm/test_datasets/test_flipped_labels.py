@@ -104,7 +104,7 @@ def test_the_inner_data_set_is_looked_for_on_disk() -> None:
 
 def test_wrappers_and_multi_label_data_are_refused() -> None:
     inner = dict(type='RandomImages', pipeline=PIPELINE)
-    with pytest.raises(SetupError, match='ConcatDataset is no BaseDataset'):
+    with pytest.raises(SetupError, match='ConcatDataset is not a BaseDataset'):
         DATASETS.build(dict(type='FlippedLabels', of='ConcatDataset', datasets=[inner, inner]))
 
     class Several(RandomImages):

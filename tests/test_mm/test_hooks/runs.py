@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from fnkd_plugin.mm.training import add_default_hooks
+from fnkd_plugin.mm.mix import add_run_hooks
 from tests.helpers import assert_same_weights, config
 
 RANDOM_PIPELINE = [
@@ -64,7 +64,7 @@ def loader(dataset: Any = None, **options: Any) -> dict:
 def run(model: Any, work_dir: Path, **options: Any) -> Runner:
     """Train as ``tools/train.py`` does."""
     cfg = config(model, work_dir, **{'train_dataloader': loader(), **options})
-    add_default_hooks(cfg)
+    add_run_hooks(cfg)
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner

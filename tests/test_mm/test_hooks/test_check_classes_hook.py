@@ -1,15 +1,29 @@
-"""Labels softened by class names that are not the data's are refused before the first step."""
+"""Data whose classes do not fit the model, the groups or the teacher are refused before the first step."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
+from PIL import Image
 
+from fnkd_plugin import distill
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.hooks.check_classes_hook import class_count
 from fnkd_plugin.mm.training import build_runner
-from tests.helpers import config, distilled, resnet, timm_student, timm_teacher
+from tests.helpers import (
+    CLASSES,
+    SIZE,
+    RandomImages,
+    build,
+    config,
+    distilled,
+    resnet,
+    timm_student,
+    timm_teacher,
+)
 
 pytestmark = pytest.mark.upstream
 
@@ -65,3 +79,100 @@ def test_the_same_in_a_distilled_model(tmp_path: Path) -> None:
     cfg.model = distilled(cfg.model, timm_teacher(tmp_path))
     with pytest.raises(SetupError, match='the student has 4 classes, the groups are of 5'):
         build_runner(cfg)
+
+
+# Data and model
+
+
+def _folders(root: Path, *classes: str) -> str:
+    """A data set of one 32 x 32 image a class, by folders; returns its path."""
+    for name in classes:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(root / name / '0.png')
+    return str(root)
+
+
+def _loader(folder: str, **options: Any) -> dict:
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    dataset = dict(type='CustomDataset', data_root=folder, pipeline=pipeline, **options)
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    return dict(batch_size=2, num_workers=0, dataset=dataset, sampler=sampler, collate_fn=dict(type='default_collate'))
+
+
+VALIDATE = dict(val_evaluator=dict(type='Accuracy'), val_cfg=dict())
+
+
+@pytest.mark.parametrize('hook', ['build_runner', 'distill'])
+@pytest.mark.parametrize(
+    ('train', 'val', 'facts'),
+    [
+        ('abcd', 'abcd', ()),
+        ('abc', 'abcd', ('train_dataloader', '3 classes', 'model 4', 'num_classes=3')),
+        ('abcde', 'abcd', ('train_dataloader', '5 classes', 'model 4')),
+        ('abcd', 'abd', ('val_dataloader', '3 classes', 'model 4')),
+        ('abcd', 'abde', ('val_dataloader', 'lacks c', 'adds e')),
+        ('abcd', 'wxyz', ()),
+    ],
+)
+def test_a_missing_or_surplus_folder_is_found(
+    train: str, val: str, facts: tuple[str, ...], hook: str, tmp_path: Path
+) -> None:
+    cfg = config(resnet(), tmp_path, **VALIDATE, train_cfg=dict(by_epoch=True, max_epochs=1))
+    cfg.train_dataloader = _loader(_folders(tmp_path / 'train', *train))
+    cfg.val_dataloader = _loader(_folders(tmp_path / 'val', *val))
+    mixed = distill(cfg, timm_teacher(tmp_path), 'kd')
+    runner = Runner.from_cfg(mixed) if hook == 'distill' else build_runner(cfg)
+    if not facts:
+        runner.train()
+        return
+    with pytest.raises(SetupError) as error:
+        runner.train()
+    assert all(fact in str(error.value) for fact in facts) and runner.iter == 0
+
+
+def test_a_validation_set_in_another_order_is_refused(tmp_path: Path) -> None:
+    folder = _folders(tmp_path / 'all', *'abcd')
+    cfg = config(resnet(), tmp_path, **VALIDATE)
+    cfg.train_dataloader = _loader(folder)
+    cfg.val_dataloader = _loader(folder, classes=list('bacd'))
+    with pytest.raises(SetupError, match=r"another order \(0: 'b', not 'a', 1: 'a', not 'b'\)"):
+        build_runner(cfg).train()
+
+
+@pytest.mark.parametrize('label', [4, -1])
+def test_labels_out_of_range_are_named(label: int, tmp_path: Path) -> None:
+    _folders(tmp_path / 'all', *'abcd')
+    (tmp_path / 'list.txt').write_text(f'a/0.png 0\nb/0.png {label}\n')
+    cfg = config(resnet(), tmp_path)
+    cfg.train_dataloader = _loader(str(tmp_path / 'all'), ann_file=str(tmp_path / 'list.txt'))
+    with pytest.raises(SetupError, match=rf'labels {label}, the model 4 classes, 0 to 3.*model\.head\.num_classes'):
+        build_runner(cfg).train()
+
+
+@pytest.mark.parametrize('model', [resnet, timm_student])
+def test_one_class_is_refused(model: Any, tmp_path: Path) -> None:
+    cfg = config(resnet(num_classes=1) if model is resnet else timm_student() | dict(num_classes=1), tmp_path)
+    with pytest.raises(SetupError, match='the model has 1 class'):
+        build_runner(cfg).train()
+
+
+def test_several_labels_are_refused_for_a_distilled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [dict(img=np.zeros((SIZE, SIZE, 3), np.uint8), gt_label=[0, 3]) for _ in range(4)]
+    monkeypatch.setattr(RandomImages, 'load_data_list', lambda self: several)
+    cfg = config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path)
+    with pytest.raises(SetupError, match='image 0 has 2 labels'):
+        build_runner(cfg).train()
+
+
+def test_a_test_set_of_another_number_is_refused(tmp_path: Path) -> None:
+    cfg = config(resnet(), tmp_path, test_evaluator=dict(type='Accuracy'), test_cfg=dict())
+    cfg.test_dataloader = _loader(_folders(tmp_path / 'test', *'abcde'))
+    cfg.custom_hooks = [dict(type='CheckClassesHook')]
+    with pytest.raises(SetupError, match='test_dataloader: CustomDataset has 5 classes, the model 4'):
+        Runner.from_cfg(cfg).test()
+
+
+def test_models_of_other_tasks_are_not_checked(tmp_path: Path) -> None:
+    head = dict(type='MultiLabelLinearClsHead', num_classes=7, in_channels=32)
+    assert class_count(build(resnet(head=head))) is None
+    assert class_count(build(resnet())) == class_count(build(timm_student())) == CLASSES

@@ -48,6 +48,14 @@ def test_chance_has_a_spread_and_all_processes_count(
     assert len(reduced) == 1 and reduced[0][1] == 16
 
 
+def test_metrics_by_class_are_logged_as_they_are(tmp_path: Path) -> None:
+    metrics = [dict(type='Accuracy'), dict(type='ConfusionMatrix'), dict(type='SingleLabelMetric', average=None)]
+    options = {**VALIDATION, 'val_evaluator': metrics}
+    run(distilled(resnet(), timm_teacher(tmp_path)), tmp_path / 'work', **options)
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert 'accuracy/top1' in log and 'confusion_matrix/result: tensor' in log and 'precision_classwise' in log
+
+
 def test_it_disturbs_nothing(tmp_path: Path) -> None:
     model = distilled(resnet(), timm_teacher(tmp_path))
     unseeded = {**VALIDATION, 'default_hooks': dict(reproducible=None)}
@@ -59,7 +67,7 @@ def test_it_disturbs_nothing(tmp_path: Path) -> None:
 
 
 def test_it_needs_a_teacher_and_a_validation_set(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match='no Distiller'):
+    with pytest.raises(SetupError, match='not a Distiller'):
         run(resnet(), tmp_path, **VALIDATION)
     off = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
     with pytest.raises(SetupError, match='no validation set'):

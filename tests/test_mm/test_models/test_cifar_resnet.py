@@ -1,6 +1,11 @@
 """CIFAR ResNets: published sizes, an independent reference, and what the framework asks of a backbone."""
 
+import importlib.util
+import os
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +122,7 @@ def _reference(state: dict[str, Tensor], images: Tensor, preact: bool, blocks: i
             at, stride = f'stages.{stage}.{block}', 2 if stage and not block else 1
             if preact:
                 y = norm(x, f'{at}.bn1').clamp(min=0)
-                x = conv(y, f'{at}.shortcut', stride) if f'{at}.shortcut.weight' in state else x
+                x = conv(x, f'{at}.shortcut', stride) if f'{at}.shortcut.weight' in state else x
                 x = x + conv(norm(conv(y, f'{at}.conv1', stride), f'{at}.bn2').clamp(min=0), f'{at}.conv2')
             else:
                 y = norm(conv(x, f'{at}.conv1', stride), f'{at}.bn1').clamp(min=0)
@@ -151,3 +156,49 @@ def test_weights_start_as_he_et_al_propose() -> None:
     fan_out = 64 * 9
     assert kernel.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
     assert net.stages[2][1].bn1.weight.eq(1).all()
+
+
+def test_an_input_norm_standardises_the_images() -> None:
+    plain, normed = CIFARResNet(8, base_channels=4), CIFARResNet(8, base_channels=4, input_norm=True)
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    images = 3 + 5 * torch.randn(16, 3, 32, 32)
+    mean, var = images.mean((0, 2, 3), keepdim=True), images.var((0, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(normed(images)[0], plain((images - mean) / (var + 1e-5).sqrt())[0], rtol=1e-3, atol=1e-4)
+    assert _size(normed) == _size(plain)
+
+
+AUTHORS = Path(os.environ.get('FNKD_WEIGHTS', 'no such folder')) / 'authors_preact56_cifar100_coarse.safetensors'
+CIFAR100 = Path(os.environ.get('FNKD_DATA', 'no such folder')) / 'cifar100'
+
+
+@pytest.mark.skipif(not AUTHORS.is_file(), reason=f'FNKD_WEIGHTS holds no {AUTHORS.name}')
+@pytest.mark.skipif(not CIFAR100.is_dir(), reason='FNKD_DATA holds no cifar100')
+@pytest.mark.parametrize(
+    ('count', 'accuracy', 'norm', 'std', 'right', 'wrong'),
+    [
+        (1_000, 81.60, 7.5806, 1.2669, 7.7376, 6.8840),
+        # The published figures: 81.73 %, 7.61, 1.27, 7.77, 6.88.
+        pytest.param(10_000, 81.73, 7.6082, 1.2743, 7.7714, 6.8781, marks=pytest.mark.slow),
+    ],
+)
+def test_the_authors_teacher_is_as_good_as_published(
+    count: int, accuracy: float, norm: float, std: float, right: float, wrong: float
+) -> None:
+    """Released weights: the network's only independent reference for where its shortcuts read."""
+    spec = importlib.util.spec_from_file_location('load_cifar100', CIFAR100 / 'load_cifar100.py')
+    assert spec and spec.loader
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    images, _, superclasses = reader.load(CIFAR100, 'test')
+    model = _classifier(depth=56, preact=True).eval()
+    model.load_state_dict(safetensors.torch.load_file(AUTHORS))
+    # The input BN without affine, folded into the normalisation.
+    mean = torch.tensor([112.47278046494723, 106.84577662056684, 96.2981025802195]).view(3, 1, 1)
+    scale = torch.tensor([76.61762429151447, 73.27765688658587, 74.5653342208761]).view(3, 1, 1)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images[:count]).permute(0, 3, 1, 2)
+        features = torch.cat([model.extract_feat((batch.float() - mean) / scale)[0] for batch in pixels.split(250)])
+        correct = model.head.fc(features).argmax(1) == torch.as_tensor(superclasses[:count])
+    norms = features.norm(dim=1)
+    found = [100 * correct.float().mean(), norms.mean(), norms.std(), norms[correct].mean(), norms[~correct].mean()]
+    assert [float(x) for x in found] == pytest.approx([accuracy, norm, std, right, wrong], abs=2e-3)

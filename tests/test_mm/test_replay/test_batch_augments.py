@@ -154,10 +154,10 @@ def test_descriptions_tell_what_differs() -> None:
     assert mixup == _description(augments=[MIXUP]) and mixup['augments'] == ['Mixup(alpha=0.8)']
     assert _description() is None
     stronger = differences(mixup, _description(augments=dict(MIXUP, alpha=0.2)))
-    assert stronger[0] == "augments[0]: 'Mixup(alpha=0.8)' then, 'Mixup(alpha=0.2)' now"
-    assert differences(mixup, _description(size=8, augments=MIXUP)) == ['batch_size: 4 then, 8 now']
+    assert stronger[0] == "augments[0]: 'Mixup(alpha=0.8)' in the cache, 'Mixup(alpha=0.2)' now"
+    assert differences(mixup, _description(size=8, augments=MIXUP)) == ['batch_size: 4 in the cache, 8 now']
     several = [_description(augments=[MIXUP, CUTMIX], probs=probs) for probs in ([0.5, 0.3], [0.3, 0.5])]
-    assert differences(*several)[0].startswith('probabilities[0]: 0.5 then, 0.3 now')
+    assert differences(*several)[0].startswith('probabilities[0]: 0.5 in the cache, 0.3 now')
     assert several[0]['augments'][2] == 'none'
 
 

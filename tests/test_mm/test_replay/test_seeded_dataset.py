@@ -2,11 +2,13 @@ import inspect
 import pickle
 
 import pytest
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler, default_collate
 from mmpretrain.datasets.samplers import RepeatAugSampler
+from torch.utils.data import DataLoader
 
 from fnkd_plugin.mm.replay import seeded_dataset
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, derive_seed, number_views, seed_samples
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, data_seed, derive_seed, number_views, seed_samples
 from tests.helpers import RandomImages
 
 
@@ -65,3 +67,26 @@ def test_seeded_objects_survive_pickling() -> None:
 def test_seeds_depend_on_every_number_and_their_order() -> None:
     keys = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2**40), (2**40, 0), (2**63, 1)]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
+
+
+class LoadsBatches(RandomImages):
+    """Loads a batch at once, as data sets of torchvision and Hugging Face may."""
+
+    def __getitems__(self, indices: list) -> list:
+        return [RandomImages.__getitem__(self, index) for index in indices]
+
+
+def test_a_dataset_that_loads_batches_is_seeded() -> None:
+    pipeline = [dict(type='RandomResizedCrop', scale=16), dict(type='PackInputs')]
+
+    def batch(kind: type) -> torch.Tensor:
+        dataset = kind(pipeline=pipeline)
+        seed_samples(dataset, 3)
+        return next(iter(DataLoader(dataset, batch_size=4, collate_fn=default_collate)))['inputs']
+
+    assert torch.equal(batch(LoadsBatches), batch(RandomImages))
+
+
+def test_no_replay_has_the_seed_of_a_run() -> None:
+    runs = {data_seed(seed) for seed in range(1000)}
+    assert not runs & {Replay(seed, 1).data_seed for seed in range(1000)}

@@ -2,13 +2,41 @@
 
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.test_tools.processes import forget_run
+
 TINY = {'train_cfg.max_iters': '4', 'train_cfg.val_interval': '4', 'train_dataloader.batch_size': '10'}
+
+
+class InThisProcess(Executor):
+    """Runs a job when it is submitted; a worker process would import everything first."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def submit(self, call: Callable, *args: Any) -> Future:  # type: ignore[override]
+        done: Future = Future()
+        try:
+            done.set_result(call(*args))
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            forget_run()
+        return done
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_processes(monkeypatch: pytest.MonkeyPatch, _tools_on_path: None) -> None:
+    from experiments import study
+
+    monkeypatch.setattr(study, 'ProcessPoolExecutor', InThisProcess)
 
 
 def _study(tmp_path: Path, seeds: int, **options: str):

@@ -57,9 +57,8 @@ class Losses:
             for loss in () if head is None else (loss for loss in head.soft_losses if loss.loss_weight > 0):
                 # The mean over the images of several students, times their number, is the sum of their losses.
                 merges = isinstance(loss, SoftTargetLoss) and not loss.needs_feature_norm and not head.warmup
-                self._soft.setdefault(repr(student.head) if merges else f'{i} {len(self._soft)}', (loss, []))[1].append(
-                    i
-                )
+                key = repr(student.head) if merges else f'{i} {len(self._soft)}'
+                self._soft.setdefault(key, (loss, []))[1].append(i)
         self._weights = torch.tensor(weights, device=device)
         self._growth = torch.ones(len(students), device=device)
         self._rows = {key: torch.tensor(rows, device=device) for key, (_, rows) in {**self._hard, **self._soft}.items()}
@@ -102,12 +101,10 @@ class Losses:
                 seeds = self._seeds.index_select(0, self._rows[key])
                 said, norm = (x.index_select(0, seeds).flatten(0, 1) for x in teacher[:2])
                 answer = Prediction(said, norm, teacher.origin)
-                if len(rows) == 1:
-                    student = each[rows[0]]
-                else:
-                    student = Prediction(torch.cat([each[row].logits for row in rows]))
+                several = len(rows) > 1
+                student = Prediction(torch.cat([each[row].logits for row in rows])) if several else each[rows[0]]
                 found = loss(student, answer, labels.index_select(0, seeds).flatten())
-                if len(rows) > 1:
+                if several:
                     found = found * len(rows)
                 total.append(found * self._growth[rows[0]] if self._warmups[rows[0]] else found)
         for branch in self._branches:

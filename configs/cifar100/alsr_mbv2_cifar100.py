@@ -1,2 +1,0 @@
-_base_ = ['plain_mbv2_cifar100.py', '../_base_/methods.py']
-model = dict(head=dict(loss={{_base_.alsr_cifar100}}))

@@ -1,2 +1,0 @@
-_base_ = ['plain_r18_cub.py', '../_base_/methods.py']
-model = dict(loss={{_base_.alsr_cub}})

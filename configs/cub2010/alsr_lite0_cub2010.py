@@ -1,2 +1,0 @@
-_base_ = 'plain_lite0_cub2010.py'
-model = dict(loss=dict(type='ALSRLoss', eps_uniform=0.1, eps_near=0.1, groups='cub'))

@@ -1,2 +1,0 @@
-_base_ = 'plain_lite0_cub2010.py'
-model = dict(loss=dict(type='LSRLoss', eps=0.1))

@@ -1,0 +1,110 @@
+r"""Soft-target cross-entropy under any temperature policy.
+
+A temperature policy scales each sample's logits about an origin, :math:`z'_n = b + s_n (z_n - b)`
+(:class:`~fnkd_plugin.losses.scaled_logits.ScaledLogits`): KD by :math:`1/T` about 0, FNKD by
+:math:`\tau / \lVert f_n \rVert` about the bias, logit standardisation by :math:`1 / (T \operatorname{std}(z_n))`. Hence
+one loss for all of them. :func:`plain_cross_entropy` defines it; on a GPU a Triton kernel computes the same.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnkd_plugin.functional import soft_cross_entropy
+from fnkd_plugin.losses.scaled_logits import ScaledLogits, Target
+
+__all__ = ['BatchStatistics', 'cross_entropy_with_statistics', 'plain_cross_entropy', 'scaled_cross_entropy']
+
+
+class BatchStatistics(NamedTuple):
+    """Of each image 1 or 0, [N], fp32.
+
+    Attributes:
+        agreement: Whether student and teacher predict one class.
+        teacher_correct: Whether the teacher predicts the label; None without labels.
+        student_finite: Whether all logits of the student are finite.
+        teacher_finite: Whether all logits of the teacher are finite.
+    """
+
+    agreement: Tensor
+    teacher_correct: Tensor | None
+    student_finite: Tensor
+    teacher_finite: Tensor
+
+
+def scaled_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:
+    r"""Weighted cross-entropies between teachers' and a student's softmax, mean over the batch.
+
+    .. math:: L = \frac1N \sum_n \sum_m w_{mn} H(\sigma(v'_{mn}), \sigma(z'_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
+
+    On a GPU with Triton this is one kernel forward and one backward (:mod:`fnkd_plugin.losses.cross_entropy_kernel`),
+    which computes in fp32 and can be differentiated once. Elsewhere, and under ``torch.compile``, which fuses by
+    itself, in fp64, and where a teacher or a weight wants a gradient, it is :func:`plain_cross_entropy`.
+
+    Args:
+        student: :math:`z`, :math:`s` and :math:`b`. Gradient flows through all three.
+        targets: :math:`v`, :math:`s`, :math:`b` and :math:`w \ge 0` of each teacher, at least one. No gradient is
+            stopped here.
+
+    Returns:
+        A scalar; fp32, or fp64 if any input is. NaN for an empty batch.
+    """
+    fused = _kernel_for(student, targets)
+    return plain_cross_entropy(student, targets) if fused is None else fused(student, targets)
+
+
+def cross_entropy_with_statistics(
+    student: ScaledLogits, target: Target, labels: Tensor | None = None
+) -> tuple[Tensor, BatchStatistics]:
+    """:func:`scaled_cross_entropy` with one teacher, and what a log shows of the batch; on a GPU in the same pass.
+
+    Args:
+        student: See :func:`scaled_cross_entropy`.
+        target: Likewise, one teacher.
+        labels: Class indices [N].
+    """
+    fused = _kernel_for(student, [target])
+    if fused is not None:
+        rows = student.logits.new_empty((4, len(student.logits)), dtype=torch.float32)
+        loss = fused(student, [target], labels, rows)
+        agreement, correct, *finite = rows.unbind()
+        return loss, BatchStatistics(agreement, None if labels is None else correct, *finite)
+    z, v = student.logits.detach(), target[0].logits.detach()
+    guess = v.argmax(1)
+    statistics = BatchStatistics(
+        (z.argmax(1) == guess).float(),
+        None if labels is None else (guess == labels).float(),
+        *(x.isfinite().all(1).float() for x in (z, v)),
+    )
+    return plain_cross_entropy(student, [target]), statistics
+
+
+def plain_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:
+    """The definition of :func:`scaled_cross_entropy`, in torch's operators."""
+    z = student.tensor()
+    losses = [soft_cross_entropy(z, teacher.tensor(), weight) for teacher, weight in targets]
+    return sum(losses[1:], losses[0])
+
+
+def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..., Tensor] | None:
+    """The kernel, if it serves here."""
+    if torch.compiler.is_compiling() or not student.logits.is_cuda or student.logits.numel() == 0:
+        return None
+    fixed = [x for teacher, weight in targets for x in (*teacher.tensors(), weight) if isinstance(x, Tensor)]
+    if any([x.dtype == torch.float64 for x in student.tensors() + fixed]):
+        return None
+    if torch.is_grad_enabled() and any([x.requires_grad for x in fixed]):
+        return None
+    return _fused_cross_entropy()
+
+
+@cache
+def _fused_cross_entropy() -> Callable[..., Tensor] | None:
+    try:  # only where it is needed: not every system has Triton, and importing it takes a while
+        from fnkd_plugin.losses.cross_entropy_kernel import fused_cross_entropy
+    except ImportError:
+        return None
+    return fused_cross_entropy

@@ -1,0 +1,110 @@
+"""The log of a distilled run, the check of its teacher, and the state of its soft losses in checkpoints."""
+
+import functools
+from typing import Any
+
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import FlexibleRunner, Runner
+
+from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.step import Step, first_broken, means
+
+SOFT_LOSSES = 'fnkd_soft_losses'
+"""Where a checkpoint's ``message_hub['runtime_info']`` keeps the state of the soft losses."""
+
+
+class DistillationHook(Hook):
+    """Added to every Runner of a :class:`Distiller`; reads the device only when something is logged or stored.
+
+    When ``LoggerHook`` logs and at the end of an epoch, it gives the log the means since the last time, and raises
+    if the teacher's logits were not finite in one of these iterations; the latter also before a checkpoint is written.
+
+    Raises:
+        FloatingPointError: If they were not.
+        RuntimeError: If the student trains without calling ``forward(mode='loss')``, where distilling happens.
+    """
+
+    # Before LoggerHook, after the losses are in the message hub.
+    priority = 'NORMAL'
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._first = 0  # the iteration of the first of them, from 1
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Restore the soft losses of a run that is resumed."""
+        stored = checkpoint.get('message_hub')
+        info = stored.get('runtime_info') if isinstance(stored, dict) else None
+        model = _distiller(runner)
+        if runner._resume and model is not None and isinstance(info, dict) and SOFT_LOSSES in info:
+            model.distillation.head.restore(info[SOFT_LOSSES])
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        """Check the teacher, and store the soft losses."""
+        model = _distiller(runner)
+        if model is not None:
+            self._check(model)
+            checkpoint['message_hub']['runtime_info'][SOFT_LOSSES] = model.distillation.head.state()
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
+        """Keep what the log needs of this step, and log if it is time."""
+        model = _distiller(runner)
+        if model is None or not model.distillation.head.active:
+            return
+        step, model.distillation.step = model.distillation.step, None
+        if step is None:
+            raise RuntimeError(
+                f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), where distilling "
+                'happens: it learned nothing from its teacher. Call it in the train_step of the student.'
+            )
+        if runner.cfg.get('compile'):  # a graph may write to the same memory again
+            step = step.clone()
+        if not self._steps:
+            self._first = runner.iter + 1
+        self._steps.append(step)
+        intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
+        if any(self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]) or self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        ):
+            self._check(model)
+            for name, value in {**means(self._steps), **model.distillation.head.log_vars()}.items():
+                runner.message_hub.update_scalar(f'train/{name}', value)
+            self._steps.clear()
+
+    def _check(self, model: Distiller) -> None:
+        broken = first_broken(self._steps)
+        if broken is not None:
+            first, last = self._first, self._first + len(self._steps) - 1
+            raise FloatingPointError(
+                f'{model.distillation.teacher.name}: its logits are NaN or infinite in iteration {first + broken}; '
+                f'iterations {first} to {last} were checked. Check the weights of the teacher and the images.'
+            )
+
+
+def _distiller(runner: Any) -> Distiller | None:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model if isinstance(model, Distiller) else None
+
+
+def add_to_runners() -> None:
+    """Make MMEngine's Runners add the hook when their model is a Distiller."""
+    for kind in (Runner, FlexibleRunner):
+        kind.register_hooks = _adding(kind.register_hooks)
+
+
+def _adding(register_hooks: Any) -> Any:
+    @functools.wraps(register_hooks)
+    def register(runner: Any, *args: Any, **kwargs: Any) -> None:
+        register_hooks(runner, *args, **kwargs)
+        model = runner.model
+        if isinstance(model, dict):  # FlexibleRunner builds it later
+            distils = model.get('type') in ('Distiller', 'mmpretrain.Distiller', Distiller)
+        else:
+            distils = _distiller(runner) is not None
+        if distils:
+            runner.register_hook(DistillationHook())
+
+    return register

@@ -1,0 +1,125 @@
+"""What a run trains, logged before it starts, and what came of it, logged when it ends."""
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmpretrain.registry import DATASETS, HOOKS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from fnkd_plugin.mm.config import is_distilled, plain_model, type_name
+from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.hooks.evaluate_teacher_hook import EvaluateTeacherHook
+
+Rows = list[tuple[str, str]]
+
+
+@HOOKS.register_module()
+class SummaryHook(Hook):
+    """Logs two tables: data, student, teacher and method before training; accuracies and files after it."""
+
+    # After EvaluateTeacherHook, and after the last checkpoint and validation.
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Any) -> None:
+        """Log what is trained."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        rows = [('training set', _dataset(runner.train_dataloader.dataset))]
+        if runner._val_loop is not None:
+            rows.append(('validation set', _dataset(runner.val_loop.dataloader.dataset)))
+        rows += [('student', f'{_student(runner.cfg, model)}, {_parameters(model)}'), *_method(runner.cfg)]
+        if isinstance(model, Distiller):
+            result = _teacher_result(runner)
+            accuracy = result or 'not evaluated (--evaluate-teacher)'
+            rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
+        rows.append(('checkpoints', str(runner.work_dir)))
+        runner.logger.info(as_text('Training', rows))
+
+    def after_train(self, runner: Any) -> None:
+        """Log accuracies and where the checkpoint is."""
+        rows = list(_accuracies(runner))
+        if result := _teacher_result(runner):
+            rows.append(('teacher', result))
+        pointer = Path(runner.work_dir) / 'last_checkpoint'
+        checkpoint = pointer.read_text().strip() if pointer.is_file() else ''
+        if checkpoint:
+            name = Path(runner.cfg.filename or 'config.py').name
+            config = Path(runner.work_dir) / (f'plain_{name}' if is_distilled(runner.cfg) else name)
+            rows.append(('checkpoint', checkpoint))
+            if runner.cfg.get('test_dataloader') and config.is_file():
+                rows.append(('next', f'python tools/test.py {config} {checkpoint}'))
+        runner.logger.info(as_text('Trained', rows))
+
+
+def as_text(title: str, rows: Rows) -> str:
+    """A table of two columns as plain text, so that the log file holds what the terminal shows."""
+    table = Table(title=title, title_justify='left', box=box.SIMPLE, show_header=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    width = sum(max((len(row[k]) for row in rows), default=0) for k in (0, 1)) + 12  # so that nothing wraps
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return '\n'.join(line.rstrip() for line in lines if line.strip())
+
+
+def _dataset(dataset: Any) -> str:
+    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    classes = f'{len(names):,} classes, ' if names else ''
+    # ReproducibleHook may have changed the class of the object.
+    kinds = [kind.__name__ for kind in type(dataset).__mro__]
+    name = next((name for name in kinds if name in DATASETS.module_dict), kinds[0])
+    return f'{name}: {classes}{len(dataset):,} images'
+
+
+def _student(cfg: Any, model: nn.Module) -> str:
+    config = plain_model(cfg) if cfg.get('model') else {}
+    if isinstance(name := config.get('model', config.get('model_name')), str):
+        return f'{type_name(config)}({name})'
+    parts = [type_name(config.get(part)) for part in ('backbone', 'head')]
+    depth = (config.get('backbone') or {}).get('depth')
+    return ' + '.join(filter(None, parts)) + (f' of depth {depth}' if depth else '') or type(model).__name__
+
+
+def _parameters(model: nn.Module) -> str:
+    return f'{sum(parameter.numel() for parameter in model.parameters()):,} parameters'
+
+
+def _method(cfg: Any) -> Rows:
+    model = plain_model(cfg) if cfg.get('model') else {}
+    loss = model.get('loss') or (model.get('head') or {}).get('loss')
+    hard = _call(loss) if loss else 'the default loss'
+    if not is_distilled(cfg):
+        return [('method', hard)]
+    head = cfg.model.head
+    soft = head.soft_loss if isinstance(head.soft_loss, (list, tuple)) else [head.soft_loss]
+    parts = [f'{head.get("hard_weight", 1):g} × {hard}', *map(_call, soft)]
+    return [('method', ' + '.join(parts) + (f', warm-up {head.warmup}' if head.get('warmup') else ''))]
+
+
+def _call(config: Any) -> str:
+    options = [f'{k}={v if len(str(v)) <= 40 else "..."}' for k, v in config.items() if k not in ('type', '_scope_')]
+    return f'{type_name(config)}({", ".join(options)})'
+
+
+def _teacher_result(runner: Any) -> str:
+    return next((hook.result for hook in runner.hooks if isinstance(hook, EvaluateTeacherHook)), '')
+
+
+def _accuracies(runner: Any) -> Iterator[tuple[str, str]]:
+    """Best and last value of each metric of the validation set, also of before the run was resumed."""
+    for key, history in runner.message_hub.log_scalars.items():
+        scalar = key.startswith('val/') and not key.startswith(('val/time', 'val/data_time'))
+        values = [float(value) for value in history.data[0]] if scalar else []
+        if values and all(map(math.isfinite, values)):
+            name = key.removeprefix('val/')
+            best = f', best {max(values):.4g}' if 'loss' not in name and len(values) > 1 else ''
+            yield name, f'{values[-1]:.4g}{best}'

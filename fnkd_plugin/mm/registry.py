@@ -1,0 +1,32 @@
+"""Registers with MMPretrain what needs no OpenMMLab package itself: losses and teachers."""
+
+from collections.abc import Sequence
+
+from mmpretrain.registry import MODELS
+
+from fnkd_plugin import losses
+from fnkd_plugin.teachers import CallableTeacher, EnsembleTeacher, HuggingFaceTeacher, Teacher, TimmTeacher
+
+for _kind in (
+    losses.ALSRLoss,
+    losses.DISTLoss,
+    losses.DKDLoss,
+    losses.FNKDLoss,
+    losses.FNTTMLoss,
+    losses.KDLoss,
+    losses.LSKDLoss,
+    losses.LSRLoss,
+    losses.NormKDLoss,
+    losses.TTMLoss,
+    losses.WTTMLoss,
+    CallableTeacher,
+    HuggingFaceTeacher,
+    TimmTeacher,
+):
+    MODELS.register_module(module=_kind)
+
+
+@MODELS.register_module(name='EnsembleTeacher')
+def build_ensemble(teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> EnsembleTeacher:
+    """The ensemble of a config, whose members are configs as well; see :class:`EnsembleTeacher`."""
+    return EnsembleTeacher([MODELS.build(t) if isinstance(t, dict) else t for t in teachers], weights)

@@ -1,0 +1,55 @@
+"""The options that all teachers share that are models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fnkd_plugin.errors import SetupError
+from fnkd_plugin.taxonomy.names import ClassNames
+from fnkd_plugin.teachers.class_map import ClassMapping
+from fnkd_plugin.teachers.execution import ExecutionOptions
+from fnkd_plugin.teachers.resize import Size
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The options of every :class:`~fnkd_plugin.teachers.ModelTeacher`; None is what came with the weights.
+
+    Args:
+        mean: What images are normalised by, per channel on the 0 to 255 scale.
+        std: As ``mean``.
+        channel_order: ``'rgb'`` or ``'bgr'``.
+        input_size: Images of another size are resized to it: height and width in one number, or (height, width).
+        interpolation: How they are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
+        execution: ``'auto'``, or a dict of ``dtype``, ``channels_last`` and ``compile``, see
+            :class:`~fnkd_plugin.teachers.execution.Execution`.
+        class_map: The teacher's class of each of the student's: indices or names, a text file of such, or
+            ``'by-name'``, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
+        classes: The names of the teacher's classes: a list, a text file, or a data set of MMPretrain.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    channel_order: str | None = None
+    input_size: Size | None = None
+    interpolation: str | None = None
+    execution: ExecutionOptions = None
+    class_map: ClassMapping | None = None
+    classes: ClassNames | None = None
+
+    @classmethod
+    def of(cls, owner: str, options: Mapping[str, Any]) -> 'TeacherOptions':
+        """From keyword arguments.
+
+        Raises:
+            SetupError: If there is no such option.
+        """
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise SetupError(
+                f'{owner}: unknown option {", ".join(unknown)}; beside its own, a teacher has {", ".join(OPTIONS)}.'
+            )
+        return cls(**options)
+
+
+OPTIONS = tuple(field.name for field in fields(TeacherOptions))
