@@ -209,7 +209,9 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
 
 
 def _complain(message: str, code: int) -> int:
-    print('error:', ' '.join(message.split()), file=sys.stderr)
+    # An error of a loader's worker process comes with its traceback, and the message last.
+    sentence = message.rstrip().split('\n')[-1] if 'Traceback' in message else ' '.join(message.split())
+    print(f'error: {sentence}', file=sys.stderr)
     return code
 
 

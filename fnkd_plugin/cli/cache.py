@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         fill(source, store, blocks, batch_size, cfg.train_dataloader.num_workers, bar.advance)
     except OSError as error:
-        raise SetupError(f'{error}; what is done is kept, and the same command continues') from error
+        # One of a loader's worker process comes with its traceback, and the message last.
+        sentence = str(error).rstrip().split('\n')[-1]
+        raise SetupError(f'{sentence}; what is done is kept, and the same command continues') from error
     except KeyboardInterrupt:
         raise SetupError('stopped; what is done is kept, and the same command continues') from None
     finally:
