@@ -27,8 +27,10 @@ Folder = Annotated[
 ]
 
 
-Size = Annotated[int | None, typer.Option('--image-size', help="pixels a side (the model's; at most 128 on a CPU)")]
-Epochs = Annotated[int | None, typer.Option(help='epochs of each training (by the number of photos)')]
+Size = Annotated[
+    int | None, typer.Option('--image-size', min=8, help="pixels a side (the model's; at most 128 on a CPU)")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help='epochs of each training (by the number of photos)')]
 Student = Annotated[str, typer.Option(help="timm's name of the student")]
 Teacher = Annotated[str, typer.Option(help="timm's name of the teacher")]
 StudentWeights = Annotated[
@@ -204,6 +206,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {'SetupError', 'FileNotFoundError'}:
             sys.exit(_complain(str(error), 1))
+        if isinstance(error, ModuleNotFoundError):
+            sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
         raise
     sys.exit(code if isinstance(code, int) else 0)
 

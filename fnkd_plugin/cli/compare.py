@@ -7,10 +7,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from fnkd_plugin.cli.folder import Trained, open_folder
+from fnkd_plugin.cli.folder import Trained, check_methods, open_folder
 from fnkd_plugin.cli.terminal import console
-from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.mix import METHODS
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,9 @@ def compare(
     Raises:
         SetupError: If a method is unknown, or the photos do not do.
     """
-    unknown = [name for name in methods if name not in ('plain', 'lsr', *METHODS)]
-    if unknown:
-        raise SetupError(f'--methods: {unknown[0]} is unknown; there are plain, lsr, {", ".join(sorted(METHODS))}.')
-    shop = open_folder(root, out, student, image_size, epochs)
-    shop.check_models({student: student_checkpoint, teacher: teacher_checkpoint})
+    check_methods('--methods', methods)
+    shop = open_folder(root, out, student, teacher, image_size, epochs)
+    shop.check_models(student=(student, student_checkpoint), teacher=(teacher, teacher_checkpoint))
     of_teacher = shop.finetuned(teacher, teacher_checkpoint)
     config = dict(type='TimmTeacher', model=teacher, checkpoint=str(of_teacher.checkpoint.absolute()))
     found: dict[str, list[Trained]] = {name: [] for name in methods}

@@ -14,9 +14,10 @@ from fnkd_plugin.cli import train
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.recipe import LEARNING_RATES, SEED, TEACHER_SEED, Recipe, recipe_for, with_method
 from fnkd_plugin.cli.terminal import console, duration, progress, silent_start
-from fnkd_plugin.errors import SetupError
+from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
+from fnkd_plugin.mm.mix import METHODS
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import read_state_dict
 
@@ -58,15 +59,23 @@ class Workshop:
         self.recipe, self.out = recipe, out
         self._trials = _held_out(recipe, out)
 
-    def check_models(self, checkpoints: dict[str, str | None]) -> None:
+    def check_models(self, **models: tuple[str, str | None]) -> None:
         """Build each model with the weights that it starts from, before anything is trained.
 
+        Args:
+            **models: timm's name and a checkpoint, or None for timm's published weights, by role.
+
         Raises:
-            SetupError: If timm knows no such model, or its weights cannot be read or fetched.
+            SetupError: If the weights cannot be read or fetched.
         """
-        with silent_start():
-            for model, checkpoint in checkpoints.items():
-                MODELS.build(self.recipe.config(model, checkpoint, LEARNING_RATES[0]).model)
+        for role, (model, checkpoint) in models.items():
+            try:
+                with silent_start():
+                    MODELS.build(self.recipe.config(model, checkpoint, LEARNING_RATES[0]).model)
+            except SetupError as error:
+                if checkpoint is not None:
+                    raise
+                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
 
     def train(self, name: str, cfg: Config) -> Trained:
         """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
@@ -109,23 +118,36 @@ class Workshop:
 
 
 def open_folder(
-    root: Path, out: Path, model: str, image_size: int | None = None, epochs: int | None = None
+    root: Path, out: Path, student: str, teacher: str, image_size: int | None = None, epochs: int | None = None
 ) -> Workshop:
     """Read and check the photos, and choose the recipe.
 
     Raises:
-        SetupError: See :func:`~fnkd_plugin.cli.photos.read_photos`.
+        SetupError: If timm knows no such model, or see :func:`~fnkd_plugin.cli.photos.read_photos`.
     """
     init_default_scope('mmpretrain')
-    check_timm_model('--student', model, {})
+    check_timm_model('--student', student, {})
+    check_timm_model('--teacher', teacher, {})
     photos = checked(root)
-    recipe = recipe_for(photos, photos.write_lists(out), image_size, epochs, model)
+    recipe = recipe_for(photos, photos.write_lists(out), image_size, epochs, student)
     console.print(
         f'recipe: {recipe.image_size} px, {recipe.epochs} epochs, batches of {recipe.batch_size}'
         f'{", mixed precision" if recipe.amp else ""}; results in {out}',
         markup=False,
     )
     return Workshop(recipe, out)
+
+
+def check_methods(option: str, methods: list[str]) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        SetupError: Lists those that do.
+    """
+    known = ['plain', 'lsr', *METHODS]
+    unknown = [name for name in methods if name not in known]
+    if unknown:
+        raise SetupError(f'{option}: there is no method {first_few(unknown)}; there are {", ".join(known)}.')
 
 
 def checked(root: Path) -> Photos:
@@ -167,8 +189,9 @@ def train_folder(
     Returns:
         By name: ``teacher``, the method, and ``plain`` with ``baseline``.
     """
-    shop = open_folder(root, out, student, image_size, epochs)
-    shop.check_models({student: student_checkpoint, teacher: teacher_checkpoint})
+    check_methods('--method', [method])
+    shop = open_folder(root, out, student, teacher, image_size, epochs)
+    shop.check_models(student=(student, student_checkpoint), teacher=(teacher, teacher_checkpoint))
     found = {'teacher': shop.finetuned(teacher, teacher_checkpoint)}
     config = dict(type='TimmTeacher', model=teacher, checkpoint=str(found['teacher'].checkpoint.absolute()))
     found[method] = shop.student(method, student, student_checkpoint, config)

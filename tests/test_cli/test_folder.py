@@ -1,12 +1,10 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-import fnkd_cli
 from fnkd_plugin.cli import bundle, compare, folder, train
 from fnkd_plugin.errors import SetupError
 from tests.helpers import timm_checkpoint
@@ -106,38 +104,6 @@ def test_a_table_of_methods(trained: tuple[Path, dict[str, folder.Trained]]) -> 
 def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match='fnkt'):
         compare.compare(tmp_path, MODEL, MODEL, ['plain', 'fnkt'], 1, tmp_path / 'out')
-
-
-def test_several_values_of_one_option() -> None:
-    split = fnkd_cli._one_value_each(['compare', 'x', '--methods', 'a', 'b', '--seeds', '3'], '--methods')
-    assert split == ['compare', 'x', '--methods', 'a', '--methods', 'b', '--seeds', '3']
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'named'),
-    [
-        (['train', 'FOLDER', '--student', 'resnet19', '--teacher', MODEL], 'resnet19'),
-        (['train', 'NOWHERE', '--student', MODEL, '--teacher', MODEL], 'NOWHERE'),
-        (['predict', 'NOWHERE', 'x.jpg'], 'NOWHERE'),
-        (['compare', 'FOLDER', '--student', MODEL, '--teacher', MODEL, '--methods', 'kd', 'fnkt'], 'fnkt'),
-    ],
-)
-def test_a_mistake_is_one_sentence(arguments: list[str], named: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
-    monkeypatch.setattr(sys, 'argv', ['fnkd', *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        fnkd_cli.main()
-    message = str(stopped.value.code)
-    assert message.startswith('error: ') and named in message and '\n' not in message
-
-
-def test_the_command_says_what_is_installed(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(sys, 'argv', ['fnkd', 'doctor'])
-    with pytest.raises(SystemExit) as stopped:
-        fnkd_cli.main()
-    assert stopped.value.code == 0
-    assert torch.__version__.split('+')[0] in capsys.readouterr().out
 
 
 def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> None:

@@ -20,8 +20,9 @@ def _config(method: Any, options: Any = None) -> Config:
 
 @functools.cache
 def _read(command: str, options: tuple[tuple[str, Any], ...]) -> Config:
-    import train
     from experiments.tables import CONFIGS
+
+    from fnkd_plugin.cli import train
 
     file, *flags = command.split()
     pairs = [f'{key}={value}' for key, value in options]
