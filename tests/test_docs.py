@@ -26,6 +26,8 @@ def _commands(page: Path) -> list[list[str]]:
         for line in block.replace('\\\n', ' ').splitlines()
     ]
     lines += [' '.join(code.split()) for code in re.findall(r'`(fnkd [^`]*)`', text) if '...' not in code]
+    variables = dict(re.findall(r"^([A-Z]+)='(.*?)'", '\n'.join(lines), re.MULTILINE))
+    lines = [re.sub(r'\$([A-Z]+)', lambda found: variables.get(found[1], found[0]), line) for line in lines]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 

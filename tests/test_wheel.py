@@ -1,4 +1,4 @@
-"""The wheel holds the command, and as ``.mim`` configs, tools and the model index; it works where the checkout is not."""
+"""The wheel holds the command, and as ``.mim`` configs, tools and model index; it works without the checkout."""
 
 import os
 import shutil
