@@ -13,6 +13,7 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.config import is_distilled, load_config
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
@@ -198,10 +199,32 @@ def test_a_mixed_config_is_dumped_as_it_is_read(plain_file: Path) -> None:
     assert mixed.model.student.head.loss == dict(type='LSRLoss', eps=0.1)
 
 
-def test_presets_are_those_of_the_configs() -> None:
-    shipped = Config.fromfile(ROOT / 'configs' / '_base_' / 'methods.py')
-    assert {name: value for name, value in shipped.to_dict().items() if value['type'] == 'DistillHead'} == METHODS
-    assert shipped.lsr == SMOOTHINGS['lsr']
+def test_the_pair_of_a_distilled_config_by_another_method(tmp_path: Path) -> None:
+    fnkd = distill(_plain(), TEACHER, tau=2.0)
+    kd = distill(fnkd, method='kd', temperature=2.0)
+    assert kd.model == distill(_plain(), TEACHER, 'kd', temperature=2.0).model
+    assert fnkd.model.head.soft_loss == dict(type='FNKDLoss', tau=2.0), 'a copy'
+    plain, file = write_configs(tmp_path, Path('t.pth'))
+    flags = ['--distill', 'kd', '--cfg-options', 'model.head.soft_loss.temperature=2', 'model.teacher.checkpoint=x']
+    by_shell = _mixed_by_shell(file, *flags).model
+    assert by_shell.head.soft_loss.temperature == 2 and by_shell.teacher.checkpoint == 'x'
+    with pytest.raises(SetupError, match='give --teacher'):
+        _mixed_by_shell(plain, '--distill', 'kd')
+
+
+def test_a_rule_from_the_shell_is_applied_to_the_training_sets_classes(tmp_path: Path) -> None:
+    """A subset of the birds, as folders."""
+    for name in ('001.Herring_Gull', '002.Ivory_Gull', '003.Mallard'):
+        (tmp_path / 'birds' / name).mkdir(parents=True)
+    file = tmp_path / 'config.py'
+    file.write_text(
+        "model = dict(type='TimmStudent', model='test_resnet', num_classes=3)\n"
+        f"train_dataloader = dict(dataset=dict(type='CustomDataset', data_root={str(tmp_path)!r}, data_prefix='birds'))"
+    )
+    for options in ('groups=cub', 'groups.rule=last_word'):
+        model = _mixed_by_shell(file, '--label-smoothing', 'alsr', '--label-smoothing-cfg', options).model
+        ((_, loss),) = label_tables(MODELS.build(model))
+        assert loss.taxonomy.neighbours == [[1], [0], []]
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -104,8 +104,11 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
 
 
 def test_names(zoo: ModuleType) -> None:
-    names = [zoo.model_name(Path(stem)) for stem in ('fnkd_lite0_cub2010.py', 'kd_t1_lite0_cub2010.py', 'kd_digits.py')]
-    assert names == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    pair = 'fnkd_lite0_cub2010.py'
+    commands = (pair, f'{pair} --distill kd_t1', 'fnkd_digits.py --distill kd')
+    assert [*map(zoo.model_name, commands)] == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    smoothed = 'plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub'
+    assert zoo.model_name(smoothed) == 'alsr-mbv3_cub2010'
 
 
 def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) -> None:
@@ -146,8 +149,9 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
     for metafile in METAFILES:
         for model in yaml.safe_load(metafile.read_text())['Models']:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
-            config, options = Path(model['Config']).name, model['Metadata']['Options']
-            of_config = [r for k, r in runs.items() if r['config'] == config and '_trial' not in k]
+            command = ' '.join([Path(model['Config']).name, *model['Metadata'].get('Flags', '').split()])
+            options = model['Metadata']['Options']
+            of_config = [r for k, r in runs.items() if r['config'] == command and '_trial' not in k]
             tested = [r for r in of_config if r['options'] == options]
             # Rows that share a config differ in options; the first is the model's.
             assert of_config[0]['options'] == options

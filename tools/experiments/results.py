@@ -89,7 +89,7 @@ class Results:
             ValueError: If it has run with another config, seed or other options.
         """
         entry = self.runs.get(job.name)
-        asked = dict(config=job.config.name, seed=job.seed, options=dict(job.options))
+        asked = dict(config=job.command, seed=job.seed, options=dict(job.options))
         if entry is not None and {key: entry[key] for key in asked} != asked:
             was = {key: entry[key] for key in asked}
             raise ValueError(
@@ -103,7 +103,7 @@ class Results:
         place = surroundings()
         if place not in self._places:
             self._places.append(place)
-        entry = dict(config=job.config.name, seed=job.seed, options=dict(job.options), **found)
+        entry = dict(config=job.command, seed=job.seed, options=dict(job.options), **found)
         self.runs[job.name] = {**entry, 'place': self._places.index(place)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f'.{os.getpid()}')

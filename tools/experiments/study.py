@@ -171,7 +171,7 @@ class Study:
         return self.folder / self.results.runs[job.name]['checkpoint']
 
     def _cache(self, teacher: Job) -> Cache | None:
-        taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
+        taught = [CONFIGS / method.config.split()[0] for method in self.table.methods if method.needs_teacher]
         if not self.table.cached_views:
             return None
         views = self.table.cached_views
@@ -188,7 +188,8 @@ class Study:
         # Other options, another folder: a training never goes on from one that was something else.
         key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
-        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root)
+        file, *flags = config.split()
+        return Job(name, CONFIGS / file, folder, seed, options, teacher, self._data_root, flags=tuple(flags))
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

@@ -35,7 +35,7 @@ class Method:
 
     Attributes:
         title: Its name in tables.
-        config: Its config, below ``configs/``.
+        config: Its config, below ``configs/``, and the flags of tools/train.py that mix in the method.
         trials: The options of each trial.
         symbols: How tables call what is tuned.
         needs_teacher: Whether the teacher must be trained before.
@@ -121,10 +121,15 @@ def digits(trials: int = 4) -> Table:
         teacher='demo/teacher_digits.py',
         methods=(
             Method('plain', 'demo/plain_digits.py', tuple({LR: r} for r in rates), lr),
-            Method('LSR', 'demo/lsr_digits.py', tuned((0.05, 0.6), lambda e: {eps: e}), {**lr, eps: 'ε'}),
+            Method(
+                'LSR',
+                'demo/plain_digits.py --label-smoothing lsr',
+                tuned((0.05, 0.6), lambda e: {eps: e}),
+                {**lr, eps: 'ε'},
+            ),
             Method(
                 'KD',
-                'demo/kd_digits.py',
+                'demo/fnkd_digits.py --distill kd',
                 tuned((0.1, 0.9), lambda a: {WEIGHT: a, HARD: round(1 - a, 6)}),
                 {**lr, WEIGHT: 'α'},
                 needs_teacher=True,
@@ -160,13 +165,13 @@ def cub2010() -> Table:
             Method('plain', 'cub2010/plain_lite0_cub2010.py', ({LR: 0.005}, {LR: 0.01}, {LR: 0.02}), lr),
             Method(
                 'LSR',
-                'cub2010/lsr_lite0_cub2010.py',
+                'cub2010/plain_lite0_cub2010.py --label-smoothing lsr',
                 ({LR: 0.005, eps: 0.1}, {LR: 0.01, eps: 0.1}, {LR: 0.01, eps: 0.3}),
                 {**lr, eps: 'ε'},
             ),
             Method(
                 'ALSR',
-                'cub2010/alsr_lite0_cub2010.py',
+                'cub2010/plain_lite0_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub',
                 (
                     {LR: 0.005, uniform: 0.1, near: 0.1},
                     {LR: 0.01, uniform: 0.1, near: 0.1},
@@ -182,7 +187,7 @@ def cub2010() -> Table:
             ),
             Method(
                 'KD, T = 1',
-                'cub2010/kd_t1_lite0_cub2010.py',
+                'cub2010/fnkd_lite0_cub2010.py --distill kd_t1',
                 (
                     {LR: 0.01, WEIGHT: 0.5, HARD: 0.5},
                     {LR: 0.01, WEIGHT: 0.9, HARD: 0.1},
@@ -193,7 +198,7 @@ def cub2010() -> Table:
             ),
             Method(
                 'KD',
-                'cub2010/kd_lite0_cub2010.py',
+                'cub2010/fnkd_lite0_cub2010.py --distill kd',
                 (
                     {LR: 0.01, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
                     {LR: 0.02, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
@@ -230,17 +235,20 @@ def cub2010_small() -> Table:
         methods=(
             Method('plain', 'cub2010/plain_mbv3_cub2010.py', ({LR: 0.002}, {LR: 0.004}), lr),
             Method(
-                'LSR', 'cub2010/lsr_mbv3_cub2010.py', ({LR: 0.002, eps: 0.1}, {LR: 0.004, eps: 0.1}), {**lr, eps: 'ε'}
+                'LSR',
+                'cub2010/plain_mbv3_cub2010.py --label-smoothing lsr',
+                ({LR: 0.002, eps: 0.1}, {LR: 0.004, eps: 0.1}),
+                {**lr, eps: 'ε'},
             ),
             Method(
                 'ALSR',
-                'cub2010/alsr_mbv3_cub2010.py',
+                'cub2010/plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub',
                 ({LR: 0.002, uniform: 0.1, near: 0.1}, {LR: 0.004, uniform: 0.1, near: 0.1}),
                 {**lr, uniform: 'ε₁', near: 'ε₂'},
             ),
             Method(
                 'KD',
-                'cub2010/kd_mbv3_cub2010.py',
+                'cub2010/fnkd_mbv3_cub2010.py --distill kd',
                 ({**kd, LR: 0.002}, kd),
                 {**lr, TEMPERATURE: 'T', WEIGHT: 'α'},
                 needs_teacher=True,
@@ -280,7 +288,8 @@ def cub2010_small() -> Table:
 def sweeps_cub2010() -> Table:
     """How FNKD depends on its norm and KD on its temperature, scored on the held-out part; nothing is chosen."""
     lr, tau = {LR: 'lr'}, 'model.head.soft_loss.tau'
-    kd, fnkd = 'cub2010/kd_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py'
+    fnkd = 'cub2010/fnkd_lite0_cub2010.py'
+    kd = f'{fnkd} --distill kd'
     return Table(
         title="FNKD's τ and KD's T on CUB-200-2010's held-out fifth, 2 epochs",
         teacher='cub2010/plain_lite2_cub2010.py',
@@ -303,7 +312,8 @@ def sweeps_cub2010() -> Table:
 
 def controls_cub2010() -> Table:
     """FNKD of :func:`cub2010` and KD, step by step from one's settings to the other's; nothing is tuned."""
-    kd, fnkd = 'cub2010/kd_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py'
+    fnkd = 'cub2010/fnkd_lite0_cub2010.py'
+    kd = f'{fnkd} --distill kd'
     soft = {LR: 0.005, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1}
 
     def control(title: str, config: str, options: Options) -> Method:
@@ -334,9 +344,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     """
 
     def method(title: str, name: str, options: Options | None = None) -> Method:
-        plain = name in ('plain', 'lsr', 'alsr')
-        config = f'cifar100/{name}_{student}{"" if plain else f"_from_{teacher}"}_cifar100.py'
-        return Method(title, config, (options or {},), {}, needs_teacher=not plain)
+        return _mixed(title, 'cifar100', student, teacher, name, options or {})
 
     share = epochs / 240
     length: Options = {}
@@ -348,6 +356,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             'param_scheduler.milestones': [math.ceil(m * share) for m in (150, 180, 210)],
         }
     soft = 'model.head.soft_loss'
+    dkd = 'dkd_beta2' if student == 'r20' else 'dkd'  # as DKD's authors train these pairs
     return Table(
         title=title,
         teacher=f'cifar100/plain_{teacher}_cifar100.py',
@@ -355,13 +364,13 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             method('plain', 'plain'),
             method('LSR', 'lsr'),
             method('ALSR', 'alsr'),
-            method('KD', 'kd'),
-            method("KD, FNKD's weights and T", 'kd', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
+            method('KD', 'kd_benchmark'),
+            method("KD, FNKD's weights and T", 'kd_benchmark', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
             method('FNKD', 'fnkd'),
             method('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
             method('LSKD', 'ls_kd'),
             method('NormKD', 'normkd'),
-            method('DKD', 'dkd', {} if share == 1 else {'model.head.warmup': 20 * share}),
+            method('DKD', dkd, {} if share == 1 else {'model.head.warmup': 20 * share}),
             method('DIST', 'dist'),
             method('TTM', 'ttm'),
             method('WTTM', 'wttm'),
@@ -374,20 +383,27 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     )
 
 
+def _mixed(title: str, folder: str, student: str, teacher: str, name: str, options: Options) -> Method:
+    """A method by its name for tools/train.py, of a pair whose files are the plain and the FNKD one."""
+    plain = f'{folder}/plain_{student}_{folder}.py'
+    flags = {
+        'plain': '',
+        'lsr': ' --label-smoothing lsr',
+        'alsr': f' --label-smoothing alsr --label-smoothing-cfg groups={"cars_make" if folder == "cars" else folder}',
+    }
+    if name in flags:
+        return Method(title, f'{plain}{flags[name]}', (options,), {})
+    pair = f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py'
+    return Method(title, pair if name == 'fnkd' else f'{pair} --distill {name}', (options,), {}, needs_teacher=True)
+
+
 def _presets(title: str, folder: str, teacher: str, student: str, note: str = '') -> Table:
     """A pair of the shipped configs as they are: nothing is tuned."""
-    pair = f'{student}_from_{teacher}'
-    plain = [(name.upper(), f'{folder}/{name}_{student}_{folder}.py') for name in ('lsr', 'alsr')]
-    titles = {'kd_t1': 'KD, T = 1', 'kd': 'KD', 'fnkd': 'FNKD'}
-    taught = [(title, f'{folder}/{name}_{pair}_{folder}.py') for name, title in titles.items()]
+    methods = {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd_t1': 'KD, T = 1', 'kd': 'KD', 'fnkd': 'FNKD'}
     return Table(
         title=title,
         teacher=f'{folder}/plain_{teacher}_{folder}.py',
-        methods=(
-            Method('plain', f'{folder}/plain_{student}_{folder}.py', ({},), {}),
-            *(Method(name, config, ({},), {}) for name, config in plain),
-            *(Method(title, config, ({},), {}, needs_teacher=True) for title, config in taught),
-        ),
+        methods=tuple(_mixed(name, folder, student, teacher, method, {}) for method, name in methods.items()),
         trial_options={},
         note=note,
     )
@@ -406,7 +422,8 @@ TABLES: dict[str, Callable[[], Table]] = {
         'r56',
         60,
         'CIFAR-100, 60 epochs, ResNet-56 → ResNet-20',
-        'A quarter of the public recipe, its decays in proportion: compare with each other, not with published numbers.',
+        'A quarter of the public recipe, its decays in proportion: compare its rows with one another, not with '
+        'published numbers.',
     ),
     'cub_r18': lambda: _presets(
         'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', "The pair of the paper's Table 1."
