@@ -148,12 +148,17 @@ def _progress(console: Console) -> Progress:
     return Progress(TextColumn('{task.description}'), *columns, console=console)
 
 
+def _sentence(error: Exception) -> str:
+    # One of a loader's worker process comes with its traceback, and the message last.
+    return str(error).rstrip().split('\n')[-1]
+
+
 if __name__ == '__main__':
     try:
         main()
     except (SetupError, FileNotFoundError) as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {_sentence(error)}')
     except OSError as error:
-        sys.exit(f'error: {error}; what is done is kept, and the same command continues')
+        sys.exit(f'error: {_sentence(error)}; what is done is kept, and the same command continues')
     except KeyboardInterrupt:
         sys.exit('stopped; what is done is kept, and the same command continues')

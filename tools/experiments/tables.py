@@ -422,7 +422,8 @@ TABLES: dict[str, Callable[[], Table]] = {
         'r56',
         60,
         'CIFAR-100, 60 epochs, ResNet-56 → ResNet-20',
-        'A quarter of the public recipe, its decays in proportion: not to be compared with published numbers.',
+        'A quarter of the public recipe, its decays in proportion: compare its rows with one another, not with '
+        'published numbers.',
     ),
     'cub_r18': lambda: _presets(
         'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', "The pair of the paper's Table 1."
