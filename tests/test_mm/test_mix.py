@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
 
@@ -20,6 +21,7 @@ from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.teachers import EnsembleTeacher, TimmTeacher
 from tests.helpers import (
     CLASSES,
+    assert_same_weights,
     config,
     distilled,
     preprocessor,
@@ -37,7 +39,7 @@ TEACHER = dict(type='TimmTeacher', model='resnet50', checkpoint='t.pth')
 
 
 def _plain(student: dict | None = None, **options: Any) -> Config:
-    return config(student or resnet(), Path('w'), **options)
+    return config(student or resnet(), **{'work_dir': Path('w'), **options})
 
 
 def _mixed_by_shell(*argv: object) -> Config:
@@ -398,3 +400,19 @@ def test_the_common_data_preprocessor_ends_at_the_student(tmp_path: Path) -> Non
     runner = train(mixed.model, tmp_path, data_preprocessor=mine, train_cfg=dict(by_epoch=True, max_epochs=1))
     assert isinstance(runner.model, Distiller) and isinstance(runner.model.data_preprocessor, ClsDataPreprocessor)
     assert runner.model.data_preprocessor.std.flatten().tolist() == [50.0, 51.0, 52.0]
+
+
+def test_a_run_outside_of_the_tools_stores_plain_checkpoints_and_resumes_exactly(tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> Runner:
+        plain = _plain(work_dir=str(tmp_path / name), **options)
+        plain.train_dataloader.dataset.pipeline.insert(0, dict(type='RandomFlip', prob=0.5))
+        runner = Runner.from_cfg(distill(plain, timm_teacher(tmp_path), 'kd'))
+        runner.train()
+        return runner
+
+    whole = run('whole')
+    resumed = run('resumed', load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
+    assert whole.iter == resumed.iter == 8
+    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    saved = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=True)
+    assert_same_weights(saved['state_dict'], whole.model.state_dict())

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 Options = Mapping[str, Any]
 """What ``--cfg-options`` of tools/train.py take."""
 
@@ -59,6 +61,14 @@ class Job:
         """What the trained model says of the validation set."""
         return self.folder / 'predictions.npz'
 
+    def read_config(self) -> Config:
+        """The config with the flags and options mixed in, as tools/train.py reads it."""
+        from train import parse_args, read_config
+
+        args = parse_args([str(self.config), *self.flags])
+        args.cfg_options = {**self.options, **self._paths(None)}
+        return read_config(args)
+
     def arguments(self) -> list[str]:
         """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
         options = {
@@ -81,9 +91,9 @@ class Job:
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
         return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
 
-    def _paths(self, teacher: Path | None) -> dict[str, Path]:
+    def _paths(self, teacher: Path | None) -> dict[str, str]:
         paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}
-        return {name: path for name, path in paths.items() if path is not None}
+        return {name: str(path) for name, path in paths.items() if path is not None}
 
 
 def _pairs(options: Mapping[str, Any]) -> list[str]:
@@ -134,12 +144,11 @@ def _make_cache(job: Job, checkpoint: Path) -> None:
 
 def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
-    from train import parse_args, read_config
 
     from fnkd_plugin.mm.config import plain_config
     from fnkd_plugin.mm.training import set_loader_defaults
 
-    plain = plain_config(read_config(parse_args(job.arguments())))
+    plain = plain_config(job.read_config())
     plain.work_dir, plain.load_from = str(job.folder), str(checkpoint)
     plain.default_hooks['save_predictions'] = dict(type='SavePredictionsHook')
     set_loader_defaults(plain)

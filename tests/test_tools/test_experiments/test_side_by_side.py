@@ -16,7 +16,7 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import load_config, merge_options
+from fnkd_plugin.mm.config import load_config
 
 COUNT, BATCH = 156, 8  # 20 steps, the last of them with half as many images
 TINY = {
@@ -47,10 +47,11 @@ def _noise_images() -> Iterator[None]:
 
 def _job(name: str, tmp_path: Path, seed: int = 0, **options: Any):
     from experiments.job import Job
-    from experiments.tables import CONFIGS
+    from experiments.tables import CONFIGS, _mixed
 
-    config = CONFIGS / 'cifar100' / f'{name}_cifar100.py'
-    return Job(f'{name}_seed{seed}', config, tmp_path / f'{name}{seed}', seed, {**TINY, **options})
+    file, *flags = _mixed(name, 'cifar100', 'r20', 'r56', name, {}).config.split()
+    folder = tmp_path / f'{name}{seed}'
+    return Job(f'{name}_seed{seed}', CONFIGS / file, folder, seed, {**TINY, **options}, flags=tuple(flags))
 
 
 def _group(jobs: list, tmp_path: Path, table: Any = None, name: str = 'group'):
@@ -77,8 +78,7 @@ def _exact_table(teacher: Any):
 
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
     """What the Runner makes of a job on the group's batches."""
-    cfg = load_config(job.config)
-    merge_options(cfg, dict(job.options))
+    cfg = job.read_config()
     if cfg.model.type == 'Distiller':
         cfg.model.teacher.config, cfg.model.teacher.checkpoint = map(str, teacher)
         if cfg.model.head.soft_loss.type == 'FNKDLoss':
@@ -111,15 +111,14 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
 
 
 def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Path) -> None:
-    teacher = _group([_job('plain_r20', tmp_path, 7)], tmp_path, name='teacher')
+    teacher = _group([_job('plain', tmp_path, 7)], tmp_path, name='teacher')
     torch.save(dict(state_dict=teacher.state_of(0)), tmp_path / 'teacher.pth')
-    cfg = load_config(_job('plain_r20', tmp_path).config)
-    merge_options(cfg, {'model.backbone.depth': 8})
+    cfg = load_config(_job('plain', tmp_path).config, {'model.backbone.depth': 8})
     Config(dict(model=cfg.model, data_preprocessor=cfg.data_preprocessor)).dump(str(tmp_path / 'teacher.py'))
     table = _exact_table(teacher)
-    names = ['kd', 'fnkd', 'ls_kd', 'dkd', 'dist', 'wttm']
-    jobs = [_job(f'{name}_r20_from_r56', tmp_path) for name in names]
-    jobs += [_job('kd_r20_from_r56', tmp_path, 1), _job('plain_r20', tmp_path), _job('alsr_r20', tmp_path, 1)]
+    names = ['kd_benchmark', 'fnkd', 'ls_kd', 'dkd_beta2', 'dist', 'wttm']
+    jobs = [_job(name, tmp_path) for name in names]
+    jobs += [_job('kd_benchmark', tmp_path, 1), _job('plain', tmp_path), _job('alsr', tmp_path, 1)]
     group = _group(jobs, tmp_path, table)
     for _ in group.steps():
         pass
@@ -133,7 +132,7 @@ def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Pa
 
 
 def test_a_group_goes_on_from_its_file_bit_for_bit(tmp_path: Path) -> None:
-    jobs = [_job('plain_r20', tmp_path, 0), _job('lsr_r20', tmp_path, 1)]
+    jobs = [_job('plain', tmp_path, 0), _job('lsr', tmp_path, 1)]
     once = _group(jobs, tmp_path / 'once')
     twice = _group(jobs, tmp_path / 'twice')
     for group in (once, twice):
@@ -173,10 +172,10 @@ def test_methods_of_a_seed_see_the_same_batches_and_seeds_others(tmp_path: Path)
 def test_what_cannot_be_honoured_is_refused_by_name(options: dict, named: str, tmp_path: Path) -> None:
     from experiments.side_by_side.recipe import read
 
-    with pytest.raises(SetupError, match=f'kd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
-        read(_job('kd_r20_from_r56', tmp_path, **options))
+    with pytest.raises(SetupError, match=f'fnkd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
+        read(_job('kd_benchmark', tmp_path, **options))
 
 
 def test_other_networks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r'stages\.0\.0\.bn1'):
-        _group([_job('plain_r20', tmp_path, **{'model.backbone.preact': True})], tmp_path)
+        _group([_job('plain', tmp_path, **{'model.backbone.preact': True})], tmp_path)
