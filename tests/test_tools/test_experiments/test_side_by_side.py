@@ -16,7 +16,6 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import load_config, merge_options
 
 COUNT, BATCH = 156, 8  # 20 steps, the last of them with half as many images
 TINY = {
@@ -25,6 +24,8 @@ TINY = {
     'train_dataloader.batch_size': BATCH,
     'param_scheduler.milestones': [1],
     'model.backbone.depth': 8,
+    # Rounding grows with the rate.
+    'optim_wrapper.optimizer.lr': 0.01,
 }
 
 
@@ -45,12 +46,16 @@ def _noise_images() -> Iterator[None]:
     DATASETS.module_dict.pop('NoiseImages')
 
 
-def _job(name: str, tmp_path: Path, seed: int = 0, **options: Any):
+def _job(method: str, tmp_path: Path, seed: int = 0, **options: Any):
     from experiments.job import Job
-    from experiments.tables import CONFIGS
+    from experiments.tables import CONFIGS, by, smoothed
 
-    config = CONFIGS / 'cifar100' / f'{name}_cifar100.py'
-    return Job(f'{name}_seed{seed}', config, tmp_path / f'{name}{seed}', seed, {**TINY, **options})
+    plain = method in ('plain', 'lsr', 'alsr')
+    file = CONFIGS / 'cifar100' / ('plain_r20_cifar100.py' if plain else 'fnkd_r20_from_r56_cifar100.py')
+    groups = 'cifar100' if method == 'alsr' else ''
+    flags = () if method == 'plain' else smoothed(method, groups) if plain else by(method)
+    name = f'{method}_seed{seed}'
+    return Job(name, file, tmp_path / name, seed, {**TINY, **options}, flags=flags)
 
 
 def _group(jobs: list, tmp_path: Path, table: Any = None, name: str = 'group'):
@@ -77,8 +82,9 @@ def _exact_table(teacher: Any):
 
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
     """What the Runner makes of a job on the group's batches."""
-    cfg = load_config(job.config)
-    merge_options(cfg, dict(job.options))
+    from train import parse_args, read_config
+
+    cfg = read_config(parse_args(job.arguments()))
     if cfg.model.type == 'Distiller':
         cfg.model.teacher.config, cfg.model.teacher.checkpoint = map(str, teacher)
         if cfg.model.head.soft_loss.type == 'FNKDLoss':
@@ -111,15 +117,16 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
 
 
 def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Path) -> None:
-    teacher = _group([_job('plain_r20', tmp_path, 7)], tmp_path, name='teacher')
+    from train import parse_args, read_config
+
+    teacher = _group([_job('plain', tmp_path, 7)], tmp_path, name='teacher')
     torch.save(dict(state_dict=teacher.state_of(0)), tmp_path / 'teacher.pth')
-    cfg = load_config(_job('plain_r20', tmp_path).config)
-    merge_options(cfg, {'model.backbone.depth': 8})
+    cfg = read_config(parse_args(_job('plain', tmp_path).arguments()))
     Config(dict(model=cfg.model, data_preprocessor=cfg.data_preprocessor)).dump(str(tmp_path / 'teacher.py'))
     table = _exact_table(teacher)
-    names = ['kd', 'fnkd', 'ls_kd', 'dkd', 'dist', 'wttm']
-    jobs = [_job(f'{name}_r20_from_r56', tmp_path) for name in names]
-    jobs += [_job('kd_r20_from_r56', tmp_path, 1), _job('plain_r20', tmp_path), _job('alsr_r20', tmp_path, 1)]
+    names = ['kd_benchmark', 'fnkd', 'dkd_beta2', 'dist', 'wttm']
+    jobs = [_job(name, tmp_path) for name in names]
+    jobs += [_job('kd_benchmark', tmp_path, 1), _job('plain', tmp_path), _job('alsr', tmp_path, 1)]
     group = _group(jobs, tmp_path, table)
     for _ in group.steps():
         pass
@@ -133,7 +140,7 @@ def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Pa
 
 
 def test_a_group_goes_on_from_its_file_bit_for_bit(tmp_path: Path) -> None:
-    jobs = [_job('plain_r20', tmp_path, 0), _job('lsr_r20', tmp_path, 1)]
+    jobs = [_job('plain', tmp_path, 0), _job('lsr', tmp_path, 1)]
     once = _group(jobs, tmp_path / 'once')
     twice = _group(jobs, tmp_path / 'twice')
     for group in (once, twice):
@@ -145,7 +152,7 @@ def test_a_group_goes_on_from_its_file_bit_for_bit(tmp_path: Path) -> None:
         list(group.steps())
     for a, b in zip(once.network.state_dict().values(), again.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match=r'holds .*plain_r200.*, not .*give another --work-dir'):
+    with pytest.raises(ValueError, match=r'holds .*plain_seed0.*, not .*give another --work-dir'):
         _group(jobs[::-1], tmp_path / 'twice')
 
 
@@ -173,10 +180,10 @@ def test_methods_of_a_seed_see_the_same_batches_and_seeds_others(tmp_path: Path)
 def test_what_cannot_be_honoured_is_refused_by_name(options: dict, named: str, tmp_path: Path) -> None:
     from experiments.side_by_side.recipe import read
 
-    with pytest.raises(SetupError, match=f'kd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
-        read(_job('kd_r20_from_r56', tmp_path, **options))
+    with pytest.raises(SetupError, match=f'fnkd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
+        read(_job('kd_benchmark', tmp_path, **options))
 
 
 def test_other_networks_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r'stages\.0\.0\.bn1'):
-        _group([_job('plain_r20', tmp_path, **{'model.backbone.preact': True})], tmp_path)
+        _group([_job('plain', tmp_path, **{'model.backbone.preact': True})], tmp_path)
