@@ -64,9 +64,9 @@ class Results:
             ValueError: If it has run with another config, seed or other options.
         """
         entry = self.runs.get(job.name)
-        asked = dict(config=job.command, seed=job.seed, options=dict(job.options))
-        if entry is not None and {key: entry[key] for key in asked} != asked:
-            was = {key: entry[key] for key in asked}
+        asked = _asked(job)
+        was = {} if entry is None else {key: entry.get(key, []) for key in asked}
+        if entry is not None and was != asked:
             raise ValueError(
                 f'{self.path}: {job.name} was run with {was}, now asked for is {asked}. '
                 'Move the file away to start anew, or give another --out.'
@@ -80,13 +80,17 @@ class Results:
         place = surroundings()
         if place not in self._places:
             self._places.append(place)
-        entry = dict(config=job.command, seed=job.seed, options=dict(job.options), **found)
+        entry = {**_asked(job), **found}
         self.runs[job.name] = {**entry, 'place': self._places.index(place)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f'.{os.getpid()}')
         partial.write_text(json.dumps({'places': self._places, 'runs': self.runs}, indent=1) + '\n')
         partial.replace(self.path)
         return self.runs[job.name]
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    return dict(config=job.config.name, flags=list(job.flags), seed=job.seed, options=dict(job.options))
 
 
 def _read(path: Path) -> dict[str, Any]:
