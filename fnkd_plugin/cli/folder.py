@@ -205,6 +205,7 @@ def train_folder(
         found['plain'] = shop.student('plain', student, student_checkpoint, config)
     final = out / f'{student}.safetensors'
     shop.recipe.bundle(student).save(read_state_dict(found[method].checkpoint), final)
+    console.print('Validation accuracy of the best epoch:')
     for name, trained in found.items():
         who = f'teacher {teacher}' if name == 'teacher' else f'{name} student {student}'
         console.print(f'{who:<40} {trained.best:5.1f} %  ({duration(trained.seconds)})', markup=False)
