@@ -11,6 +11,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ import fnkd_plugin  # noqa: F401
 from fnkd_plugin.mm.config import dicts_in, plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {'cub2010': ['cub2010.json', 'cub2010_small.json'], 'demo': ['digits.json']}
+SOURCES = {
+    'cifar100': ['cifar100_60e.json'],
+    'cub2010': ['cub2010.json', 'cub2010_small.json'],
+    'demo': ['digits.json'],
+}
 """Which results in benchmarks/ the models of a folder of configs have."""
 TESTED = re.compile(r'teacher|.*_seed\d+')
 PAPER = {
@@ -38,24 +43,31 @@ PAPER = {
 TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
 
 
-def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of a results file that were scored on the test set, by the name of their config file.
+Source = tuple[str, tuple[str, ...]]
+"""A config file's name, and the flags of tools/train.py that make another method of it."""
 
-    Of the rows of a table that share a config, with other options, it is the first.
+
+def tested_runs(results: dict[str, Any]) -> dict[Source, list[dict[str, Any]]]:
+    """The runs of a results file that were scored on the test set, by their config file and flags.
+
+    Of the rows of a table that share both, with other options, it is the first.
     """
     runs = defaultdict(list)
     for name, run in results['runs'].items():
         if TESTED.fullmatch(name):
-            of_config = runs[run['config']]
+            of_config = runs[run['config'], tuple(run.get('flags', ()))]
             if not of_config or of_config[0]['options'] == run['options']:
                 of_config.append(run)
     return dict(runs)
 
 
-def model_name(config: Path) -> str:
-    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set."""
-    *method, data = config.stem.split('_')
-    return f'{"-".join(method)}_{data}'
+def model_name(config: Path, flags: Sequence[str] = ()) -> str:
+    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set.
+
+    The teacher is left out; a method that flags name takes the place of the config's.
+    """
+    method, *network, data = re.sub('_from_[^_]+', '', config.stem).split('_')
+    return f'{"-".join([*(flags[1] if flags else method).split("_"), *network])}_{data}'
 
 
 def input_shape(cfg: Config) -> tuple[int, int, int]:
@@ -79,16 +91,19 @@ def complexity(config: Path) -> dict[str, int]:
     return {'Parameters': sum(p.numel() for p in model.parameters()), 'FLOPs': int(flops.total())}
 
 
-def model_entry(root: Path, config: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
+def model_entry(
+    root: Path, config: Path, flags: Sequence[str], runs: list[dict[str, Any]], collection: str, source: str
+) -> dict[str, Any]:
     """One model: its config, what was tuned, and the mean over its seeds."""
     accuracies = [run['accuracy'] for run in runs]
     metrics = {TOP1: round(statistics.mean(accuracies), 2)}
     if len(runs) > 1:
         metrics[SPREAD] = round(statistics.stdev(accuracies), 2)
     return {
-        'Name': model_name(config),
+        'Name': model_name(config, flags),
         'Metadata': {
             **complexity(config),
+            'Flags': list(flags),
             'Options': runs[0]['options'],
             'Seeds': sorted(run['seed'] for run in runs),
             'Results File': source,
@@ -109,14 +124,15 @@ def write_metafiles(root: Path) -> None:
         collection = (folder / 'README.md').read_text().splitlines()[0].lstrip('# ')
         # The first file that has a config: tables share teachers.
         found = {
-            config: (runs, source)
+            key: (runs, source)
             for source in reversed(sources)
-            for config, runs in tested_runs(json.loads(source.read_text())).items()
+            for key, runs in tested_runs(json.loads(source.read_text())).items()
         }
         entries = [
-            model_entry(root, folder / config, runs, collection, source.relative_to(root).as_posix())
-            for config, (runs, source) in sorted(found.items())
+            model_entry(root, folder / config, flags, runs, collection, source.relative_to(root).as_posix())
+            for (config, flags), (runs, source) in found.items()
         ]
+        entries.sort(key=lambda entry: entry['Name'])
         write_metafile(folder / 'metafile.yml', collection, entries)
 
 

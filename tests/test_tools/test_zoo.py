@@ -104,8 +104,24 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
 
 
 def test_names(zoo: ModuleType) -> None:
-    names = [zoo.model_name(Path(stem)) for stem in ('fnkd_lite0_cub2010.py', 'kd_t1_lite0_cub2010.py', 'kd_digits.py')]
+    stems = 'fnkd_lite0_cub2010.py', 'kd_t1_lite0_cub2010.py', 'kd_digits.py'
+    names = [zoo.model_name(Path(stem)) for stem in stems]
     assert names == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    pair = Path('fnkd_r20_from_r56_cifar100.py')
+    assert zoo.model_name(pair) == zoo.model_name(pair, ['--distill', 'fnkd']) == 'fnkd-r20_cifar100'
+    assert zoo.model_name(pair, ['--distill', 'kd_benchmark']) == 'kd-benchmark-r20_cifar100'
+    assert zoo.model_name(Path('plain_digits.py'), ['--label-smoothing', 'lsr']) == 'lsr_digits'
+
+
+def test_methods_that_flags_make_of_one_config_are_models_of_their_own(zoo: ModuleType) -> None:
+    runs = {
+        'kd_seed0': {**_run('fnkd_digits.py', 0, 70.0), 'flags': ['--distill', 'kd']},
+        'fnkd_seed0': {**_run('fnkd_digits.py', 0, 80.0), 'flags': []},
+        'kd_seed1': {**_run('fnkd_digits.py', 1, 72.0), 'flags': ['--distill', 'kd']},
+    }
+    found = zoo.tested_runs(dict(runs=runs))
+    accuracies = {key: [run['accuracy'] for run in each] for key, each in found.items()}
+    assert accuracies == {('fnkd_digits.py', ('--distill', 'kd')): [70.0, 72.0], ('fnkd_digits.py', ()): [80.0]}
 
 
 def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) -> None:
@@ -147,7 +163,9 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
         for model in yaml.safe_load(metafile.read_text())['Models']:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
             config, options = Path(model['Config']).name, model['Metadata']['Options']
-            of_config = [r for k, r in runs.items() if r['config'] == config and '_trial' not in k]
+            flags = model['Metadata']['Flags']
+            rows = {k: r for k, r in runs.items() if (r['config'], r['flags']) == (config, flags)}
+            of_config = [r for k, r in rows.items() if '_trial' not in k]
             tested = [r for r in of_config if r['options'] == options]
             # Rows that share a config differ in options; the first is the model's.
             assert of_config[0]['options'] == options
