@@ -1,6 +1,6 @@
-"""Ready methods by name: what :func:`fnkd_plugin.distill` knows, and a base that configs of both styles inherit from.
+"""Presets of methods by name, for :func:`fnkd_plugin.distill` and as a base that configs of both styles inherit from.
 
-Plain data alone, since MMEngine reads this file, too: ``_base_ = [..., __import__('fnkd_plugin').presets.__file__]`` in
+Plain data only, since MMEngine reads this file, too: ``_base_ = [..., __import__('fnkd_plugin').presets.__file__]`` in
 a text-style config, ``with read_base(): from fnkd_plugin.presets import fnkd`` in a pure-Python one.
 """
 

@@ -100,7 +100,7 @@ def start(log_folder: Path) -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train; where the checkpoint is, and what the training took."""
     began, cpu = time.perf_counter(), time.process_time()
-    from train import main
+    from fnkd_plugin.cli.train import main
 
     try:
         main(job.arguments())
@@ -122,14 +122,14 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _make_cache(job: Job, checkpoint: Path) -> None:
-    from cache_teacher import main
+    from fnkd_plugin.cli.cache import main
 
     main(job.cache_arguments(checkpoint))
 
 
 def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
-    from train import parse_args, read_config
+    from fnkd_plugin.cli.train import parse_args, read_config
 
     from fnkd_plugin.mm.config import plain_config
     from fnkd_plugin.mm.training import set_loader_defaults

@@ -1,9 +1,7 @@
 """The results file: one entry a training, written as soon as it is known."""
 
-import importlib.metadata
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,6 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from experiments.job import Job
-
-_PACKAGES = ('torch', 'timm', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain', 'torchmetrics')
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
-    installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
-    return dict(
-        versions=dict(python=platform.python_version(), **{n: installed[n] for n in _PACKAGES if n in installed}),
-        machine=dict(system=platform.system(), processor=_processor(), **_accelerator()),
-    )
-
-
-def _accelerator() -> dict[str, str]:
-    return dict(accelerator=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
-
-
-def _processor() -> str:
-    # platform.processor() is empty on most Linux systems.
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{len(names)} x {names[0]}' if names else platform.processor()
 
 
 def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
@@ -100,6 +75,8 @@ class Results:
 
     def add(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
         """Take in a training's outcome and write the file."""
+        from fnkd_plugin.cli.doctor import surroundings
+
         place = surroundings()
         if place not in self._places:
             self._places.append(place)

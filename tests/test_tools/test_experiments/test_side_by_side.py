@@ -82,7 +82,7 @@ def _exact_table(teacher: Any):
 
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
     """What the Runner makes of a job on the group's batches."""
-    from train import parse_args, read_config
+    from fnkd_plugin.cli.train import parse_args, read_config
 
     cfg = read_config(parse_args(job.arguments()))
     if cfg.model.type == 'Distiller':
@@ -117,7 +117,7 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
 
 
 def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Path) -> None:
-    from train import parse_args, read_config
+    from fnkd_plugin.cli.train import parse_args, read_config
 
     teacher = _group([_job('plain', tmp_path, 7)], tmp_path, name='teacher')
     torch.save(dict(state_dict=teacher.state_of(0)), tmp_path / 'teacher.pth')

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
-from train import parse_args, read_config
+from fnkd_plugin.cli.train import parse_args, read_config
 
 from experiments.job import Job
 from fnkd_plugin.errors import SetupError
