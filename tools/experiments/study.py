@@ -195,7 +195,7 @@ class Study:
     ) -> Job:
         options = {**options, **self._options}
         # Other options, another folder: a training never goes on from one that was something else.
-        key = hashlib.sha256(json.dumps([config, flags, seed, options], sort_keys=True).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps([config, seed, options, *flags], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
         return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)
 
