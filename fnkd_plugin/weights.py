@@ -137,7 +137,9 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str | Path) -> dict[s
 
 
 def _tensors(part: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in part.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state = _Metadata((key, value) for key, value in part.items() if isinstance(key, str) and isinstance(value, Tensor))
+    state._metadata = getattr(part, '_metadata', None)  # the versions by which modules read older weights
+    return state
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -164,7 +166,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
 
     handle = model.register_load_state_dict_post_hook(note)
     try:
-        model.load_state_dict(dict(state), strict=False)
+        model.load_state_dict(state, strict=False)
     except Exception as error:  # the model's own hooks may fail in any way on weights that are not its own
         shapes = [f'{key} is ({its}), not ({own})' for key, its, own in _MISMATCH.findall(str(error))]
         faults = [] if shapes else [_reason(error)]
@@ -213,7 +215,7 @@ class _Global:
 
 
 class _Metadata(OrderedDict):
-    """An ``OrderedDict``; ``state_dict`` keeps the versions of modules in an attribute."""
+    """An ``OrderedDict`` with the attribute in which ``state_dict`` keeps the versions of modules."""
 
     _metadata: Any = None
 

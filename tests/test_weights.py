@@ -19,7 +19,7 @@ from torch import nn
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.weights import Foreign, UnreadableCheckpointError, load_weights, read_checkpoint, read_state_dict
 from tests.helpers import assert_same_weights, build, vit
-from tests.hostile import broken_files, executing, spliced, wasteful
+from tests.hostile import archive, broken_files, executing, spliced, text, wasteful, write
 
 WEIGHTS = dict(a=torch.ones(2), b=torch.arange(6).reshape(2, 3).T)
 
@@ -74,6 +74,14 @@ def test_reads_the_files_of_trainers(tmp_path: Path) -> None:
     assert torch.equal(found['curve'], torch.eye(2, dtype=torch.float64))
 
 
+def test_tensors_of_a_gpu_are_read_on_the_cpu(tmp_path: Path) -> None:
+    records = archive(dict(state_dict=WEIGHTS))
+    records['archive/data.pkl'] = records['archive/data.pkl'].replace(text('cpu'), text('cuda:3'))
+    write(tmp_path / 'x.pth', records)
+    assert b'cuda:3' in (tmp_path / 'x.pth').read_bytes()
+    assert_same_weights(read_state_dict(tmp_path / 'x.pth'), WEIGHTS)
+
+
 @pytest.mark.parametrize('numbers', [np.arange(6.0).reshape(2, 3), np.arange(3, dtype='>i4'), np.array([True])])
 def test_arrays_become_tensors(numbers: np.ndarray, tmp_path: Path) -> None:
     torch.save(dict(x=numbers, y=np.asfortranarray(numbers), z=np.array(['a'])), tmp_path / 'x.pth')
@@ -101,21 +109,13 @@ def test_nothing_runs(case: str, slot: str, tmp_path: Path) -> None:
 def test_no_more_is_allocated_than_the_file_suggests(case: str, tmp_path: Path) -> None:
     path = spliced(tmp_path / 'x.pth', dict(state_dict=WEIGHTS), 'extra', wasteful()[case])
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    readable = (
-        'memo',
-        'long frame',
-        'many objects',
-        'key of',
-        'keys',
-        'deep key',
-        'unknown storage',
-        'empty and endless',
-    )
+    harmless = 'memo', 'long frame', 'many objects', 'key', 'colliding', 'deep key', 'unknown storage', 'empty and'
+    readable = case.startswith(harmless)
     try:
         assert_same_weights(read_state_dict(path), WEIGHTS)
-        assert any(part in case for part in readable)
+        assert readable
     except UnreadableCheckpointError as error:
-        assert not any(part in case for part in readable)
+        assert not readable
         assert 'x.pth' in str(error) and '\n' not in str(error) and len(str(error)) < 500
     assert time.perf_counter() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6

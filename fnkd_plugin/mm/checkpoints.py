@@ -73,20 +73,21 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
 
 def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
     """What MMEngine may use without a look: no foreign objects where it expects its own, no code, no paths."""
-    checkpoint = {key: value for key, value in checkpoint.items() if isinstance(key, str)}
-    found = weights.find_state_dict(checkpoint, source)
-    if not any(isinstance(value, Tensor) for value in checkpoint.values()):
-        checkpoint.setdefault('state_dict', found)
+    if any(isinstance(value, Tensor) for value in checkpoint.values()):
+        checkpoint = {'state_dict': checkpoint}
+    checkpoint.setdefault('state_dict', weights.find_state_dict(checkpoint, source))
     for name in ('state_dict', 'ema_state_dict'):
         state = checkpoint.get(name, {})
         if not isinstance(state, dict):
             raise UnreadableCheckpointError(f'Checkpoint {source}: its {name} is not a dict of tensors.')
         for key in [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
             del state[key]
-    if not isinstance(checkpoint.get('meta', {}), dict):
-        del checkpoint['meta']
-    for key in ('config', 'cfg'):
-        checkpoint.get('meta', {}).pop(key, None)
+    if isinstance(checkpoint.get('meta'), dict):
+        # MMEngine would run a config as Python.
+        unsafe = 'config', 'cfg'
+        checkpoint['meta'] = {k: v for k, v in checkpoint['meta'].items() if isinstance(k, str) and k not in unsafe}
+    else:
+        checkpoint.pop('meta', None)
     if 'message_hub' in checkpoint:
         checkpoint['message_hub'] = _hub(checkpoint['message_hub'])
     return checkpoint
@@ -121,13 +122,16 @@ def _history(stored: Any) -> HistoryBuffer | None:
     return HistoryBuffer(log.numpy(), count.numpy(), length)
 
 
-def check_resumable(checkpoint: dict[str, Any], source: str, run: dict[str, Any], work_dir: Path) -> None:
+def check_resumable(
+    checkpoint: dict[str, Any], source: str, run: dict[str, Any], shapes: list[torch.Size], work_dir: Path
+) -> None:
     """Refuse to resume from what is not a run's checkpoint, and let none name files outside of ``work_dir``.
 
     Args:
         checkpoint: What MMEngine's loader gave. Its message hub gets back the names of checkpoints that are inside.
         source: Its file, for errors.
         run: The run's own ``optimizer`` and ``param_schedulers``, whose form the checkpoint's must have.
+        shapes: Those of the optimizer's parameters.
         work_dir: The folder of the run's checkpoints.
 
     Raises:
@@ -142,6 +146,8 @@ def check_resumable(checkpoint: dict[str, Any], source: str, run: dict[str, Any]
     scores = {key: value for key, value in hub['runtime_info'].items() if key.startswith('best_score')}
     faults += [f'{key} is {value!r:.80}' for key, value in scores.items() if not _is_like(value, 0.0)]
     faults += [fault for part in run if part in checkpoint and (fault := _fault(checkpoint[part], run[part], part))]
+    if 'optimizer' in checkpoint and 'optimizer' in run and not faults:
+        faults += _state_faults(checkpoint['optimizer'], shapes)
     if faults:
         raise SetupError(f'{source} cannot be resumed: its {faults[0]}.')
     for found, own in zip(checkpoint.get('param_schedulers', []), run.get('param_schedulers', []), strict=False):
@@ -171,7 +177,25 @@ def _fault(found: Any, own: Any, where: str) -> str | None:
         own, found = dict(enumerate(own)), dict(enumerate(found))
     if not isinstance(own, dict):
         return None
+    lacking = [key for key, value in own.items() if isinstance(value, (dict, list)) and key not in found]
+    if lacking:
+        return f'{where} has no {lacking[0]}'
     return next(filter(None, (_fault(found[key], own[key], f'{where}.{key}') for key in own if key in found)), None)
+
+
+def _state_faults(optimizer: dict[str, Any], shapes: list[torch.Size]) -> list[str]:
+    """Of what an optimizer keeps for each parameter; averages have its shape."""
+    indices = [index for group in optimizer['param_groups'] for index in group['params']]
+    shape_of = dict(zip(indices, shapes, strict=False))
+    averages = 'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'
+    faults = []
+    for index, state in optimizer['state'].items():
+        for key, value in state.items() if isinstance(state, dict) else [('state', state)]:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else value
+            fits = value is None or isinstance(value, Tensor) or _is_like(value, 0.0)
+            if not fits or (key in averages and isinstance(value, Tensor) and shape != shape_of.get(index, shape)):
+                faults.append(f'optimizer.state.{index!r:.80}.{key!r:.80} is {shape!r:.80}')
+    return faults
 
 
 def _is_like(found: Any, own: Any) -> bool:

@@ -129,9 +129,14 @@ def _write_new(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('xb') as file:
-            file.write(content)
+            try:
+                file.write(content)
+                file.flush()
+            except BaseException:  # no file with a part of its content under a name that promises all
+                path.unlink()
+                raise
     except OSError as error:
-        fault, mend = f'cannot be written ({error.strerror})', 'choose another OUT'
+        fault, fix = f'cannot be written ({error.strerror})', 'choose another OUT'
         if isinstance(error, FileExistsError) and path.is_file():
-            fault, mend = 'exists, with these very weights', 'published files are never overwritten'
-        raise SetupError(f'{path} {fault}; {mend}.') from error
+            fault, fix = 'exists, with these very weights', 'published files are never overwritten'
+        raise SetupError(f'{path} {fault}; {fix}.') from error

@@ -9,10 +9,10 @@ from mmengine.runner import Runner
 from mmpretrain import get_model
 
 from fnkd_plugin.analysis.subject import build_subject
+from fnkd_plugin.mm.mix import add_run_hooks
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.models import TimmStudent
 from fnkd_plugin.mm.publish import publish
-from fnkd_plugin.mm.training import add_default_hooks
 from fnkd_plugin.teachers import TimmTeacher
 from fnkd_plugin.timm import FNKDTask
 from fnkd_plugin.weights import read_state_dict
@@ -26,7 +26,7 @@ VALIDATION = dict(
     val_cfg=dict(),
     val_evaluator=dict(type='Accuracy'),
     custom_hooks=[dict(type='EMAHook')],
-    param_scheduler=dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True),
+    param_scheduler=dict(type='MultiStepLR', milestones=[1, 2], by_epoch=True, end=9),
     default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto', max_keep_ckpts=2)),
 )
 """A run of which a checkpoint holds all that MMEngine stores."""
@@ -48,7 +48,7 @@ def _test(path: Path, folder: Path) -> None:
         test_cfg=dict(),
         test_evaluator=dict(type='Accuracy'),
     )
-    add_default_hooks(cfg)
+    add_run_hooks(cfg)
     Runner.from_cfg(cfg).test()
 
 

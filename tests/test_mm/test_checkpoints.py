@@ -1,7 +1,11 @@
 """Reading and writing checkpoints; what is in a file runs nothing."""
 
+import argparse
+import functools
+import http.server
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +17,20 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as framework
 from mmpretrain.registry import HOOKS
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import to_plain
+from fnkd_plugin.mm.checkpoints import read_checkpoint, to_plain
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
-from fnkd_plugin.weights import (
-    UnreadableCheckpointError,
-)
-from tests.helpers import build, config, timm_student, vit
+from fnkd_plugin.weights import UnreadableCheckpointError
+from tests.helpers import assert_same_weights, build, config, timm_student, vit
 from tests.test_mm.doors import DOORS, MODEL
 from tests.test_mm.test_hooks.runs import run
 
 ONE_EPOCH = dict(train_cfg=dict(by_epoch=True, max_epochs=1))
-# FNKDTask has timm read a teacher's weights.
-OURS = {name: door for name, door in DOORS.items() if name != 'task'}
-doors = pytest.mark.parametrize('door', OURS.values(), ids=OURS)
+doors = pytest.mark.parametrize('door', DOORS.values(), ids=DOORS)
 
 
 class Bomb:
@@ -73,7 +74,7 @@ def test_files_are_data_also_where_the_framework_runs_their_config(key: str, tmp
 
 @doors
 def test_a_missing_file_is_named(door: Callable[[Path, Path], Any], tmp_path: Path) -> None:
-    with pytest.raises(UnreadableCheckpointError, match=r'nowhere.pth does not exist'):
+    with pytest.raises(SetupError, match=r'(there is no file .*|Checkpoint .*)nowhere\.pth'):
         door(tmp_path / 'nowhere.pth', tmp_path / 'run')
 
 
@@ -87,6 +88,40 @@ def test_a_truncated_file_is_named(door: Callable[[Path, Path], Any], kind: str,
     with pytest.raises(UnreadableCheckpointError, match=f'half.{kind} cannot be read') as caught:
         door(path, tmp_path / 'run')
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.upstream
+def test_the_framework_reads_the_files_of_trainers(tmp_path: Path) -> None:
+    """Stock ``init_cfg=Pretrained`` of a file with an ``argparse.Namespace`` beside the weights."""
+    weights = build(MODEL, seed=5).state_dict()
+    torch.save(dict(model=weights, args=argparse.Namespace(lr=0.1)), tmp_path / 'x.pth')
+    built = build({**MODEL, 'init_cfg': dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))})
+    assert_same_weights(built.state_dict(), weights)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address at which ``tmp_path`` is served."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@pytest.mark.parametrize('scheme', ['http', 'torchvision', 'openmmlab'])
+@pytest.mark.upstream
+def test_downloads_are_data(scheme: str, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker, weights = tmp_path / 'it_ran', dict(a=torch.ones(2))
+    torch.save(dict(state_dict=weights, harm=Bomb(marker)), tmp_path / 'x.pth')
+    for name in ('get_torchvision_models', 'get_external_models'):
+        monkeypatch.setattr(framework, name, lambda: dict(model=f'{served}/x.pth'))
+    source = f'{served}/x.pth' if scheme == 'http' else f'{scheme}://model'
+    assert_same_weights(dict(CheckpointLoader.load_checkpoint(source)['state_dict']), weights)
+    assert not marker.exists()
+    with pytest.raises(UnreadableCheckpointError, match=r'nowhere'):
+        read_checkpoint(source.replace('x.pth', 'nowhere').replace('//model', '//nowhere'))
 
 
 def test_weights_fit_as_the_models_own_hooks_make_them(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 import copy
 import datetime
+import errno
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -161,6 +164,23 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(SetupError, match='cannot be written') as error:
             publish(tmp_path / 'x.pth', tmp_path / out)
         assert '\n' not in str(error.value)
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(dict(w=torch.zeros(2)), tmp_path / 'x.pth')
+
+    def full(self: Path, mode: str) -> io.FileIO:
+        class Full(io.FileIO):
+            def write(self, data: Any) -> int:
+                super().write(data[:10])
+                raise OSError(errno.ENOSPC, 'No space left on device')
+
+        return Full(self, mode)
+
+    with monkeypatch.context() as patch, pytest.raises(SetupError, match=r'cannot be written \(No space left'):
+        patch.setattr(Path, 'open', full)
+        publish(tmp_path / 'x.pth', tmp_path / 'out.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
 
 
 _STOCK = """

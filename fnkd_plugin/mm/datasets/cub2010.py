@@ -37,7 +37,7 @@ class CUB2010(BaseDataset):
 
     def __init__(self, data_root: str, split: str = 'train', part: str = 'all', **kwargs: object) -> None:
         if split not in _SPLITS or part not in _PARTS:
-            raise SetupError(f'CUB2010: split {split!r} is none of {_SPLITS}, or part {part!r} none of {_PARTS}.')
+            raise SetupError(f'CUB2010: split {split!r} must be one of {_SPLITS}, and part {part!r} one of {_PARTS}.')
         root = Path(data_root)
         missing = [n for n in ('images.tar', 'classes.txt', f'{split}.txt') if not (root / n).is_file()]
         if missing:

@@ -45,17 +45,20 @@ class SafeCheckpointHook(Hook):
             if isinstance(hook, CheckpointHook) and isinstance(runner._train_loop, BaseLoop):
                 _check_interval(hook, runner._train_loop, runner.optim_wrapper)
         if runner._resume and runner._load_from is None:
-            runner._load_from = _newest(_folder(runner))
+            runner._load_from = _newest(Path(runner.work_dir, 'last_checkpoint'), _folder(runner))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Check what a run resumes from."""
         if runner._resume:
-            own = {}
+            own: dict[str, Any] = {}
+            shapes = []
             if isinstance(runner.optim_wrapper, OptimWrapper):
                 own['optimizer'] = runner.optim_wrapper.state_dict()
+                groups = runner.optim_wrapper.optimizer.param_groups
+                shapes = [parameter.shape for group in groups for parameter in group['params']]
             if isinstance(runner.param_schedulers, list):
                 own['param_schedulers'] = [scheduler.state_dict() for scheduler in runner.param_schedulers]
-            check_resumable(checkpoint, runner._load_from, own, _folder(runner))
+            check_resumable(checkpoint, runner._load_from, own, shapes, _folder(runner))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Make everything but the weights plain."""
@@ -152,9 +155,8 @@ def _folder(runner: Any) -> Path:
     return work_dir if out is None or Path(out).name == work_dir.name else Path(out, work_dir.name)
 
 
-def _newest(folder: Path) -> str | None:
+def _newest(pointer: Path, folder: Path) -> str | None:
     """The checkpoint that ``last_checkpoint`` names, or the newest whole one."""
-    pointer = folder / 'last_checkpoint'
     named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     others = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
     others.sort(key=lambda path: int(path.stem.partition('_')[2]), reverse=True)
