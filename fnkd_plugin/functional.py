@@ -47,8 +47,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. On a GPU
-    :func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy` computes it in one kernel with the scaling.
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU the losses compute it, and the scaling of the logits, in a kernel
+    (:func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`).
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
@@ -201,11 +201,12 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
         scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
-        varies = (scale > 4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)) & (scale > finfo.tiny / finfo.eps)
+        noise = (4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)).clamp_min(finfo.tiny / finfo.eps)
+        varies = scale > noise
         scale = torch.where(varies, scale, 1)
     scaled = centred / scale
-    norm = torch.where(varies, scaled.square().sum(dim=1, keepdim=True), x.shape[1]).sqrt()
-    return scaled / norm, varies[:, 0]
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / torch.where(varies, norm, x.shape[1] ** 0.5), varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:

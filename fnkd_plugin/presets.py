@@ -1,6 +1,6 @@
-"""Ready methods by name: what :func:`fnkd_plugin.distill` knows, and a base that configs of both styles inherit from.
+"""Presets of methods by name, for :func:`fnkd_plugin.distill` and as a base that configs of both styles inherit from.
 
-Plain data alone, since MMEngine reads this file, too: ``_base_ = [..., __import__('fnkd_plugin').presets.__file__]`` in
+Plain data only, since MMEngine reads this file, too: ``_base_ = [..., __import__('fnkd_plugin').presets.__file__]`` in
 a text-style config, ``with read_base(): from fnkd_plugin.presets import fnkd`` in a pure-Python one.
 """
 
@@ -27,3 +27,5 @@ ls_kd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0
 normkd = dict(type='DistillHead', soft_loss=dict(type='NormKDLoss', temperature=2.0, loss_weight=0.9), hard_weight=0.1)
 ttm = dict(type='DistillHead', soft_loss=dict(type='TTMLoss', gamma=0.3, loss_weight=7.0))
 wttm = dict(type='DistillHead', soft_loss=dict(type='WTTMLoss', gamma=0.3, loss_weight=1.5))
+# TTM whose temperature is the teacher's feature norm (ours).
+fnttm = dict(type='DistillHead', soft_loss=dict(type='FNTTMLoss'))

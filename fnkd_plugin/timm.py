@@ -1,12 +1,9 @@
 """Distillation as training tasks of timm, for timm's trainer and plain torch; without OpenMMLab."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.task import TrainingTask, resolve_classification_loss
 from torch import Tensor, nn
@@ -15,14 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 from fnkd_plugin.errors import SetupError, check_number, check_several_classes
 from fnkd_plugin.losses import FNKDLoss, SoftLoss
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, ImageSize, find_last_affine, image_size, probe, without_readers
+from fnkd_plugin.readers import AffineReader, find_last_affine, probe, without_readers
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
-from fnkd_plugin.teachers.timm_models import check_timm_model, timm_errors
-from fnkd_plugin.weights import read_state_dict
+from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher, sharing_weights
+from fnkd_plugin.teachers.timm_models import fixed_size
+from fnkd_plugin.teachers.timm_teacher import TimmTeacher
 
 __all__ = ['DistillationTask', 'FNKDTask']
 
@@ -88,14 +85,15 @@ class DistillationTask(TrainingTask):
         with isolated_rng():
             count, layer = _student_logits(owner, student_model)
             if isinstance(teacher_model, str):
-                channels = getattr(student_model, 'in_chans', 3)
-                overlay = teacher_pretrained_cfg_overlay or {}
-                built = _create_teacher(owner, teacher_model, count, channels, teacher_pretrained_path, overlay)
-                teacher: Teacher = _teacher_of(owner, built, teacher_model)
+                path = teacher_pretrained_path
+                arguments: dict[str, Any] = dict(in_chans=getattr(student_model, 'in_chans', 3))
+                if teacher_pretrained_cfg_overlay:
+                    arguments['pretrained_cfg_overlay'] = teacher_pretrained_cfg_overlay
+                teacher: Teacher = TimmTeacher(teacher_model, path, path is None, **arguments)
             elif isinstance(teacher_model, Teacher):
                 teacher = teacher_model
             else:
-                teacher = _teacher_of(owner, teacher_model, type(teacher_model).__name__, student_model)
+                teacher = _teacher_of(owner, teacher_model, student_model)
         # Plain objects both, so that nothing finds or trains the teacher.
         self.teacher = teacher
         named = None if classes is None else Classes.of(classes, owner)
@@ -240,7 +238,7 @@ class FNKDTask(DistillationTask):
 
 
 def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | None]:
-    """How many classes the student has, and its last affine layer, if there is one."""
+    """The student's number of classes, and its last affine layer, if there is one."""
     output, ran = probe(student, student)
     if not isinstance(output, Tensor) or output.ndim != 2 or _headless(student):
         raise SetupError(
@@ -251,26 +249,8 @@ def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | No
     return output.shape[1], find_last_affine(output, ran)
 
 
-def _create_teacher(
-    owner: str, name: str, classes: int, channels: int, path: str | None, overlay: dict[str, Any]
-) -> nn.Module:
-    """Timm's model of that name with the classes of its weights, so that no part of it is random."""
-    check_timm_model(f'{owner}: the teacher', name, {})
-    arguments: dict[str, Any] = {}
-    if path is not None and not Path(path).is_file():
-        raise SetupError(f'{owner}: the teacher {name}: there is no file {path} (teacher_pretrained_path).')
-    if path is not None:
-        overlay = {'state_dict': read_state_dict(path), 'num_classes': classes, **overlay}
-        arguments['num_classes'] = classes
-    with timm_errors(f'{owner}: the teacher {name}'):
-        model = timm.create_model(
-            name, pretrained=True, in_chans=channels, pretrained_cfg_overlay=overlay or None, **arguments
-        )
-    model.pretrained_cfg.pop('state_dict', None)
-    return model
-
-
-def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | None = None) -> ModelTeacher:
+def _teacher_of(owner: str, model: nn.Module, student: nn.Module) -> ModelTeacher:
+    name = type(model).__name__
     if not isinstance(model, nn.Module):
         raise SetupError(
             f"{owner}: the teacher must be a timm model's name, a module or a Teacher, but is {name}; wrap a function "
@@ -284,27 +264,12 @@ def _teacher_of(owner: str, model: nn.Module, name: str, student: nn.Module | No
         )
     pixels = _pixels(f'{owner}: the teacher {name}', model)
     interpolation = (getattr(model, 'pretrained_cfg', None) or {}).get('interpolation', 'bicubic')
-    own = _sharing_weights(model)
-    return ModelTeacher(own, own, pixels, name, _fixed_size(model), interpolation=interpolation)
-
-
-def _sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy with modules of its own, so that the caller's keep their mode, hooks and gradients; weights are shared."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo.update({id(b): b.detach() for b in model.buffers()})
-    return copy.deepcopy(model, memo)
+    own = sharing_weights(model)
+    return ModelTeacher(own, own, pixels, name, fixed_size(model), interpolation=interpolation)
 
 
 def _headless(model: nn.Module) -> bool:
     return getattr(model, 'num_classes', None) == 0
-
-
-def _fixed_size(model: nn.Module) -> ImageSize | None:
-    """The image size that a timm model is bound to, as built; None if it takes others."""
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if not cfg.get('fixed_input_size'):
-        return None
-    return image_size(getattr(getattr(model, 'patch_embed', None), 'img_size', None) or cfg['input_size'])
 
 
 def _pixels(
@@ -332,8 +297,8 @@ def _fit(
         unfit = f'the student {type(student).__name__}'
     if unfit:
         raise SetupError(
-            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no one last '
-            'affine layer (a mean of two heads has two norms, cosines have none left); use '
+            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no single '
+            'last affine layer (a mean of two heads has two norms, cosines have none); use '
             'DistillationTask(..., soft_loss=KDLoss()).'
         )
     return AffineReader(layer)  # type: ignore[arg-type]

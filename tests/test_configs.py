@@ -1,9 +1,8 @@
 """The shipped configs: all build, variants differ in their method alone, and pairs run end to end on made-up data."""
 
 import ast
-import difflib
+import copy
 import functools
-import importlib.util
 import os
 import pickle
 from pathlib import Path
@@ -12,31 +11,20 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from fnkd_plugin import Distiller
+from fnkd_plugin import Distiller, presets
+from fnkd_plugin.cli import train
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import named_dicts, plain_config, plain_model, without_pretrained
+from fnkd_plugin.mm.config import plain_config, plain_model, without_pretrained
+from fnkd_plugin.taxonomy import taxonomy_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
-
-
-def _twin(path: Path) -> Path:
-    """The KD config beside an FNKD one, or the other way round."""
-    old, new = ('fnkd_', 'kd_') if 'fnkd_' in path.name else ('kd_', 'fnkd_')
-    return path.with_name(path.name.replace(old, new, 1))
-
-
-def _train_tool():
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -78,8 +66,7 @@ def test_student_of_each_config_builds(path: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) > 0
 
 
-DISTILLED = [p for p in CONFIGS if 'kd_' in p.name or p.name.startswith('dist_')]
-FNKD = [p for p in DISTILLED if 'fnkd_' in p.name]
+DISTILLED = [p for p in CONFIGS if 'kd_' in p.name]
 
 
 @functools.cache
@@ -100,9 +87,8 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('teachers')
 
 
-@pytest.mark.parametrize('path', [p for p in DISTILLED if p in FNKD or not _twin(p).is_file()], ids=_name)
+@pytest.mark.parametrize('path', DISTILLED, ids=_name)
 def test_each_pair_builds_whole(path: Path, teacher_folder: Path) -> None:
-    """With FNKD, which asks the most of both; KD of the same pair differs in the head alone (tested below)."""
     cfg = _config(path)
     teacher = cfg.model.teacher.to_dict()
     architecture = teacher.get('config') or f'{teacher["model"]} {cfg.data_preprocessor.num_classes}'
@@ -111,53 +97,91 @@ def test_each_pair_builds_whole(path: Path, teacher_folder: Path) -> None:
     assert isinstance(model, Distiller)
 
 
-METHODS = set(Config.fromfile(ROOT / 'configs/_base_/methods.py'))
+def _read(name: str, *flags: str) -> Config:
+    return train.read_config(train.parse_args([str(ROOT / 'configs' / name), *flags]))
 
 
-def _leaves(path: Path) -> dict[str, str]:
-    """What a config says, entry by entry; the variables that only hold the methods apart."""
-    leaves = {}
-    for name, node in named_dicts({k: v for k, v in _config(path)._cfg_dict.items() if k not in METHODS}):
-        leaves.update({f'{name}.{key}': repr(value) for key, value in node.items() if not isinstance(value, dict)})
-    return leaves
+def test_one_distilled_file_a_pair() -> None:
+    pairs = [p.name.split('_', 1)[1] for p in DISTILLED if p.parent.name not in ('cub2010', 'demo', 'configs')]
+    assert len(pairs) == len(set(pairs)) == 20
+    kinds = {p.name.split('_')[0] for p in CONFIGS}
+    assert kinds == {'plain', 'fnkd', 'kd', 'self', 'he', 'teacher'}
 
 
-def _differences(a: Path, b: Path) -> set[str]:
-    return {name for name, _ in _leaves(a).items() ^ _leaves(b).items()}
+@pytest.mark.parametrize(
+    ('method', 'soft_loss', 'others'),
+    [
+        ('kd', dict(type='KDLoss', temperature=4.0, loss_weight=0.5), dict(hard_weight=0.5)),
+        ('kd_t1', dict(type='KDLoss', temperature=1.0, loss_weight=0.5), dict(hard_weight=0.5)),
+        ('kd_benchmark', dict(type='KDLoss', temperature=4.0, loss_weight=0.9), dict(hard_weight=0.1)),
+        ('kd_authors', dict(type='KDLoss', temperature=3.0, loss_weight=0.5), dict(hard_weight=0.5)),
+        ('dkd_beta2', dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), dict(warmup=20)),
+        ('fnkd', dict(type='FNKDLoss'), {}),
+    ],
+)
+def test_the_methods_of_a_pair_differ_in_the_head_alone(method: str, soft_loss: dict, others: dict) -> None:
+    """What configs/cifar100/dkd_r20_from_r56_cifar100.py and the like said."""
+    name = 'cifar100/fnkd_r20_from_r56_cifar100.py'
+    plain = _read('cifar100/plain_r20_cifar100.py')
+    cfg = _read(name, '--distill', method)
+    assert cfg.model.head == dict(type='DistillHead', soft_loss=soft_loss, **others)
+    assert cfg.model.student == plain.model
+    assert cfg.model.teacher == dict(
+        type='MMPretrainTeacher',
+        config=str(ROOT / 'configs/cifar100/plain_r56_cifar100.py'),
+        checkpoint='work_dirs/plain_r56_cifar100/epoch_240.pth',
+    )
+    others_of = [{k: v for k, v in c.items() if k not in ('model', 'teacher_checkpoint')} for c in (cfg, plain)]
+    assert others_of[0] == others_of[1]
 
 
-def _different_lines(a: Path, b: Path) -> int:
-    """How many lines of code of ``b`` are not in ``a``."""
-    code = [[line for line in path.read_text().splitlines() if not line.startswith('#')] for path in (a, b)]
-    return sum(line.startswith('+ ') for line in difflib.ndiff(*code))
+def test_the_paper_s_pairs_have_the_authors_values() -> None:
+    for pair in ('preact20_from_preact56', 'preact56_from_preact110'):
+        for data in ('cifar10', 'cifar100'):
+            head = _config(ROOT / f'configs/{data}/fnkd_{pair}_{data}_200e.py').model.head
+            assert head == presets.fnkd_authors
 
 
-@pytest.mark.parametrize('path', [p for p in FNKD if _twin(p).is_file() and 'demo' not in p.parts], ids=_name)
-def test_fnkd_and_kd_of_a_pair_differ_in_one_line(path: Path) -> None:
-    assert _different_lines(path, _twin(path)) == 1
-    different = _differences(path, _twin(path))
-    assert different and all(name.startswith('.model.head.') for name in different)
-    assert MODELS.build(_config(_twin(path)).model.head).active
+GROUPS = ROOT / 'configs/_base_/cifar10_groups.txt'
 
 
-OTHERS = [p for p in DISTILLED if p.name.startswith(('dkd_', 'dist_', 'ls_kd_', 'normkd_', 'kd_t1_r'))]
+@pytest.mark.parametrize(
+    ('name', 'groups', 'expected'),
+    [
+        ('cub/plain_r18_cub.py', 'cub', 'cub'),
+        ('cub2010/plain_lite0_cub2010.py', 'cub', dict(rule='last_word', classes='CUB2010')),
+        ('cars/plain_r18_cars.py', 'cars_make', 'cars_make'),
+        ('cars/plain_r18_cars.py', 'cars_body', 'cars_body'),
+        ('cifar100/plain_r20_cifar100.py', 'cifar100', 'cifar100'),
+        ('cifar10/plain_r20_cifar10.py', str(GROUPS), str(GROUPS)),
+    ],
+)
+def test_smoothed_labels_replace_the_loss_alone(name: str, groups: str, expected: object) -> None:
+    plain = _read(name)
+    for flags, loss in (
+        (['lsr'], presets.lsr),
+        (['alsr', '--label-smoothing-cfg', f'groups={groups}'], presets.alsr | dict(groups=expected)),
+    ):
+        cfg = _read(name, '--label-smoothing', *flags)
+        assert (cfg.model.get('head') or cfg.model).pop('loss') == loss
+        assert cfg.model == _without_loss(plain.model)
+        assert {k: v for k, v in cfg.items() if k != 'model'} == {k: v for k, v in plain.items() if k != 'model'}
+    taxonomy = taxonomy_of(expected)
+    assert len(taxonomy.neighbours) == (plain.model.get('head') or plain.model).num_classes
 
 
-@pytest.mark.parametrize('path', OTHERS, ids=_name)
-def test_other_methods_and_kd_of_a_pair_differ_in_one_line(path: Path) -> None:
-    kd = path.with_name(f'kd_r{path.name.split("_r", 1)[1]}')
-    assert _different_lines(path, kd) == 1
-    different = _differences(path, kd)
-    assert different and all(name.startswith('.model.head.') for name in different)
+def _without_loss(model: ConfigDict) -> ConfigDict:
+    model = copy.deepcopy(model)
+    (model.get('head') or model).pop('loss', None)
+    return model
 
 
-@pytest.mark.parametrize('path', [p for p in CONFIGS if p.name.startswith(('lsr_', 'alsr_'))], ids=_name)
-def test_smoothed_labels_change_the_loss_alone(path: Path) -> None:
-    method, rest = path.name.split('_', 1)
-    different = _differences(path, path.with_name(f'plain_{rest}'))
-    assert different and all(name.startswith(('.model.loss.', '.model.head.loss.')) for name in different)
-    if method == 'alsr' and path.with_name(f'lsr_{rest}').is_file():
-        assert _different_lines(path, path.with_name(f'lsr_{rest}')) == 1
+def test_options_of_a_mixed_in_loss_come_last() -> None:
+    flags = ['--label-smoothing', 'lsr', '--cfg-options']
+    assert _read('demo/plain_digits.py', *flags, 'model.head.loss.eps=0.3').model.head.loss.eps == 0.3
+    assert _read('cub/plain_r18_cub.py', *flags, 'model.loss.eps=0.3').model.loss.eps == 0.3
+    student = _read('cub/fnkd_r18_from_r50_cub.py', *flags, 'model.loss.eps=0.3').model.student
+    assert student.loss == dict(type='LSRLoss', eps=0.3)
 
 
 @pytest.mark.parametrize('path', [p for p in DISTILLED if p.parent != ROOT / 'configs'], ids=_name)
@@ -174,7 +198,6 @@ def test_teacher_checkpoint_is_what_its_config_writes(path: Path) -> None:
 
 def test_teacher_then_student_end_to_end(cub_root: Path, tmp_path: Path) -> None:
     """Teacher config, then FNKD config, through tools/train.py; smaller nets stand in for the two ResNets."""
-    train = _train_tool()
     loaders = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cub_root}', *loaders]
     tiny = ['model.model=test_resnet', 'model.pretrained=False']
@@ -205,7 +228,6 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar100_pair_end_to_end(cifar_root: Path, tmp_path: Path) -> None:
-    train = _train_tool()
     loaders = ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0', 'train_dataloader.batch_size=8']
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cifar_root}', *loaders]
     teacher_dir, student_dir = tmp_path / 'teacher', tmp_path / 'student'
@@ -219,15 +241,14 @@ def test_cifar100_pair_end_to_end(cifar_root: Path, tmp_path: Path) -> None:
     assert 'loss_soft' in next(student_dir.glob('*/*.log')).read_text()
 
 
-def test_variables_that_hold_the_methods_need_no_plugin() -> None:
-    """A timm student on CUB is stock MMPretrain's to test, though its file can name DistillHead."""
-    plain = plain_config(_config(ROOT / 'configs/cub/kd_r18_from_r50_cub.py'))
+def test_the_plain_config_of_a_pair_needs_no_plugin() -> None:
+    """A timm student on CUB is stock MMPretrain's to test."""
+    plain = plain_config(_config(ROOT / 'configs/cub/fnkd_r18_from_r50_cub.py'))
     assert 'custom_imports' not in plain
-    assert 'custom_imports' in plain_config(_config(ROOT / 'configs/cub/lsr_r18_cub.py'))
+    assert 'custom_imports' in plain_config(_read('cub/plain_r18_cub.py', '--label-smoothing', 'lsr'))
 
 
 def test_missing_data_or_teacher_names_the_option_that_sets_it(cub_root: Path, tmp_path: Path) -> None:
-    train = _train_tool()
     flags = ['--work-dir', str(tmp_path), '--cfg-options', 'model.pretrained=False']
     config = [str(ROOT / 'configs/fnkd_r50_cub.py'), *flags]
     with pytest.raises(SetupError, match=r'nowhere.*--cfg-options data_root='):

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--device',
         choices=('cuda', 'cpu'),
-        help='train the students side by side in this process, there (CIFAR); a GPU takes minutes, where workers take days',
+        help='train the students of a CIFAR table side by side in this process, there: minutes on a GPU',
     )
     parser.add_argument('--minutes', type=float, help='with --device: stop in time; the same command goes on')
     parser.add_argument('--together', type=int, default=48, help='with --device: students at a time, at most')

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write configs/*/metafile.yml from the results files in benchmarks/, and the README's table from the metafiles.
+"""Write configs/*/metafile.yml from the results files in benchmarks/, and the table of docs/zoo.md from the metafiles.
 
 Only what was run and tested gets in. Parameters and FLOPs (multiply-adds, as OpenMMLab counts them) are measured here;
 the address of published weights is the one thing that is written into a metafile by hand, and stays.
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from experiments.readme import replace_between
+from experiments.readme import document_of, replace_between
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmpretrain import get_model
@@ -39,9 +39,9 @@ TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
 
 
 def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of a results file that were scored on the test set, by the name of their config file.
+    """The runs of a results file that were scored on the test set, by their config and the flags mixed into it.
 
-    Of the rows of a table that share a config, with other options, it is the first.
+    Of the rows of a table that share these, with other options, it is the first.
     """
     runs = defaultdict(list)
     for name, run in results['runs'].items():
@@ -52,10 +52,15 @@ def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return dict(runs)
 
 
-def model_name(config: Path) -> str:
-    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set."""
-    *method, data = config.stem.split('_')
-    return f'{"-".join(method)}_{data}'
+def model_name(command: str) -> str:
+    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set.
+
+    The method of ``fnkd_lite0_cub2010.py --distill kd`` is ``kd``.
+    """
+    config, *flags = command.split()
+    *method, data = Path(config).stem.split('_')
+    mixed_in = flags[1].split('_') if flags else method[:1]
+    return f'{"-".join([*mixed_in, *method[1:]])}_{data}'
 
 
 def input_shape(cfg: Config) -> tuple[int, int, int]:
@@ -79,16 +84,20 @@ def complexity(config: Path) -> dict[str, int]:
     return {'Parameters': sum(p.numel() for p in model.parameters()), 'FLOPs': int(flops.total())}
 
 
-def model_entry(root: Path, config: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
-    """One model: its config, what was tuned, and the mean over its seeds."""
+def model_entry(root: Path, folder: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
+    """One model: its config, what was mixed in and tuned, and the mean over its seeds."""
+    command = runs[0]['config']
+    name, *flags = command.split()
+    config = folder / name
     accuracies = [run['accuracy'] for run in runs]
     metrics = {TOP1: round(statistics.mean(accuracies), 2)}
     if len(runs) > 1:
         metrics[SPREAD] = round(statistics.stdev(accuracies), 2)
     return {
-        'Name': model_name(config),
+        'Name': model_name(command),
         'Metadata': {
             **complexity(config),
+            **({'Flags': ' '.join(flags)} if flags else {}),
             'Options': runs[0]['options'],
             'Seeds': sorted(run['seed'] for run in runs),
             'Results File': source,
@@ -114,8 +123,8 @@ def write_metafiles(root: Path) -> None:
             for config, runs in tested_runs(json.loads(source.read_text())).items()
         }
         entries = [
-            model_entry(root, folder / config, runs, collection, source.relative_to(root).as_posix())
-            for config, (runs, source) in sorted(found.items())
+            model_entry(root, folder, runs, collection, source.relative_to(root).as_posix())
+            for _, (runs, source) in sorted(found.items(), key=lambda item: model_name(item[0]))
         ]
         write_metafile(folder / 'metafile.yml', collection, entries)
 
@@ -144,7 +153,7 @@ def table(root: Path) -> str:
             metrics = result['Metrics']
             accuracy = f'{metrics[TOP1]:.2f}' + (f' ± {metrics[SPREAD]:.2f}' if SPREAD in metrics else '')
             cells = [
-                f'[{model["Name"]}]({model["Config"]})',
+                f'[{model["Name"]}](../{model["Config"]})',
                 result['Dataset'],
                 accuracy,
                 str(len(about['Seeds'])),
@@ -159,7 +168,7 @@ def table(root: Path) -> str:
 def main(root: Path = ROOT) -> None:
     """Metafiles, then the table."""
     write_metafiles(root)
-    replace_between(root / 'README.md', 'zoo', table(root))
+    replace_between(document_of(root, 'zoo'), 'zoo', table(root))
 
 
 if __name__ == '__main__':

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs
 r"""The soft-target cross-entropy of scaled logits as two Triton kernels, one for its value and one for its gradients.
 
 With :math:`y_n = b + s_n (z_n - b)` the student's scaled logits, :math:`q_{mn}` the distribution of teacher :math:`m`
@@ -25,13 +26,15 @@ from torch import Tensor
 
 from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits, Target
 
-# Numbers in a tile of the kernel of the value and of that of the gradients, the widest tiles, and the warps of each.
-VALUE_TILE, VALUE_WIDTH, VALUE_WARPS = 1024, 4096, 4
-GRADIENT_TILE, GRADIENT_WIDTH, GRADIENT_WARPS = 2048, 128, 4
-# With a gradient for the origin a program sums up to this many tiles of rows; more are split among programs, of which
-# there are then about so many.
-TILES_IN_TURN, PROGRAMS = 16, 512
-DIRECT = True
+# Numbers in a tile, its width at most and the warps of a program; of the kernel of the value and of that of the
+# gradients. The best of some twenty on an H100.
+VALUE_TILE, VALUE_WIDTH, VALUE_WARPS = 512, 2048, 4
+GRADIENT_TILE, GRADIENT_WIDTH, GRADIENT_WARPS = 2048, 512, 4
+# A gradient for the origin is a sum over rows. A program sums up to this many tiles of rows. More are split into
+# groups: so many that there are about so many programs, but so few that their sums are a small part of the logits.
+TILES_IN_TURN, PROGRAMS, PART = 16, 512, 1 / 16
+
+EPS_SQUARED = tl.constexpr(torch.finfo(torch.float32).eps ** 2)
 
 
 @triton.jit
@@ -53,24 +56,25 @@ def _scale(x, row, row_ok, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
     if LAYOUTS[5 * WHICH + 2] == 'clip':
         s = x[2] / tl.where(s < x[2], x[2], s)
     elif LAYOUTS[5 * WHICH + 2] == 'normalize':
-        s = x[2] / tl.where(s > x[2] * 1.4210854715202004e-14, s, x[2])  # the square of fp32's epsilon
+        s = x[2] / tl.where(s > x[2] * EPS_SQUARED, s, x[2])
     return s
 
 
 @triton.jit
 def _read(x, s, row, k, ok, K: tl.constexpr, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
-    """A tile of logits, of logits less the origin, and of scaled logits, the last -inf outside."""
+    """A tile of logits, of logits less the origin, and of scaled logits; numbers like any outside."""
     offset = row.to(tl.int64)[:, None] * LAYOUTS[5 * WHICH] + k.to(tl.int64)[None, :] * LAYOUTS[5 * WHICH + 1]
     z = tl.load(x[0] + offset, mask=ok, other=0.0).to(tl.float32)
     s = s[:, None]
     if LAYOUTS[5 * WHICH + 3]:
         b = tl.load(x[3] + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
         y0 = z - b
-        y = tl.where(s < 0.5, b + s * y0, z - y0 * (1 - s))  # as torch.lerp: exactly z at s = 1
+        # As torch.lerp does, b + s y0 or z + (s - 1) y0: exactly z at s = 1.
+        y = tl.where(s < 0.5, b, z) + tl.where(s < 0.5, s, s - 1) * y0
     else:
         y0 = z
         y = z * s
-    return z, y0, tl.where(ok, y, float('-inf'))
+    return z, y0, y
 
 
 @triton.jit
@@ -124,20 +128,22 @@ def _value_kernel(
             ok = row_ok[:, None] & (k < K)[None, :]
             z, y0, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
             v, _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
-            y_new = tl.maximum(y_max, tl.max(y, 1))
-            v_new = tl.maximum(v_max, tl.max(u, 1))
-            p = tl.exp(y - _finite(y_new)[:, None])
-            q = tl.exp(u - _finite(v_new)[:, None])
+            # Outside, p and q are 0 and what they are multiplied with is finite.
+            inside_y = tl.where(ok, y, float('-inf'))
+            inside_u = tl.where(ok, u, float('-inf'))
+            y_new = tl.maximum(y_max, tl.max(inside_y, 1))
+            v_new = tl.maximum(v_max, tl.max(inside_u, 1))
+            p = tl.exp(inside_y - _finite(y_new)[:, None])
+            q = tl.exp(inside_u - _finite(v_new)[:, None])
             p_keep = tl.exp(y_max - _finite(y_new))
             q_keep = tl.exp(v_max - _finite(v_new))
             shift = _finite(y_new) - _finite(y_max)
-            cross = (cross - shift * q_sum) * q_keep
-            cross += tl.sum(tl.where(ok, q * (y - _finite(y_new)[:, None]), 0.0), 1)
+            cross = (cross - shift * q_sum) * q_keep + tl.sum(q * (y - _finite(y_new)[:, None]), 1)
             p_sum = p_sum * p_keep + tl.sum(p, 1)
             q_sum = q_sum * q_keep + tl.sum(q, 1)
             if BY_SCALE:
-                p_mean = p_mean * p_keep + tl.sum(tl.where(ok, p * y0, 0.0), 1)
-                q_mean = q_mean * q_keep + tl.sum(tl.where(ok, q * y0, 0.0), 1)
+                p_mean = p_mean * p_keep + tl.sum(p * y0, 1)
+                q_mean = q_mean * q_keep + tl.sum(q * y0, 1)
             y_max = y_new
             v_max = v_new
             if STATISTICS:
@@ -211,16 +217,15 @@ def _gradient_kernel(
         tl.store(by_logits + offset, d * s[:, None], mask=ok)
         if BY_ORIGIN:
             total += tl.where(ok, d * (1 - s)[:, None], 0.0)
-        if BY_SCALE:
+        if BY_SCALE:  # noqa: SIM102 (known when compiled, the other is not)
             if tl.program_id(1) == 0:
                 g = factor * tl.load(saved + 2 * N + row, mask=row_ok, other=0.0)
                 if LAYOUTS[2] != 'rows':  # from the scale to the norm
                     r = tl.load(student[1] + row, mask=row_ok, other=1.0).to(tl.float32)
-                    if LAYOUTS[2] == 'clip':
-                        moves = r >= student[2]
-                    else:
-                        moves = r > student[2] * 1.4210854715202004e-14
-                    g = tl.where(moves, -g * s / r, 0.0)
+                    least = student[2]
+                    if LAYOUTS[2] == 'normalize':
+                        least *= EPS_SQUARED
+                    g = tl.where(r > least, -g * s / r, 0.0)
                 tl.store(by_scale + row, g, mask=row_ok)
     if BY_ORIGIN:
         tl.store(by_origin + tl.program_id(0) * K + k, tl.sum(total, 0), mask=k < K)
@@ -307,7 +312,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
         columns, tiles = -(-classes // width), -(-count // rows)
         in_turn = 1
         if by_origin:
-            in_turn = tiles if tiles <= TILES_IN_TURN else -(-tiles // min(tiles, -(-PROGRAMS // columns)))
+            most = min(-(-PROGRAMS // columns), max(1, int(PART * count * z.element_size() / 4)))
+            in_turn = tiles if tiles <= TILES_IN_TURN else -(-tiles // most)
         groups = -(-tiles // in_turn)
         of_z = z.new_empty((count, classes))
         of_scale = scale.new_empty(count) if by_scale else None
@@ -340,16 +346,14 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 def _arguments(x: ScaledLogits) -> tuple[tuple[Tensor, Tensor | None, float, Tensor | None], tuple[Any, ...]]:
     """Logits, scale or feature norm, number for all or tau, and origin; and how these are to be read."""
-    logits, scale, origin = x
-    if isinstance(scale, FeatureNormScale) and not isinstance(scale.tau, Tensor):
-        norm, number, kind = scale
-        scale = norm.contiguous()
+    scale: Tensor | None
+    if isinstance(x.scale, FeatureNormScale) and not isinstance(x.scale.tau, Tensor):
+        scale, number, kind = x.scale.norm.contiguous(), float(x.scale.tau), x.scale.mode
     else:
-        scale, number = _each(scale.tensor() if isinstance(scale, FeatureNormScale) else scale, len(logits))
+        scale, number = _each(x.scale.tensor() if isinstance(x.scale, FeatureNormScale) else x.scale, len(x.logits))
         kind = 'number' if scale is None else 'rows'
-    if origin is not None:
-        origin = origin.contiguous()
-    return (logits, scale, number, origin), (*logits.stride(), kind, origin is not None)
+    origin = None if x.origin is None else x.origin.contiguous()
+    return (x.logits, scale, number, origin), (*x.logits.stride(), kind, origin is not None)
 
 
 def _each(x: Tensor | float, count: int) -> tuple[Tensor | None, float]:
@@ -390,12 +394,12 @@ def _launch(
     constants: tuple[Any, ...],
     warps: int,
 ) -> None:
-    """Launch a kernel, past Triton's own look-up once it is compiled for a target: that takes longer than the kernel."""
+    """Launch a kernel, once it is compiled past Triton's own look-up, which takes longer than all the rest."""
     key = (id(kernel), target, constants, warps)
     compiled = _compiled.get(key)
     if compiled is not None:
         compiled[grid](*arguments, *constants)
         return
     compiled = kernel[grid](*arguments, *constants, num_warps=warps)  # None under the interpreter
-    if compiled is not None and target is not None and DIRECT:
+    if compiled is not None and target is not None:
         _compiled[key] = compiled

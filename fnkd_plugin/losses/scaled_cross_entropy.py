@@ -6,6 +6,7 @@ A temperature policy scales each sample's logits about an origin, :math:`z'_n = 
 one loss for all of them. :func:`plain_cross_entropy` defines it; on a GPU a Triton kernel computes the same.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -91,10 +92,13 @@ def plain_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Ten
 
 def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..., Tensor] | None:
     """The kernel, if it serves here."""
-    if torch.compiler.is_compiling() or not student.logits.is_cuda or student.logits.numel() == 0:
+    z = student.logits
+    if torch.compiler.is_compiling() or not z.is_cuda or z.numel() == 0:
+        return None
+    if z.device.index != torch.cuda.current_device():  # where Triton would launch it
         return None
     fixed = [x for teacher, weight in targets for x in (*teacher.tensors(), weight) if isinstance(x, Tensor)]
-    if any([x.dtype == torch.float64 for x in student.tensors() + fixed]):
+    if any([x.dtype == torch.float64 or x.device != z.device for x in student.tensors() + fixed]):
         return None
     if torch.is_grad_enabled() and any([x.requires_grad for x in fixed]):
         return None
@@ -103,8 +107,18 @@ def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..
 
 @cache
 def _fused_cross_entropy() -> Callable[..., Tensor] | None:
-    try:  # only where it is needed: not every system has Triton, and importing it takes a while
+    """The kernel, if Triton is installed and works, which it is tried for once (it may want a C compiler)."""
+    try:
         from fnkd_plugin.losses.cross_entropy_kernel import fused_cross_entropy
     except ImportError:
+        return None
+    try:
+        x = ScaledLogits(torch.zeros(1, 2, device='cuda'))
+        fused_cross_entropy(x, [(x, 1.0)])
+    except Exception as error:
+        warnings.warn(
+            f'Triton does not work here ({type(error).__name__}: {error}); torch operators compute the soft losses.',
+            stacklevel=2,
+        )
         return None
     return fused_cross_entropy

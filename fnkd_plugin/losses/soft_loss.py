@@ -5,10 +5,14 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
-from fnkd_plugin.losses.scaled_logits import ScaledLogits
+from fnkd_plugin.losses.scaled_cross_entropy import (
+    BatchStatistics,
+    cross_entropy_with_statistics,
+    scaled_cross_entropy,
+)
+from fnkd_plugin.losses.scaled_logits import ScaledLogits, Target
 from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
-from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
+from fnkd_plugin.prediction import EnsemblePrediction, Prediction, SparsePrediction, members_of
 
 
 class SoftLoss(nn.Module, ABC):
@@ -85,11 +89,29 @@ class SoftTargetLoss(SoftLoss):
         """
         if isinstance(teacher, SparsePrediction):
             return self._of_the_largest(student, teacher, image_weight)
-        targets = [
+        return scaled_cross_entropy(self.student_logits(student), self._targets(teacher, image_weight))
+
+    def with_statistics(
+        self,
+        student: Prediction,
+        teacher: Prediction,
+        labels: Tensor | None = None,
+        image_weight: Tensor | float = 1.0,
+    ) -> tuple[Tensor, BatchStatistics | None]:
+        """The loss of :meth:`forward`, and what a log shows of the batch: on a GPU in the same pass over the logits.
+
+        The statistics are None for a teacher that is several or has its largest logits alone.
+        """
+        if isinstance(teacher, SparsePrediction | EnsemblePrediction):
+            return self(student, teacher, labels, image_weight), None
+        (target,) = self._targets(teacher, image_weight)
+        return cross_entropy_with_statistics(self.student_logits(student), target, labels)
+
+    def _targets(self, teacher: Prediction, image_weight: Tensor | float) -> list[Target]:
+        return [
             (self.scaled_logits(one), self.loss_weight * share * image_weight * self.sample_weight(one))
             for share, one in members_of(teacher)
         ]
-        return scaled_cross_entropy(self.student_logits(student), targets)
 
     def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, image_weight: Tensor | float) -> Tensor:
         log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())

@@ -68,10 +68,11 @@ class WTTMLoss(TTMLoss):
 
 
 class FNTTMLoss(FNKDLoss):
-    r"""TTM whose temperature is the teacher's feature norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
+    r"""TTM by the norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
 
-    Our combination of :class:`FNKDLoss`, whose arguments it has, and :class:`TTMLoss`: with ``tau='auto'`` the mean of
-    the temperatures is 3, near TTM's 1 / 0.3. The student's norm is not read.
+    The teacher's temperature is its feature norm. Our combination of :class:`FNKDLoss`, whose arguments it has, and
+    :class:`TTMLoss`: with ``tau='auto'`` the mean of the temperatures is 3, near TTM's 1 / 0.3. The student's norm is
+    not used.
     """
 
     def __init__(self, tau: float | str = 'auto', loss_weight: float = 7.0, mode: str = 'clip') -> None:

@@ -27,4 +27,5 @@ class _ToMMEngine(logging.Handler):
 
 _logger = logging.getLogger('fnkd_plugin')
 _logger.addHandler(_ToMMEngine())
-_logger.setLevel(logging.INFO)
+if _logger.level == logging.NOTSET:
+    _logger.setLevel(logging.INFO)

@@ -125,11 +125,8 @@ class DistillHead(nn.Module):
         scaled = {}
         for name, value in losses.items():
             if 'loss' in name and self.hard_weight != 1:
-                value = (
-                    value * self.hard_weight
-                    if isinstance(value, Tensor)
-                    else [part * self.hard_weight for part in value]
-                )
+                parts = [part * self.hard_weight for part in ([value] if isinstance(value, Tensor) else value)]
+                value = parts[0] if isinstance(value, Tensor) else parts
             scaled['loss_hard' if name == 'loss' else name] = value
         return scaled
 

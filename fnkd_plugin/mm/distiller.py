@@ -4,6 +4,7 @@ import functools
 import logging
 import types
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmengine.model import BaseModel
@@ -43,6 +44,7 @@ else:
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Distillation:
     """What distilling adds to a student, in one plain object outside the module tree.
 
@@ -57,12 +59,11 @@ class Distillation:
         step: What the log needs of the last training step.
     """
 
-    def __init__(self, teacher: Teacher, head: DistillHead, reader: Reader, classes: Classes | None = None) -> None:
-        self.teacher = teacher
-        self.head = head
-        self.reader = reader
-        self.classes = classes
-        self.step: Step | None = None
+    teacher: Teacher
+    head: DistillHead
+    reader: Reader
+    classes: Classes | None = None
+    step: Step | None = None
 
     def __deepcopy__(self, memo: dict) -> 'Distillation':
         return self

@@ -38,7 +38,7 @@ def read_names(classes: ClassNames, owner: str) -> list[str]:
         owner: Begins the errors.
 
     Raises:
-        SetupError: If there are none, or ``classes`` is none of these.
+        SetupError: If there are none, or ``classes`` is anything else.
     """
     if isinstance(classes, str) and Path(classes).is_file():
         names = [line.strip() for line in read_text(Path(classes), owner).splitlines() if line.strip()]

@@ -115,7 +115,7 @@ def taxonomy_of(groups: Any) -> Taxonomy:
             - a list of one group for each class, or of one list of indices for each class.
 
     Raises:
-        SetupError: If it is none of these, or does not fit together; with the first offending entries.
+        SetupError: If it is anything else, or does not fit together; with the first wrong entries.
     """
     if isinstance(groups, Taxonomy):
         return groups

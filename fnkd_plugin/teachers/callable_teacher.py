@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.teacher import ModelTeacher
+from fnkd_plugin.teachers.teacher import ModelTeacher, sharing_weights
 
 
 class CallableTeacher(ModelTeacher):
     """A trained ``nn.Module``, or any function of images.
 
-    A module with a last affine layer has a feature norm. A function has none, so KD applies and FNKD does not; devices
-    and modes of what it calls are the caller's matter.
+    A module with a last affine layer has a feature norm; it is used through a frozen copy that shares its weights. A
+    function has no norm, so KD applies and FNKD does not, and it has to care for devices and modes itself.
 
     Args:
         fn: Images [N, C, H, W] to logits [N, K]; or, for configs, the dotted name by which to import it.
@@ -38,7 +38,7 @@ class CallableTeacher(ModelTeacher):
         found = _imported(name, fn) if isinstance(fn, str) else fn
         if isinstance(found, type) or not callable(found):
             raise SetupError(f'{name}: fn must be a module or a function of images, but is {found!r}.')
-        model = found if isinstance(found, nn.Module) else _Function(found)
+        model = sharing_weights(found) if isinstance(found, nn.Module) else _Function(found)
         super().__init__(model, model, PixelFormat(channel_order='rgb'), name, mean=mean, std=std, **options)
 
 

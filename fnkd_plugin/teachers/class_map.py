@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.errors import SetupError, check_several_classes, first_few
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.taxonomy.names import read_text
 from fnkd_plugin.teachers.class_names import Classes, differences, name_key
@@ -88,11 +88,7 @@ class ClassMap:
                 f"{self._owner}: its classes are not the student's, in their order ({different}); give "
                 "class_map='by-name', or classes=..., its own, if it was trained on the student's under other names."
             )
-        if count < 2:
-            raise SetupError(
-                f'{self._owner}: the softmax over 1 class is always 1, so nothing can be learned from it; give student '
-                'and teacher 2 classes (a binary classifier of one logit has 1).'
-            )
+        check_several_classes(f'Distilling: the teacher {self._owner}', count)
 
     def restrict(self, prediction: Prediction) -> Prediction:
         """The prediction over the student's classes, [N, K]."""

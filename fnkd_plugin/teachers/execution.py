@@ -44,10 +44,10 @@ _TRIED = [Way(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last
 
 
 class Execution:
-    """A frozen network, run in the dtype and memory order that the options say, else in the student's.
+    """A frozen network, run in the dtype and memory order of its options, or else of the student.
 
-    The student's are those of its autocast (``--amp``); without it they are fp32 and contiguous, so that fp32 runs stay
-    exact. A network whose weights are not fp32 (``model.half()``) is run in their dtype, without autocast.
+    The student's are those of its autocast (``--amp``); without it fp32 and contiguous, so that fp32 runs stay exact. A
+    network whose weights are not fp32 (``model.half()``) runs in their dtype, without autocast.
 
     Args:
         owner: Whose it is; begins the errors.
@@ -148,12 +148,8 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
 
 def _checked(owner: str, options: Any) -> Mapping[str, Any]:
     known = {'dtype': tuple(DTYPES), 'channels_last': (True, False), 'compile': (True, False)}
-    if not isinstance(options, Mapping) or not set(options) <= set(known):
-        raise SetupError(
-            f"{owner}: execution is 'auto' or a dict of {', '.join(known)}, but is {options!r}; such as "
-            "dict(dtype='bfloat16', channels_last=True)."
-        )
-    for name, value in options.items():
-        if value not in known[name] and not (name == 'compile' and isinstance(value, Mapping)):
-            raise SetupError(f'{owner}: execution.{name} is one of {known[name]}, but is {value!r}.')
+    for name, value in options.items() if isinstance(options, Mapping) else [(None, None)]:
+        if value not in known.get(name, ()) and not (name == 'compile' and isinstance(value, Mapping)):
+            allowed = ', '.join(f'{key} in {values}' for key, values in known.items())
+            raise SetupError(f"{owner}: execution is 'auto' or a dict of {allowed}, but is {options!r}.")
     return options

@@ -12,10 +12,9 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.readers import probe
+from fnkd_plugin.readers import ImageSize, probe
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
-from fnkd_plugin.teachers.resize import Size
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 _COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (128, 128, 128))
@@ -47,7 +46,7 @@ class HuggingFaceTeacher(ModelTeacher):
         stated = getattr(processor, 'resample', None)
         interpolation = 'bicubic' if stated is None else Resampling(stated).name.lower()  # bicubic: our choice
         pixels = PixelFormat(channel_order='rgb')
-        if None in (options.get('mean'), options.get('std'), options.get('channel_order')):
+        if any(options.get(key) is None for key in ('mean', 'std', 'channel_order')):
             pixels = _format_of(name, processor)
         size = None if options.get('input_size') else _size_of(name, processor) or _only_size(model, forward)
         labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order
@@ -117,7 +116,7 @@ def _format_of(name: str, processor: Any) -> PixelFormat:
     return PixelFormat.of(mean, std, order)
 
 
-def _size_of(name: str, processor: Any) -> Size | None:
+def _size_of(name: str, processor: Any) -> ImageSize | None:
     """The (H, W) that the processor makes of images of any size; None if it leaves them as they are."""
     given = [(64, 64), (96, 96), (96, 64)]
     images = [_processed(processor, (0, 0, 0), *size) for size in given]

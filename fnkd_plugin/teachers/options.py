@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.readers import ImageSize
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_map import ClassMapping
 from fnkd_plugin.teachers.execution import ExecutionOptions
-from fnkd_plugin.teachers.resize import Size
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TeacherOptions:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     channel_order: str | None = None
-    input_size: Size | None = None
+    input_size: ImageSize | None = None
     interpolation: str | None = None
     execution: ExecutionOptions = None
     class_map: ClassMapping | None = None

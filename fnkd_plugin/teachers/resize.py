@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.readers import ImageSize
 
 # What torch has for each; it lacks Lanczos and Hamming windows, to which bicubic is nearest (tested).
 _MODES = {
@@ -15,8 +16,6 @@ _MODES = {
     'box': dict(mode='area'),
     'area': dict(mode='area'),
 }
-
-Size = int | tuple[int, int]
 
 
 class Resize:
@@ -38,7 +37,7 @@ class Resize:
         SetupError: If the size is not of one or two whole numbers > 0, or the interpolation is unknown.
     """
 
-    def __init__(self, owner: str, size: Size | None, interpolation: str) -> None:
+    def __init__(self, owner: str, size: ImageSize | None, interpolation: str) -> None:
         if interpolation not in _MODES:
             raise SetupError(f'{owner}: interpolation must be one of {", ".join(_MODES)}, but is {interpolation!r}.')
         sides = size if isinstance(size, (tuple, list)) else (size, size)

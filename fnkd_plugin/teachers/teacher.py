@@ -1,5 +1,6 @@
 """The interface of teachers."""
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.prediction import Prediction
-from fnkd_plugin.readers import AffineReader, find_last_affine, probe
+from fnkd_plugin.readers import AffineReader, ImageSize, find_last_affine, probe
 from fnkd_plugin.teachers.class_map import ClassMap
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.execution import Execution, Way
 from fnkd_plugin.teachers.options import TeacherOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
-from fnkd_plugin.teachers.resize import Resize, Size
+from fnkd_plugin.teachers.resize import Resize
 
 _logger = logging.getLogger(__name__)
 
@@ -91,11 +92,9 @@ class Teacher(ABC):
 class ModelTeacher(Teacher):
     """A teacher that is an ``nn.Module``, run in eval mode (BN and dropout), without gradients, on the images' device.
 
-    The module itself is used: it is put in eval mode, its parameters stop requiring gradients, it follows the images'
-    device, and its last affine layer gets a forward hook, one in all. Give a copy of a module that still trains.
-
     Args:
-        model: The trained model.
+        model: The trained model. It is put in eval mode and stops requiring gradients, and its last affine layer gets a
+            hook; for a module of the caller give :func:`sharing_weights`.
         forward: Images in the teacher's format to logits [N, K].
         pixels: The format the model was trained on.
         name: For messages.
@@ -114,7 +113,7 @@ class ModelTeacher(Teacher):
         forward: Callable[[Tensor], Tensor],
         pixels: PixelFormat,
         name: str,
-        own_size: Size | None = None,
+        own_size: ImageSize | None = None,
         own_interpolation: str = 'bicubic',
         own_classes: Classes | None = None,
         **options: Any,
@@ -131,8 +130,7 @@ class ModelTeacher(Teacher):
         self._convert: Callable[[Tensor], Tensor] | None = None
         self._device = next(model.parameters(), torch.empty(0)).device
         channels = None if self.pixels.mean is None else len(self.pixels.mean)
-        side = self.input_size and self.input_size[0]
-        output, layer_outputs = probe(self.model, lambda images: forward(self._resize(images)), side, channels)
+        output, layer_outputs = probe(self.model, forward, self.input_size, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
             raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
         layer = find_last_affine(output, layer_outputs)
@@ -195,6 +193,13 @@ class ModelTeacher(Teacher):
             prediction = self._reader.take()
             assert prediction is not None
             return self._classes.restrict(prediction)
+
+
+def sharing_weights(model: nn.Module) -> nn.Module:
+    """A frozen copy that shares weights and buffers; the module itself keeps its mode, hooks and gradients."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    memo.update({id(b): b.detach() for b in model.buffers()})
+    return copy.deepcopy(model, memo)
 
 
 def _describe(output: Any) -> str:

@@ -10,7 +10,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.teachers.resize import Size
+from fnkd_plugin.readers import ImageSize
 
 
 def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> PretrainedCfg:
@@ -60,7 +60,7 @@ def checkpoint_classes(state: Mapping[str, Tensor], cfg: PretrainedCfg) -> int |
     return None if weight is None else len(weight)
 
 
-def fixed_size(model: nn.Module, img_size: Size | None = None) -> Size | None:
+def fixed_size(model: nn.Module, img_size: ImageSize | None = None) -> ImageSize | None:
     """The one size of images that a timm model takes, as it was built; None if it takes others.
 
     Args:

@@ -72,7 +72,7 @@ def test_images_of_several_sizes_are_refused(options: dict, collate: str, tmp_pa
 
 
 def test_images_that_the_batch_augmentations_leave_alone_are_refused(tmp_path: Path) -> None:
-    """As they do where there is no label."""
+    """As for images without labels."""
     student = resnet(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))
     data = loader(dict(type='RandomImages', pipeline=[dict(type='RemoveLabel'), dict(type='PackInputs')]))
     with pytest.raises(SetupError, match=r'have not mixed the images; check that these have labels'):

@@ -98,12 +98,12 @@ def test_training_sees_what_the_teacher_saw(kind: str, tmp_path: Path) -> None:
     student = resnet(train_cfg=KINDS[kind], data_preprocessor=pixels)
     seen_by_teacher.clear()
     cache = make_cache(tmp_path / 'cache', teacher, student=student, train_dataloader=_data())
-    asked = seen_by_teacher[-2 * COUNT :]
+    compared = seen_by_teacher[-2 * COUNT :]
     found = _seen(distilled(student, cached(cache)), tmp_path / 'run').images
     # Bit for bit, in the order of the batches, and again in epochs 3 and 4.
-    assert [image for batch in found for image in batch] == 2 * asked
+    assert [image for batch in found for image in batch] == 2 * compared
     assert [len(batch) for batch in found[:3]] == [4, 4, 2]
-    assert len(set(asked)) == 2 * COUNT
+    assert len(set(compared)) == 2 * COUNT
 
 
 @pytest.mark.parametrize('workers', [dict(num_workers=2, persistent_workers=True), dict(num_workers=1)])
@@ -246,20 +246,20 @@ def test_the_largest_logits_do(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(top.losses[:3], whole.losses[:3], rtol=2e-3)
 
 
-def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_compared_with_the_live_teacher(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = make_cache(
         tmp_path / 'cache', timm_teacher(folder), student=_student(), train_dataloader=_data(), dtype='float32'
     )
     model = distilled(_student(), cached(cache, verify=9, live=timm_teacher(folder)))
-    asked, predict_rows = [], cached_teacher.predict_rows
+    compared, predict_rows = [], cached_teacher.predict_rows
 
     def count(*args: Any) -> Any:
-        asked.append(len(args[2]['inputs']))
+        compared.append(len(args[2]['inputs']))
         return predict_rows(*args)
 
     monkeypatch.setattr(cached_teacher, 'predict_rows', count)
-    after = run(model, tmp_path / 'asked', **_options()).model
-    assert asked == [4, 2, 2]  # as many batches as hold nine, from all over the cache, the short ones too
+    after = run(model, tmp_path / 'compared', **_options()).model
+    assert compared == [4, 2, 2]  # as many batches as hold nine, from all over the cache, the short ones too
     plain = run(distilled(_student(), cached(cache)), tmp_path / 'not', **_options()).model
     assert_same_weights(after.state_dict(), plain.state_dict())
     spoil(tmp_path / 'cache', view=1)

@@ -333,13 +333,13 @@ def test_files_are_data(folder: Path, tmp_path: Path) -> None:
         build(distilled(resnet(), cached(cache, verify=2)))
 
 
-def test_a_teacher_can_be_asked_again(folder: Path, tmp_path: Path) -> None:
+def test_rows_are_compared_with_the_live_teacher(folder: Path, tmp_path: Path) -> None:
     checkpoint = timm_checkpoint(tmp_path)
     cache = make_cache(tmp_path / 'cache', timm_teacher(tmp_path))
     model = distilled(resnet(), cached(cache, verify=5, live=timm_teacher(tmp_path, class_map=[3, 2, 1, 0])))
-    asked = run(model, tmp_path / 'asked').model
+    compared = run(model, tmp_path / 'compared').model
     assert_same_weights(
-        asked.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
+        compared.state_dict(), run(distilled(resnet(), cached(cache)), tmp_path / 'not').model.state_dict()
     )
     several = cached(cache, verify=5, live=dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)]))
     with pytest.raises(SetupError, match='verify: EnsembleTeacher is not a teacher that can be cached'):

@@ -111,7 +111,7 @@ def test_another_number_of_classes_is_refused_with_both_numbers() -> None:
         (dict(eps_near=-0.1), r'eps_near must be a finite number >= 0 and < 1, but is -0\.1'),
         (dict(eps_uniform=float('nan')), 'eps_uniform must be a finite number .* is nan'),
         (dict(groups=['a', 'b', 'c']), 'no class has a neighbour; give others, or use LSRLoss'),
-        (dict(groups='dogs'), "'dogs' is none of cub, cifar100, cars_make, cars_body"),
+        (dict(groups='dogs'), "'dogs' is not one of cub, cifar100, cars_make, cars_body"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:

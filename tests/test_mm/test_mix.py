@@ -1,24 +1,27 @@
 """A teacher or smoothed labels mixed into a plain config: the same from Python, a file and the shell."""
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
+from fnkd_plugin.cli.train import merge_arguments, parse_args, read_config
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.config import is_distilled, load_config
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.teachers import EnsembleTeacher, TimmTeacher
 from tests.helpers import (
     CLASSES,
+    assert_same_weights,
     config,
     distilled,
     preprocessor,
@@ -36,20 +39,11 @@ TEACHER = dict(type='TimmTeacher', model='resnet50', checkpoint='t.pth')
 
 
 def _plain(student: dict | None = None, **options: Any) -> Config:
-    return config(student or resnet(), Path('w'), **options)
-
-
-def _train_tool() -> Any:
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
+    return config(student or resnet(), **{'work_dir': Path('w'), **options})
 
 
 def _mixed_by_shell(*argv: object) -> Config:
-    tool = _train_tool()
-    return tool.read_config(tool.parse_args([str(arg) for arg in argv]))
+    return read_config(parse_args([str(arg) for arg in argv]))
 
 
 def _entries(cfg: Config) -> dict:
@@ -198,10 +192,32 @@ def test_a_mixed_config_is_dumped_as_it_is_read(plain_file: Path) -> None:
     assert mixed.model.student.head.loss == dict(type='LSRLoss', eps=0.1)
 
 
-def test_presets_are_those_of_the_configs() -> None:
-    shipped = Config.fromfile(ROOT / 'configs' / '_base_' / 'methods.py')
-    assert {name: value for name, value in shipped.to_dict().items() if value['type'] == 'DistillHead'} == METHODS
-    assert shipped.lsr == SMOOTHINGS['lsr']
+def test_the_pair_of_a_distilled_config_by_another_method(tmp_path: Path) -> None:
+    fnkd = distill(_plain(), TEACHER, tau=2.0)
+    kd = distill(fnkd, method='kd', temperature=2.0)
+    assert kd.model == distill(_plain(), TEACHER, 'kd', temperature=2.0).model
+    assert fnkd.model.head.soft_loss == dict(type='FNKDLoss', tau=2.0), 'a copy'
+    plain, file = write_configs(tmp_path, Path('t.pth'))
+    flags = ['--distill', 'kd', '--cfg-options', 'model.head.soft_loss.temperature=2', 'model.teacher.checkpoint=x']
+    by_shell = _mixed_by_shell(file, *flags).model
+    assert by_shell.head.soft_loss.temperature == 2 and by_shell.teacher.checkpoint == 'x'
+    with pytest.raises(SetupError, match='give --teacher'):
+        _mixed_by_shell(plain, '--distill', 'kd')
+
+
+def test_a_rule_from_the_shell_is_applied_to_the_training_sets_classes(tmp_path: Path) -> None:
+    """A subset of the birds, as folders."""
+    for name in ('001.Herring_Gull', '002.Ivory_Gull', '003.Mallard'):
+        (tmp_path / 'birds' / name).mkdir(parents=True)
+    file = tmp_path / 'config.py'
+    file.write_text(
+        "model = dict(type='TimmStudent', model='test_resnet', num_classes=3)\n"
+        f"train_dataloader = dict(dataset=dict(type='CustomDataset', data_root={str(tmp_path)!r}, data_prefix='birds'))"
+    )
+    for options in ('groups=cub', 'groups.rule=last_word'):
+        model = _mixed_by_shell(file, '--label-smoothing', 'alsr', '--label-smoothing-cfg', options).model
+        ((_, loss),) = label_tables(MODELS.build(model))
+        assert loss.taxonomy.neighbours == [[1], [0], []]
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -372,8 +388,8 @@ def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_pat
 )
 def test_each_method_has_a_work_dir_of_its_own(flags: list[str], folder: str, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
-    cfg, args = _mixed_by_shell(plain, *flags), _train_tool().parse_args([str(plain), *flags])
-    _train_tool().merge_arguments(cfg, args)
+    cfg, args = _mixed_by_shell(plain, *flags), parse_args([str(plain), *flags])
+    merge_arguments(cfg, args)
     assert Path(cfg.work_dir).name == folder
 
 
@@ -384,3 +400,19 @@ def test_the_common_data_preprocessor_ends_at_the_student(tmp_path: Path) -> Non
     runner = train(mixed.model, tmp_path, data_preprocessor=mine, train_cfg=dict(by_epoch=True, max_epochs=1))
     assert isinstance(runner.model, Distiller) and isinstance(runner.model.data_preprocessor, ClsDataPreprocessor)
     assert runner.model.data_preprocessor.std.flatten().tolist() == [50.0, 51.0, 52.0]
+
+
+def test_a_run_outside_of_the_tools_stores_plain_checkpoints_and_resumes_exactly(tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> Runner:
+        plain = _plain(work_dir=str(tmp_path / name), **options)
+        plain.train_dataloader.dataset.pipeline.insert(0, dict(type='RandomFlip', prob=0.5))
+        runner = Runner.from_cfg(distill(plain, timm_teacher(tmp_path), 'kd'))
+        runner.train()
+        return runner
+
+    whole = run('whole')
+    resumed = run('resumed', load_from=str(tmp_path / 'whole' / 'epoch_1.pth'), resume=True)
+    assert whole.iter == resumed.iter == 8
+    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+    saved = torch.load(tmp_path / 'whole' / 'epoch_2.pth', weights_only=True)
+    assert_same_weights(saved['state_dict'], whole.model.state_dict())

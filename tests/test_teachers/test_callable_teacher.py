@@ -38,16 +38,32 @@ def test_a_function_gives_logits_of_its_own_format() -> None:
     assert prediction.feature_norm is None and prediction.origin is None
 
 
-def test_a_module_is_frozen_and_has_its_norm() -> None:
+def test_a_modules_copy_is_frozen_and_has_its_norm() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, CLASSES))
     teacher = CallableTeacher(net, **HALVES)
-    assert teacher.has_feature_norm and not net.training and not any(p.requires_grad for p in net.parameters())
+    own = teacher.model
+    assert teacher.has_feature_norm and not own.training and not any(p.requires_grad for p in own.parameters())
     teacher.prepare(teacher.pixels)
     prediction = teacher.predict(IMAGES)
-    assert torch.equal(prediction.logits, net(IMAGES))
-    torch.testing.assert_close(prediction.feature_norm, net[:4](IMAGES).norm(dim=1))
-    assert prediction.origin is net[4].bias
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(prediction.logits, net(IMAGES))
+        torch.testing.assert_close(prediction.feature_norm, net[:4](IMAGES).norm(dim=1))
+    assert prediction.origin.data_ptr() == net[4].bias.data_ptr()
+
+
+def test_the_callers_module_stays_as_it_is() -> None:
+    """However many teachers are made of it; weights are shared, not doubled."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)).train()
+    teachers = [CallableTeacher(net, **HALVES) for _ in range(3)]
+    teachers[0].prepare(teachers[0].pixels)
+    teachers[0].predict(IMAGES)
+    assert net.training and all(module.training for module in net) and all(p.requires_grad for p in net.parameters())
+    assert not any(module._forward_hooks for module in net.modules())
+    for teacher in teachers:
+        for a, b in zip(teacher.model.parameters(), net.parameters(), strict=True):
+            assert a.data_ptr() == b.data_ptr() and not a.requires_grad
 
 
 def test_grey_images() -> None:

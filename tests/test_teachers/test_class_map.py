@@ -204,7 +204,7 @@ def test_imagenets_own_order_is_recognised() -> None:
         ([True, False], LETTERS, None, 'indices alone or names alone'),
         ([0.0, 1.0], LETTERS, None, 'indices alone or names alone'),
         (3, LETTERS, None, 'indices alone or names alone, but is 3'),
-        ([1], LETTERS, None, 'softmax over 1 class'),
+        ([1], LETTERS, None, 'teacher Teacher has 1 class'),
         ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
         ('by-name', LETTERS, None, r'needs the names of the student.*Distiller\(classes='),
         ('by-name', LETTERS, Classes(['a', 'z']), "1 of 2 classes are not among the teacher's 5: 'z'"),

@@ -153,7 +153,7 @@ def test_the_member_that_does_not_fit_is_named(tmp_path: Path) -> None:
     two_heads['checkpoint'] = str(timm_checkpoint(tmp_path, 'crossvit_tiny_240'))
     model = distilled(resnet(), dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path), two_heads]))
     model['head']['soft_loss'] = dict(type='FNKDLoss')
-    with pytest.raises(SetupError, match=r'needs feature norms, but TimmTeacher\(crossvit_tiny_240\) has no one'):
+    with pytest.raises(SetupError, match=r'feature norms, but TimmTeacher\(crossvit_tiny_240\) has no single last'):
         build(model)
 
 
@@ -165,7 +165,7 @@ def test_wrong_teachers_count_less(weight: float) -> None:
     """The mean over images, each of a wrong teacher times the weight."""
     labels = A.logits.argmax(1)
     labels[:2] = (labels[:2] + 1) % CLASSES
-    found = DistillHead(dict(type='KDLoss'), wrong_teacher_weight=weight)(STUDENT, A, labels)[0]['loss_soft']
+    found = DistillHead(dict(type='KDLoss'), wrong_teacher_weight=weight)(STUDENT, A, labels)['loss_soft']
     each = [KDLoss()(*(Prediction(x.logits[n : n + 1]) for x in (STUDENT, A))) for n in range(6)]
     expected = (weight * sum(each[:2]) + sum(each[2:])) / 6
     torch.testing.assert_close(found, expected)
@@ -174,8 +174,8 @@ def test_wrong_teachers_count_less(weight: float) -> None:
 def test_of_several_teachers_the_mean_is_right_or_wrong() -> None:
     labels = BOTH.logits.argmax(1)
     head = DistillHead(dict(type='KDLoss'), wrong_teacher_weight=0.0)
-    torch.testing.assert_close(head(STUDENT, BOTH, labels)[0]['loss_soft'], KDLoss()(STUDENT, BOTH))
-    assert head(STUDENT, BOTH, (labels + 1) % CLASSES)[0]['loss_soft'] == 0
+    torch.testing.assert_close(head(STUDENT, BOTH, labels)['loss_soft'], KDLoss()(STUDENT, BOTH))
+    assert head(STUDENT, BOTH, (labels + 1) % CLASSES)['loss_soft'] == 0
 
 
 def test_wrong_teacher_weight_faults() -> None:

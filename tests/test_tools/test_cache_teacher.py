@@ -45,7 +45,7 @@ def test_a_killed_tool_resumes_and_its_cache_trains(tools: Tools, tmp_path: Path
     flags = [*VIEWS, '--cfg-options', 'train_dataloader.num_workers=1']
     done = tools.run('cache_teacher.py', config, '--out', whole, *flags)
     assert done.code == 0, done.output
-    assert all(fact in done.output for fact in ('16 images', '3 views', '4 classes', 'float16', '768 B'))
+    assert all(fact in done.output for fact in ('16 images', '3 views', '4 classes', 'float16', '960 B'))
     # The probe, the first image, and 4 batches a view: within the second view.
     killed = tools.run_apart('cache_teacher.py', config, '--out', cut, *flags, KILL_AT='8')
     assert killed.code == -signal.SIGKILL, killed.output
@@ -115,7 +115,7 @@ def test_what_cannot_be_cached_ends_in_one_line(tools: Tools, tmp_path: Path) ->
     for out in ('plain.py', '.', 'file/cache'):
         refused = tools.run('cache_teacher.py', config, '--out', tmp_path / out)
         assert refused.code == 1 and len(refused.output.splitlines()) == 1, refused.output
-    assert large.code == 1 and '2.56e+05 TB' in large.output.splitlines()[-1]
+    assert large.code == 1 and '3.2e+05 TB' in large.output.splitlines()[-1]
     assert not (tmp_path / 'out').exists()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import mmpretrain
 import pytest
 import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
 
 from tests.helpers import assert_same_weights, timm_checkpoint
 from tests.test_tools.configs import PURE_PYTHON, write_configs
@@ -38,6 +40,12 @@ def assert_error(finished: Finished, *facts: str) -> None:
     assert all(fact in last for fact in facts), last
 
 
+def _trained_weights(config: Path, num_classes: int) -> dict:
+    model = Config.fromfile(config).model
+    model.head.num_classes = num_classes
+    return MODELS.build(model).state_dict()
+
+
 @pytest.mark.upstream
 def test_a_distilled_student_is_tested_with_and_without_the_plugin(
     tools: Tools, configs: tuple[Path, Path], tmp_path: Path
@@ -47,6 +55,8 @@ def test_a_distilled_student_is_tested_with_and_without_the_plugin(
     trained = tools.run('train.py', distilled, '--work-dir', work, '--cfg-options', ONE_EPOCH)
     assert trained.code == 0, trained.output
     assert 'loss_soft' in trained.output
+    assert 'NoiseImages: 4 classes, 16 images' in trained.output
+    assert f'tools/test.py {work}/plain_distilled.py {work}/epoch_1.pth' in trained.output
     next(tmp_path.glob('test_resnet*.pth')).unlink()  # the teacher's
 
     options = ['--cfg-options', 'test_dataloader.batch_size=3']
@@ -151,6 +161,15 @@ def test_what_does_not_fit_ends_in_one_line(tools: Tools, configs: tuple[Path, P
     assert_error(train(plain, '--resume', tmp_path / 'object.pth'), 'object.pth')
     assert_error(tools.run('test.py', tmp_path / 'none.py', 'x.pth'), 'none.py')
     assert_error(tools.run('test.py', plain, tmp_path / 'no.pth', *work), 'no.pth')
+    torch.save({'state_dict': {'other.weight': torch.zeros(1)}}, tmp_path / 'other.pth')
+    other = tmp_path / 'other.pth'
+    assert_error(tools.run('test.py', plain, other, *work), 'other.pth', '1 unknown (other.weight)')
+    assert_error(train(plain, '--cfg-options', f'load_from={other}'), 'other.pth', '1 unknown (other.weight)')
+    three = ['--cfg-options', 'model.head.num_classes=3']
+    assert_error(train(plain, *three), 'train_dataloader', '4 classes', 'model 3')
+    torch.save({'state_dict': _trained_weights(plain, num_classes=3)}, tmp_path / 'three.pth')
+    tested = tools.run('test.py', plain, tmp_path / 'three.pth', *work, *three)
+    assert_error(tested, 'test_dataloader', '4 classes', 'model 3')
     for kind in ('CUB', 'CUB2010'):
         dataset = f"train_dataloader['dataset'] = dict(type='{kind}', data_root='nowhere', pipeline=pipeline)\n"
         (tmp_path / 'birds.py').write_text(plain.read_text() + dataset)

@@ -1,4 +1,4 @@
-"""Metafiles and the README's table say what the results files say, and are up to date."""
+"""Metafiles and the table of docs/zoo.md say what the results files say, and are up to date."""
 
 import json
 import runpy
@@ -34,7 +34,9 @@ def _run(config: str, seed: int, accuracy: float, **options: float) -> dict:
 def root(tmp_path: Path) -> Path:
     """A checkout with results of two students and their teacher."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs', ignore=shutil.ignore_patterns('metafile.yml'))
-    (tmp_path / 'README.md').write_text('before\n<!-- zoo -->\nold\n<!-- /zoo -->\nafter\n')
+    (tmp_path / 'README.md').touch()
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'zoo.md').write_text('before\n<!-- zoo -->\nold\n<!-- /zoo -->\nafter\n')
     runs = {
         'teacher': _run('teacher_digits.py', 0, 99.0),
         'fnkd_trial0': _run('fnkd_digits.py', 100, 100.0),
@@ -61,7 +63,7 @@ def test_metafile_and_table_from_results(zoo: ModuleType, root: Path) -> None:
     assert (fnkd['Metadata']['Options'], fnkd['Metadata']['Seeds']) == ({'lr': 0.02}, [0, 1])
     assert fnkd['Metadata']['Parameters'] == 3562  # of the student alone
     assert models['plain_digits']['Results'][0]['Metrics'] == {'Top 1 Accuracy': 70.25}
-    readme = (root / 'README.md').read_text()
+    readme = (root / 'docs' / 'zoo.md').read_text()
     assert readme.startswith('before\n<!-- zoo -->\n| model') and readme.endswith('\n<!-- /zoo -->\nafter\n')
     assert '85.00 ± 7.07 | 2 | 3,562 |' in readme and '70.25 | 1 |' in readme
 
@@ -74,7 +76,7 @@ def test_weights_are_kept(zoo: ModuleType, root: Path) -> None:
     path.write_text(yaml.safe_dump(metafile))
     zoo.main(root)
     assert yaml.safe_load(path.read_text()) == metafile
-    assert '[file](https://example.org/x.pth)' in (root / 'README.md').read_text()
+    assert '[file](https://example.org/x.pth)' in (root / 'docs' / 'zoo.md').read_text()
 
 
 def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
@@ -104,16 +106,19 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
 
 
 def test_names(zoo: ModuleType) -> None:
-    names = [zoo.model_name(Path(stem)) for stem in ('fnkd_lite0_cub2010.py', 'kd_t1_lite0_cub2010.py', 'kd_digits.py')]
-    assert names == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    pair = 'fnkd_lite0_cub2010.py'
+    commands = (pair, f'{pair} --distill kd_t1', 'fnkd_digits.py --distill kd')
+    assert [*map(zoo.model_name, commands)] == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    smoothed = 'plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub'
+    assert zoo.model_name(smoothed) == 'alsr-mbv3_cub2010'
 
 
 def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) -> None:
-    for name in ('configs', 'benchmarks'):
+    for name in ('configs', 'benchmarks', 'docs'):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(ROOT / 'README.md', tmp_path)
     zoo.main(tmp_path)
-    assert (tmp_path / 'README.md').read_text() == (ROOT / 'README.md').read_text()
+    assert (tmp_path / 'docs' / 'zoo.md').read_text() == (ROOT / 'docs' / 'zoo.md').read_text()
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.glob('configs/*/metafile.yml'))
     assert written == [path.relative_to(ROOT) for path in METAFILES]
     for path in written:
@@ -146,8 +151,9 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
     for metafile in METAFILES:
         for model in yaml.safe_load(metafile.read_text())['Models']:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
-            config, options = Path(model['Config']).name, model['Metadata']['Options']
-            of_config = [r for k, r in runs.items() if r['config'] == config and '_trial' not in k]
+            command = ' '.join([Path(model['Config']).name, *model['Metadata'].get('Flags', '').split()])
+            options = model['Metadata']['Options']
+            of_config = [r for k, r in runs.items() if r['config'] == command and '_trial' not in k]
             tested = [r for r in of_config if r['options'] == options]
             # Rows that share a config differ in options; the first is the model's.
             assert of_config[0]['options'] == options

@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 
 WARM_UP = 2
-_PACKAGES = ('torch', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain')
+_PACKAGES = ('torch', 'triton', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain')
 
 
 def interleaved(todo: Mapping[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:

@@ -1,12 +1,17 @@
-"""The soft loss alone, forward and backward, against log_softmax + softmax + kl_div in eager and under torch.compile.
+"""The soft loss alone, value and gradient, against log_softmax + softmax + kl_div in eager and under torch.compile.
 
-On a CPU with one thread. Extra bytes are what the allocator holds at most beyond the inputs, the gradient of the logits
-among them.
+On a CPU ours is the plain form with one thread, on a GPU the kernel. A call is timed by itself, until the device has
+done its work: at small sizes that is what the host takes to launch it, of which ``nothing`` shows autograd's part. On a
+GPU it is also captured in a CUDA graph and replayed, which leaves the work of the device. Extra memory is what the
+allocator holds at most beyond the inputs, the gradient of the logits among it, in sizes of the logits. Needs neither
+MMEngine nor MMPretrain.
 """
 
 import argparse
+import statistics
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,76 +19,97 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import profile
 
-from fnkd_plugin import Prediction
 from fnkd_plugin.losses import FNKDLoss, KDLoss
+from fnkd_plugin.prediction import Prediction
 
 from ._timing import interleaved, median_interval, shown
 
-CLASSES = (10, 100, 1_000, 21_841)
-IMAGES = (32, 256, 1_024, 4_096)
+SIZES = {
+    'cpu': [(images, classes) for classes in (10, 100, 1_000) for images in (32, 256)],
+    'gpu': [(images, classes) for classes in (100, 1_000, 21_841) for images in (256, 2_048)],
+}
+COMPILED = [(256, 1_000), (256, 21_841), (2_048, 21_841)]
 TEMPERATURE, TAU = 4.0, 2.0
 LOSSES = {'kd': KDLoss(TEMPERATURE), 'fnkd': FNKDLoss(TAU)}
-WAYS = ('eager', 'eager_compiled', 'ours', 'ours_compiled')
+REPLAYS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sizes, type and device."""
-    parser.add_argument('--rounds', type=int, default=200, help='at most; fewer where one takes long')
-    parser.add_argument('--max-logits', type=float, default=1e8, help='leaves out larger N * K; 24 GB hold 1e8')
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--no-compile', action='store_true', help='eager only; compiling takes minutes on a CPU')
+    """Sizes, and where."""
+    default = 'gpu' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--preset', choices=list(SIZES), default=default, help='sizes and type: fp32, on a GPU bf16')
+    parser.add_argument('--rounds', type=int, default=100)
+    parser.add_argument('--no-compile', action='store_true', help='leaves torch.compile out, which takes a minute')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Times, their ratios to eager's and peak extra bytes, for each policy and size."""
+    """Times, their ratios to eager's and peak extra memory, for each policy and size."""
     torch.set_num_threads(1)
+    device, dtype = ('cuda', torch.bfloat16) if args.preset == 'gpu' else ('cpu', torch.float32)
     rows = []
-    for classes in CLASSES:
-        for images in IMAGES:
-            if images * classes > args.max_logits:
-                continue
-            for policy in LOSSES:
-                rows.append(_row(policy, images, classes, args))
-    setting = {'dtype': args.dtype, 'device': args.device, 'cpu_threads': torch.get_num_threads()}
+    for images, classes in SIZES[args.preset]:
+        for policy in LOSSES:
+            given = [_prediction(images, classes, device, dtype, learned) for learned in (True, False)]
+            compiled = not args.no_compile and (images, classes) in COMPILED
+            size = {'policy': policy, 'images': images, 'classes': classes}
+            rows.append(size | measure(_ways(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values()))))
+    setting = {'device': device, 'dtype': str(dtype).removeprefix('torch.'), 'cpu_threads': 1, 'rounds': args.rounds}
     return {'setting': setting, 'rows': rows}
 
 
-def _row(policy: str, images: int, classes: int, args: argparse.Namespace) -> dict[str, Any]:
-    torch.compiler.reset()  # each size is compiled for itself
-    student, teacher = (_prediction(images, classes, args, student) for student in (True, False))
-    calls = {name: partial(_gradient, loss, student, teacher) for name, loss in _ways(policy, args).items()}
+class _Nothing(torch.autograd.Function):
+    """What autograd takes for a function of Python that launches nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def measure(
+    ways: dict[str, Callable], student: Prediction, teacher: Prediction, rounds: int, title: str
+) -> dict[str, Any]:
+    """Of one size."""
+    calls = {name: partial(gradients, loss, student, teacher) for name, loss in ways.items()}
     expected = calls['eager']()
     for call in calls.values():
-        torch.testing.assert_close(call(), expected, rtol=1e-3, atol=1e-2 * float(expected.abs().max()))
-    rounds = max(7, min(args.rounds, int(2e8 / (images * classes))))
-    times = interleaved(calls, rounds, f'{policy} {images} x {classes}')
-    fp32 = 4 * images * classes
-    row: dict[str, Any] = {'policy': policy, 'images': images, 'classes': classes, 'rounds': rounds}
+        for found, exact in zip(call(), expected, strict=True):
+            torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2 * float(exact.abs().max()))
+    calls['nothing'] = lambda: torch.autograd.grad(_Nothing.apply(student.logits), student.logits)
+    times = interleaved(calls, rounds, title)
+    row: dict[str, Any] = {}
     for name, call in calls.items():
         ratios = [t / e for t, e in zip(times[name], times['eager'], strict=True)]
         row[f'{name}_ms'] = median_interval(times[name], 4)
         row[f'{name}_ratio'] = median_interval(ratios, 3)
-        row[f'{name}_extra'] = round(_peak_extra(call, args.device) / fp32, 2)
+        if name == 'nothing':
+            continue
+        if student.logits.is_cuda and name != 'compiled':
+            row[f'{name}_graph_ms'] = round(_replayed(call), 4)
+        row[f'{name}_extra'] = round(_peak_extra(call, student.logits.is_cuda) / student.logits.nbytes, 2)
     return row
 
 
-def _prediction(images: int, classes: int, args: argparse.Namespace, student: bool) -> Prediction:
-    like: dict[str, Any] = {'device': args.device, 'dtype': getattr(torch, args.dtype)}
-    logits = (3 * torch.randn(images, classes, device=args.device)).to(like['dtype'])
-    found = Prediction(logits, 1 + 5 * torch.rand(images, **like), torch.randn(classes, device=args.device))
-    return Prediction(*(x.requires_grad_(student) for x in found if x is not None))
+def _prediction(images: int, classes: int, device: str, dtype: torch.dtype, learned: bool) -> Prediction:
+    logits = (3 * torch.randn(images, classes, device=device)).to(dtype)
+    found = logits, 1 + 5 * torch.rand(images, device=device), torch.randn(classes, device=device)
+    return Prediction(*(x.requires_grad_(learned) for x in found))
 
 
-def _ways(policy: str, args: argparse.Namespace) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
-    eager, ours = partial(_reference, policy), LOSSES[policy]
-    ways: dict[str, Callable] = {'eager': eager, 'ours': ours}
-    if not args.no_compile:
-        ways |= {f'{name}_compiled': torch.compile(way, dynamic=False, fullgraph=True) for name, way in ways.items()}
+def _ways(policy: str, compiled: bool) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
+    eager = partial(_naive, policy)
+    ways: dict[str, Callable] = {'eager': eager, 'ours': LOSSES[policy]}
+    if compiled:
+        torch.compiler.reset()  # each size is compiled for itself
+        ways['compiled'] = torch.compile(eager, dynamic=False, fullgraph=True)
     return ways
 
 
-def _reference(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
+def _naive(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
     """As it is written everywhere, in fp32."""
 
     def scaled(x: Prediction) -> Tensor:
@@ -97,12 +123,28 @@ def _reference(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
     )
 
 
-def _gradient(loss: Callable[[Prediction, Prediction], Tensor], student: Prediction, teacher: Prediction) -> Tensor:
-    return torch.autograd.grad(loss(student, teacher), list(student), allow_unused=True)[0]
+def gradients(loss: Callable[[Prediction, Prediction], Tensor], student: Prediction, teacher: Prediction) -> list:
+    """Of the logits, and of norm and bias where the policy has any."""
+    found = torch.autograd.grad(loss(student, teacher), list(student), allow_unused=True)
+    return [x for x in found if x is not None]
 
 
-def _peak_extra(call: Callable[[], Any], device: str) -> int:
-    if device != 'cpu':
+def _replayed(call: Callable[[], Any]) -> float:
+    """Milliseconds of a call that was captured in a CUDA graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
+    graph.replay()
+    for event in events:
+        event.record()
+        graph.replay()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in pairwise(events))
+
+
+def _peak_extra(call: Callable[[], Any], on_gpu: bool) -> int:
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -120,18 +162,18 @@ def _peak_extra(call: Callable[[], Any], device: str) -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table: eager's time, the others as shares of it, and extra memory in sizes of the logits in fp32."""
-    ways = [way for way in WAYS if f'{way}_ms' in results['rows'][0]]
-    others = ways[1:]
-    names = [way.replace('_', ', ') for way in others]
+    """A Markdown table: eager's time, the others as shares of it, and extra memory in sizes of the logits."""
     lines = [
-        f'| policy, N × K | eager, ms | {" | ".join(f"{name} / eager" for name in names)} '
-        f'| extra memory: {"; ".join(["eager", *names])} |',
-        '| --- |' + ' --: |' * (len(others) + 2),
+        '| policy, N × K | eager, ms | compiled / eager | ours / eager | autograd alone / eager '
+        '| device alone: ours / eager, ms | extra memory: eager; ours |',
+        '| --- | --: | --: | --: | --: | --: | --: |',
     ]
     for row in results['rows']:
-        shares = ' | '.join(shown(row[f'{way}_ratio'], 2) for way in others)
-        extra = '; '.join(f'{row[f"{way}_extra"]:.1f}' for way in ways)
         name = f'{row["policy"]}, {row["images"]:,} × {row["classes"]:,}'
-        lines.append(f'| {name} | {shown(row["eager_ms"], 3)} | {shares} | {extra} |')
+        shares = [
+            shown(row[f'{way}_ratio'], 2) if f'{way}_ratio' in row else '' for way in ('compiled', 'ours', 'nothing')
+        ]
+        graph = f'{row["ours_graph_ms"]:.3f} / {row["eager_graph_ms"]:.3f}' if 'ours_graph_ms' in row else ''
+        extra = f'{row["eager_extra"]:.1f}; {row["ours_extra"]:.1f}'
+        lines.append(f'| {name} | {shown(row["eager_ms"], 3)} | {" | ".join(shares)} | {graph} | {extra} |')
     return '\n'.join(lines)

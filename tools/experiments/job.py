@@ -44,6 +44,8 @@ class Job:
     """The teacher's checkpoint."""
     data_root: Path | None = None
     """The folder of the images, where it is not the config's."""
+    flags: tuple[str, ...] = ()
+    """Further ones of tools/train.py."""
     cache: Cache | None = None
     """In the teacher's place; the teacher's own training makes it at its end."""
 
@@ -65,7 +67,7 @@ class Job:
             options.update({'model.teacher._delete_': True, 'model.teacher.type': 'CachedTeacher'})
             options['model.teacher.path'] = self.cache.folder
         pairs = _pairs({**options, **self._paths(self.teacher)})
-        return [str(self.config), '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
+        return [str(self.config), '--work-dir', str(self.folder), '--resume', *self.flags, '--cfg-options', *pairs]
 
     def cache_arguments(self, checkpoint: Path) -> list[str]:
         """The command line of tools/cache_teacher.py; a cache that was cut off goes on."""
@@ -98,7 +100,7 @@ def start(log_folder: Path) -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train; where the checkpoint is, and what the training took."""
     began, cpu = time.perf_counter(), time.process_time()
-    from train import main
+    from fnkd_plugin.cli.train import main
 
     try:
         main(job.arguments())
@@ -120,20 +122,19 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _make_cache(job: Job, checkpoint: Path) -> None:
-    from cache_teacher import main
+    from fnkd_plugin.cli.cache import main
 
     main(job.cache_arguments(checkpoint))
 
 
 def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
-    from train import parse_args
+    from train import parse_args, read_config
 
-    from fnkd_plugin.mm.config import load_config, plain_config
+    from fnkd_plugin.mm.config import plain_config
     from fnkd_plugin.mm.training import set_loader_defaults
 
-    cfg = load_config(job.config, parse_args(job.arguments()).cfg_options)
-    plain = plain_config(cfg)
+    plain = plain_config(read_config(parse_args(job.arguments())))
     plain.work_dir, plain.load_from = str(job.folder), str(checkpoint)
     plain.default_hooks['save_predictions'] = dict(type='SavePredictionsHook')
     set_loader_defaults(plain)

@@ -181,14 +181,23 @@ class Study:
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
         known = method.needs_teacher and self.teacher.name in self.results.runs
-        return self._job(name, method.config, seed, options, self.checkpoint(self.teacher) if known else None)
+        teacher = self.checkpoint(self.teacher) if known else None
+        return self._job(name, method.config, seed, options, teacher, method.flags)
 
-    def _job(self, name: str, config: str, seed: int, options: Options, teacher: Path | None = None) -> Job:
+    def _job(
+        self,
+        name: str,
+        config: str,
+        seed: int,
+        options: Options,
+        teacher: Path | None = None,
+        flags: tuple[str, ...] = (),
+    ) -> Job:
         options = {**options, **self._options}
         # Other options, another folder: a training never goes on from one that was something else.
-        key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps([config, flags, seed, options], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
-        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root)
+        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

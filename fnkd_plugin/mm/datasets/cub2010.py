@@ -8,6 +8,7 @@ from mmpretrain.datasets import CUB, BaseDataset
 from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.mm.datasets.tar_backend import index_of
 from fnkd_plugin.taxonomy.names import normalised
 
 _SPLITS = ('train', 'test')
@@ -29,14 +30,14 @@ class CUB2010(BaseDataset):
         **kwargs: See MMPretrain's ``BaseDataset``.
 
     Raises:
-        SetupError: If the folder lacks the files, or its ``classes.txt`` names other classes.
+        SetupError: If the folder lacks the files, its archive is truncated, or ``classes.txt`` names other classes.
     """
 
     METAINFO: ClassVar[dict] = {'classes': CUB.METAINFO['classes']}
 
     def __init__(self, data_root: str, split: str = 'train', part: str = 'all', **kwargs: object) -> None:
         if split not in _SPLITS or part not in _PARTS:
-            raise SetupError(f'CUB2010: split {split!r} is none of {_SPLITS}, or part {part!r} none of {_PARTS}.')
+            raise SetupError(f'CUB2010: split {split!r} must be one of {_SPLITS}, and part {part!r} one of {_PARTS}.')
         root = Path(data_root)
         missing = [n for n in ('images.tar', 'classes.txt', f'{split}.txt') if not (root / n).is_file()]
         if missing:
@@ -52,7 +53,14 @@ class CUB2010(BaseDataset):
         """One dict of ``img_path`` and ``gt_label`` an image."""
         lines = Path(self.ann_file).read_text().split('\n')
         pairs = [line.rsplit(' ', 1) for line in lines if line]
-        images = f'tar://{self.data_root}/images.tar!images'
+        archive = f'{self.data_root}/images.tar'
+        index = index_of(archive)  # a truncated one is refused here, not in the middle of an epoch
+        lost = [path for path, _ in pairs if f'images/{path}' not in index]
+        if lost:
+            raise SetupError(
+                f'CUB2010: {archive} lacks {len(lost)} of the images of {self.ann_file} ({first_few(lost)}).'
+            )
+        images = f'tar://{archive}!images'
         samples = [dict(img_path=f'{images}/{path}', gt_label=int(label)) for path, label in pairs]
         if self.part == 'all':
             return samples

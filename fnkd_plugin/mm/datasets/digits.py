@@ -27,7 +27,7 @@ class Digits(BaseDataset):
 
     def __init__(self, split: str, per_class: int | None = None, **kwargs: object) -> None:
         if split not in _PARTS:
-            raise SetupError(f'Digits: split {split!r} is none of {_PARTS}.')
+            raise SetupError(f'Digits: split {split!r} must be one of {_PARTS}.')
         self.split = split
         self.per_class = per_class
         super().__init__(ann_file='', **kwargs)

@@ -2,9 +2,12 @@
 
 import os
 import tarfile
+from pathlib import Path
 from typing import Any
 
 from mmengine.fileio import BaseStorageBackend, register_backend
+
+from fnkd_plugin.errors import SetupError
 
 _PREFIX = 'tar://'
 
@@ -24,10 +27,11 @@ class TarBackend(BaseStorageBackend):
 
         Raises:
             FileNotFoundError: If there is no such archive or member.
+            SetupError: If the archive is damaged or truncated.
         """
         archive, _, member = str(filepath).removeprefix(_PREFIX).partition('!')
         if archive not in self._archives:
-            self._archives[archive] = self._open(archive)
+            self._archives[archive] = os.open(archive, os.O_RDONLY), index_of(archive)
         descriptor, index = self._archives[archive]
         if member not in index:
             raise FileNotFoundError(f'{archive} has no member {member!r}.')
@@ -42,11 +46,22 @@ class TarBackend(BaseStorageBackend):
         """Parts joined by slashes, as names in an archive are."""
         return '/'.join([filepath.rstrip('/'), *filepaths])
 
-    @staticmethod
-    def _open(archive: str) -> tuple[int, dict[str, tuple[int, int]]]:
+
+def index_of(archive: str | Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of each file in an archive.
+
+    Raises:
+        SetupError: If the archive is damaged or truncated.
+    """
+    try:
         with tarfile.open(archive, 'r:') as tar:
-            index = {m.name: (m.offset_data, m.size) for m in tar if m.isfile()}
-        return os.open(archive, os.O_RDONLY), index
+            index = {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+    except tarfile.TarError as error:
+        raise SetupError(f'{archive} is not a whole tar archive ({error}); fetch it again.') from error
+    size, end = os.path.getsize(archive), max((offset + size for offset, size in index.values()), default=0)
+    if size < end:
+        raise SetupError(f'{archive} is truncated: it has {size} bytes of at least {end}; fetch it again.')
+    return index
 
 
 register_backend('tar', TarBackend, prefixes='tar', force=True)

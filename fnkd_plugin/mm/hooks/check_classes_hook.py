@@ -68,6 +68,7 @@ class CheckClassesHook(Hook):
         model = _unwrapped(runner.model)
         train = runner.train_dataloader.dataset
         _check_dataset('train_dataloader', train, model)
+        _check_mixing(model)
         if runner._val_loop is not None:
             val = runner.val_loop.dataloader.dataset
             _check_dataset('val_dataloader', val, model)
@@ -128,6 +129,17 @@ def _check_dataset(loader: str, dataset: Any, model: nn.Module) -> None:
         raise SetupError(
             f'{owner} has the labels {first_few(wrong)}, the model {count} classes, 0 to {count - 1}; fix the labels '
             f'or give --cfg-options {_option_of_count(model)}=N.'
+        )
+
+
+def _check_mixing(model: nn.Module) -> None:
+    """Refuse mixup and CutMix whose targets have another number of classes."""
+    count, preprocessor = class_count(model), getattr(model, 'data_preprocessor', None)
+    mixed = getattr(preprocessor, 'num_classes', None) if getattr(preprocessor, 'batch_augments', None) else None
+    if count and mixed and mixed != count:
+        raise SetupError(
+            f'data_preprocessor: mixed targets have {mixed} classes, the model {count}; give --cfg-options '
+            f'data_preprocessor.num_classes={count}.'
         )
 
 

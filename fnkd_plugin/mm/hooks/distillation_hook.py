@@ -32,13 +32,12 @@ class DistillationHook(Hook):
         self._steps: list[Step] = []
         self._first = 0  # the iteration of the first of them, from 1
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Restore the soft losses of a run that is resumed."""
-        stored = checkpoint.get('message_hub')
-        info = stored.get('runtime_info') if isinstance(stored, dict) else None
+    def before_train(self, runner: Any) -> None:
+        """Restore the soft losses of a run that was resumed, whose message hub has them now."""
+        stored = runner.message_hub.runtime_info.pop(SOFT_LOSSES, None)
         model = _distiller(runner)
-        if runner._resume and model is not None and isinstance(info, dict) and SOFT_LOSSES in info:
-            model.distillation.head.restore(info[SOFT_LOSSES])
+        if model is not None and stored is not None:
+            model.distillation.head.restore(stored)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Check the teacher, and store the soft losses."""
@@ -58,7 +57,7 @@ class DistillationHook(Hook):
         if step is None:
             raise RuntimeError(
                 f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), where distilling "
-                'happens: it learned nothing from its teacher. Call it in the train_step of the student.'
+                "happens, so that its teacher is not used. Call it in the student's train_step."
             )
         if runner.cfg.get('compile'):  # a graph may write to the same memory again
             step = step.clone()

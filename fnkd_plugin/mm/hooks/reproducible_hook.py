@@ -1,4 +1,4 @@
-"""Runs that depend on their seed alone, also when they are cut off and resumed."""
+"""Runs that depend on their seed alone, also when interrupted and resumed."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ from fnkd_plugin.mm.replay.switches import refuse_switches
 class ReproducibleHook(Hook):
     """Derives all randomness of training from (seed, epoch, sample) and (seed, rank, iteration).
 
-    MMEngine's resuming restores no random state, and its workers repeat or go on with theirs depending on
-    ``persistent_workers``. With this hook a run that was killed and resumed ends with the same weights as one
-    that was not, for any number of workers, and plain and distilled runs see the same batches. The seed is
-    ``randomness.seed``, or the one MMEngine drew, which a resumed run takes from the checkpoint. Put the hook
-    into ``default_hooks``, whose entries merge.
+    MMEngine restores no random state when it resumes, and its workers repeat or continue theirs depending on
+    ``persistent_workers``. With this hook a run that was killed and resumed ends with the same weights as one that was
+    not, for any number of workers, and plain and distilled runs see the same batches. The seed is ``randomness.seed``,
+    or the one that MMEngine drew, which a resumed run takes from the checkpoint. Put the hook into ``default_hooks``,
+    whose entries merge.
 
     Args:
-        replay: Augment by this ``seed``, and by the same ``views`` of each image again and again:
-            ``dict(seed=0, views=2)``. With ``batch_size=32``, which is the data loader's, batches and what mixes their
-            images come again, too. A ``CachedTeacher`` brings its own; others may be given it to be compared.
+        replay: Repeat these views of each image instead: ``dict(seed=0, views=2)``. With ``batch_size=32``, which must
+            be the data loader's, batches and their mixtures are repeated, too. A ``CachedTeacher`` brings its own; give
+            it to runs that are to be compared with one.
 
     Raises:
-        SetupError: Before training, if the images cannot be those that a ``CachedTeacher`` knows.
+        SetupError: Before training, if a ``CachedTeacher`` has no predictions for the images.
     """
 
     # Before every hook that may draw, and right after the batch is loaded, whose workers are seeded apart.
@@ -47,7 +47,7 @@ class ReproducibleHook(Hook):
         sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
         seed = _common_seed(runner)
         if hasattr(sampler, 'seed') and not _has_own_seed(runner):
-            # The sampler was built before a checkpoint told the seed.
+            # The sampler was built before the seed was read from a checkpoint.
             sampler.seed = seed
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         replay = self._replay_with(model)
@@ -71,14 +71,14 @@ class ReproducibleHook(Hook):
         checkpoint['meta'][TRAINING_IMAGES] = self._images
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed mixup, dropout and whatever else draws in the main process."""
+        """Seed mixup, dropout and all else that draws in the main process."""
         seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
 
     def _replay_with(self, model: Any) -> Replay | None:
         known = model.distillation.teacher.replay if isinstance(model, Distiller) else None
         if known and self._replay and known != self._replay:
             raise SetupError(
-                f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher knows {known}; leave replay out.'
+                f'ReproducibleHook: replay is {self._replay}, but the CachedTeacher has {known}; leave replay out.'
             )
         return known or self._replay
 

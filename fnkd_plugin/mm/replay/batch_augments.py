@@ -1,4 +1,4 @@
-"""Mixup, CutMix and the like, which mix the images of a batch after they were loaded, in the same way again."""
+"""Repeatable Mixup, CutMix and other augmentations that mix the images of a batch."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from fnkd_plugin.mm.replay.seeded_dataset import Replay, derive_seed, seed_all
 from fnkd_plugin.rng import isolated_rng
 
 _TRIALS = 16
-"""Batches that are mixed to learn how: enough that each augmentation of a usual choice has its turn."""
+"""Trial batches: enough for each augmentation of a usual choice to be drawn."""
 
 _TRIAL_SHAPE = (4, 3, 224, 224)
 
@@ -23,7 +23,7 @@ Augments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def batch_augments_of(preprocessor: Any) -> Any:
-    """What mixes the images of a batch in a data preprocessor, as its config built it, or None."""
+    """The batch augmentations of a data preprocessor, as its config built them, or None."""
     augments = getattr(preprocessor, 'batch_augments', None)
     return augments.augments if isinstance(augments, ReplayedAugments) else augments
 
@@ -34,12 +34,10 @@ def names_of(augments: Any) -> str:
 
 
 class ReplayedAugments:
-    """Batch augmentations whose numbers depend on nothing but (seed, view, batch).
-
-    The generators of the run are left where they are.
+    """Batch augmentations that depend on (seed, view, batch) alone and leave the generators of the run as they are.
 
     Args:
-        augments: What mixes.
+        augments: The augmentations.
         seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
     """
 
@@ -50,12 +48,12 @@ class ReplayedAugments:
         self._hook: RemovableHandle | None = None
 
     def attach(self, preprocessor: nn.Module) -> None:
-        """Mix what this data preprocessor is given from now on."""
+        """Mix the batches of this data preprocessor from now on."""
         preprocessor.batch_augments = self  # type: ignore[assignment]
         self._hook = preprocessor.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def detach(self, preprocessor: nn.Module) -> None:
-        """Leave it as it was."""
+        """Give it its own augmentations back."""
         if self._hook is not None:
             self._hook.remove()
         preprocessor.batch_augments = self.augments  # type: ignore[assignment]
@@ -68,13 +66,13 @@ class ReplayedAugments:
     # Compiled, it would draw from the generators of the graph.
     @torch.compiler.disable
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the batch that was looked at, and mark its first sample as ``mixed``."""
+        """Mix the batch of the current forward, and mark its first sample as ``mixed``."""
         stamps = [getattr(sample, 'stamp', None) for sample in self._samples]
         keys = {(stamp.view, stamp.batch) for stamp in stamps if stamp is not None}
         if len(keys) != 1 or None in stamps:
             raise RuntimeError(
-                f'{names_of(self.augments)}: these images are no batch of the replayed ones, and so cannot be mixed as '
-                'their teacher saw them.'
+                f'{names_of(self.augments)}: these images are not a replayed batch, and cannot be mixed as the '
+                'teacher saw them.'
             )
         [(view, batch)] = keys
         mixed = self.mix(inputs, scores, view, batch)
@@ -90,7 +88,7 @@ class ReplayedAugments:
 
 
 def replay_mixing(preprocessor: nn.Module, seed: int | None) -> None:
-    """Let a data preprocessor mix by :class:`ReplayedAugments`, in place; if ``seed`` is None, as its config says."""
+    """Make a data preprocessor mix by :class:`ReplayedAugments`, in place; without ``seed`` as its config says."""
     known: Any = getattr(preprocessor, 'batch_augments', None)
     if isinstance(known, ReplayedAugments):
         known.detach(preprocessor)
@@ -100,34 +98,34 @@ def replay_mixing(preprocessor: nn.Module, seed: int | None) -> None:
 
 
 def check_mixing(replay: Replay, preprocessor: nn.Module) -> None:
-    """Compare views that come again with whether a data preprocessor mixes the images of a batch.
+    """Check that a data preprocessor mixes the images of a batch if, and only if, those of a cache are mixed.
 
     Raises:
-        SetupError: If only one of the two knows mixed images.
+        SetupError: If only one of the two mixes.
     """
     augments = batch_augments_of(preprocessor)
     if augments is not None and replay.batch_size is None:
         raise SetupError(
             f"CachedTeacher: {names_of(augments)} mixes images of a batch, but the cache's teacher saw them unmixed; "
-            'make a cache with this config, take the batch augmentations out of it, or teach with the live teacher.'
+            'make a cache with this config, remove its batch augmentations, or train with the live teacher.'
         )
     if augments is None and replay.batch_size is not None:
         raise SetupError(
             "CachedTeacher: the cache's teacher saw mixed images, but the student's train_cfg or data preprocessor has "
-            'no batch augmentations; put in those of the cache, or make a cache with this config.'
+            'no batch augmentations; add those of the cache, or make a cache with this config.'
         )
 
 
 def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict[str, Any] | None:
-    """How a data preprocessor mixes batches, in words and by what becomes of trial batches; None if it does not.
+    """A description of batch augmentations, by their options and by checksums of trial batches; None if there are none.
 
     Args:
         preprocessor: Of the student.
         seed: 64 bits, of the replayed mixing.
-        batch_size: Images that are mixed together.
+        batch_size: Number of images that are mixed together.
 
     Raises:
-        SetupError: If it mixes otherwise the next time.
+        SetupError: If the trial batches are not repeatable.
     """
     augments = batch_augments_of(preprocessor)
     if augments is None:
@@ -135,9 +133,8 @@ def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict
     draws = _draws(copy.deepcopy(augments), seed, range(_TRIALS))
     if draws != _draws(copy.deepcopy(augments), seed, reversed(range(_TRIALS)))[::-1]:
         raise SetupError(
-            f'{names_of(augments)} mixes a batch otherwise the next time: by what it mixed before, or by a generator '
-            "that is neither NumPy's, torch's nor Python's common one. That cannot be replayed; train with a live "
-            'teacher.'
+            f'{names_of(augments)} is not repeatable: it depends on earlier batches, or draws from a generator '
+            "other than NumPy's, torch's and Python's global ones; train with a live teacher."
         )
     probabilities = getattr(augments, 'probs', None)
     return dict(
@@ -160,7 +157,7 @@ def _words(augment: Any) -> str:
 
 
 def _draws(augments: Augments, seed: int, batches: Iterable[int]) -> list[str]:
-    """Checksums of trial batches, in which each image is one number, and so shows who was mixed, where and how."""
+    """Checksums of trial batches; each image is one number, so that they depend on which images were mixed, and how."""
     replayed, count = ReplayedAugments(augments, seed), _TRIAL_SHAPE[0]
     found = []
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Batches that come again in every run: where images of a batch are mixed, the same ones must meet."""
+"""Batches that are the same in every run, for augmentations that mix the images of a batch."""
 
 import functools
 import math
@@ -14,12 +14,12 @@ from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, base_of, derive_se
 
 
 def order_of(seed: int, view: int, count: int) -> np.ndarray:
-    """In which order a view draws ``count`` samples, a permutation; batch b has those from ``b * batch_size`` on.
+    """The permutation in which a view draws ``count`` samples; batch b has those from ``b * batch_size`` on.
 
     Args:
         seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
         view: Its number.
-        count: How many there are.
+        count: Their number.
     """
     return np.random.Generator(np.random.PCG64(derive_seed(seed, view))).permutation(count)
 
@@ -30,8 +30,8 @@ def _fixed_sampler(base: type) -> type:
         def _batches(self) -> Iterator[int]:
             count, world, size = len(self.dataset), self.world_size, self._fnkd_size
             steps, batches = steps_of(count, world, size, self._fnkd_drop_last)
-            # What drop_last leaves out, the next pass through the views begins with. A batch that is not whole stays
-            # the last of its process, where the loader expects it.
+            # The next pass through the views begins with what drop_last left out. An incomplete batch stays the last
+            # of its process, where the loader expects it.
             first = self.epoch // self._fnkd_views * steps * world if self._fnkd_drop_last else 0
             for i in range(steps):
                 yield (first + i * world + self.rank) % batches
@@ -57,9 +57,9 @@ def _fixed_sampler(base: type) -> type:
 
 
 def steps_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
-    """How many batches of ``size`` each of ``world`` processes draws an epoch, and how many there are to draw from.
+    """Batches of ``size`` that each of ``world`` processes draws per epoch, and batches that there are.
 
-    The first is what the loader has without us, since MMEngine has planned its schedules by it.
+    The first is the loader's own number, for which MMEngine has planned its schedules.
     """
     share = math.ceil(count / world)
     return (share // size, count // size) if drop_last else (math.ceil(share / size), math.ceil(count / size))
@@ -76,13 +76,12 @@ def check_loader(loader: DataLoader) -> None:
     sampler = batch_sampler if composed else batch_sampler.sampler
     if composed or base_of(sampler) is not DefaultSampler:
         raise SetupError(
-            f'{base_of(sampler).__name__} makes batches of its own, but a cache of mixed images knows those images '
-            'together that its teacher saw together: train with DefaultSampler, without Mixup and CutMix, or with a '
-            'live teacher.'
+            f'{base_of(sampler).__name__} makes batches of its own, but a cache of mixed images has predictions of '
+            'fixed batches: train with DefaultSampler, without Mixup and CutMix, or with a live teacher.'
         )
     if not sampler.shuffle:
         raise SetupError(
-            'DefaultSampler(shuffle=False): where mixed images are replayed each view has an order of its own; set '
+            'DefaultSampler(shuffle=False): with replayed mixed images each view has an order of its own; set '
             'train_dataloader.sampler.shuffle=True.'
         )
 
@@ -90,13 +89,13 @@ def check_loader(loader: DataLoader) -> None:
 def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> None:
     """Make a loader's sampler draw the batches of :func:`order_of`, in place.
 
-    Epoch e draws those of view ``e % views``. Of several processes each takes every so many-th batch, so that the
-    batches do not depend on their number. A second call changes the arguments.
+    Epoch e draws those of view ``e % views``. Each of n processes takes every n-th batch, so that the batches do not
+    depend on n. A second call changes the arguments.
 
     Args:
         loader: Its sampler is a ``DefaultSampler``.
         seed: 64 bits.
-        views: How many there are.
+        views: Their number.
         batch_size: Of a process; the loader's.
 
     Raises:
@@ -106,9 +105,8 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
     check_loader(loader)
     if loader.batch_size != batch_size:
         raise SetupError(
-            f'The mixed images of the cache were mixed in batches of {batch_size}, but the batches of this run have '
-            f'{loader.batch_size}: give --cfg-options train_dataloader.batch_size={batch_size}, or make a cache for '
-            'these.'
+            f'The images of the cache were mixed in batches of {batch_size}, but the batches of this run have '
+            f'{loader.batch_size}: give --cfg-options train_dataloader.batch_size={batch_size}, or make another cache.'
         )
     count, world = len(sampler.dataset), sampler.world_size
     if not steps_of(count, world, batch_size, loader.drop_last)[0]:

@@ -1,4 +1,4 @@
-"""A data set whose augmentations depend on nothing but (seed, view, sample)."""
+"""Data sets whose augmentations depend on (seed, view, sample) alone."""
 
 import functools
 import itertools
@@ -36,9 +36,12 @@ class Replay(NamedTuple):
 
 
 class SampleIndex(int):
-    """An index into a data set that knows in which view (an epoch's, or a pass's), and time in it, it is drawn.
+    """An index into a data set with the view (epoch, or pass) in which it is drawn.
 
-    And in which batch, where batches are fixed (:mod:`fnkd_plugin.mm.replay.fixed_batches`).
+    Attributes:
+        view: The number of the view.
+        time: How often the index was drawn before in this view.
+        batch: The number of the batch, if batches are fixed (:mod:`fnkd_plugin.mm.replay.fixed_batches`).
     """
 
     view: int
@@ -55,13 +58,13 @@ class SampleIndex(int):
 
 
 class Stamp(NamedTuple):
-    """What a replayed data sample is, as its ``data_samples.stamp``.
+    """Where a replayed data sample comes from, as its ``data_samples.stamp``.
 
     Attributes:
         view: The view it was drawn in.
         sample: Its index in the outermost data set; ``sample_idx`` is the inner one inside ConcatDataset.
         pixels: The checksum of its image, see :func:`checksum`.
-        batch: The number of its batch in that view, where batches are fixed.
+        batch: The number of its batch in that view, if batches are fixed.
     """
 
     view: int
@@ -76,7 +79,7 @@ def checksum(image: torch.Tensor) -> int:
 
 
 def derive_seed(*key: int) -> int:
-    """A 64-bit seed that depends on every number of ``key`` and their order."""
+    """A 64-bit seed (BLAKE2b) that depends on each number of ``key`` and on their order."""
     text = ' '.join(str(int(number)) for number in key)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'little')
 
@@ -87,14 +90,14 @@ def data_seed(seed: int) -> int:
 
 
 def step_seed(seed: int, rank: int, iteration: int) -> int:
-    """What a process draws from in an iteration."""
+    """The seed of a process in an iteration."""
     return derive_seed(seed, 1, rank, iteration)
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators, CUDA's only where CUDA is in use.
+    """Seed Python's, numpy's and torch's global generators, and CUDA's if CUDA is in use.
 
-    ``torch.manual_seed`` would note down a stack trace for CUDA's later start, at ten times the price.
+    ``torch.manual_seed`` would keep a stack trace for CUDA's later start, at ten times the cost.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -131,7 +134,7 @@ def _stamp(sample: Any, view: int, index: int, batch: int) -> None:
         sample['data_samples'].set_field(stamp, 'stamp', field_type='metainfo')
     except (TypeError, KeyError, AttributeError) as error:
         raise SetupError(
-            f'A replayed data set must give one image tensor and its data sample, as PackInputs does: {error}.'
+            f'A replayed data set must return one image tensor and its data sample, as PackInputs does: {error}.'
         ) from error
 
 
@@ -153,7 +156,7 @@ def _view_sampler(base: type) -> type:
 
             def __iter__(self) -> Iterator[SampleIndex]:
                 view = self._view(getattr(self, 'epoch', 0))
-                if base is DefaultSampler:  # which repeats none, so that nothing must be remembered of each
+                if base is DefaultSampler:  # draws each sample once
                     yield from (SampleIndex(index, view) for index in super().__iter__())
                     return
                 # A sampler that repeats samples may do so on another process, which cannot be seen from here.
@@ -178,25 +181,25 @@ def _view_sampler(base: type) -> type:
 
 
 def named_after(base: type, cls: type) -> type:
-    """A class made at run time, with a name that says of which."""
+    """Name a class made at run time after its base."""
     cls.__name__ = cls.__qualname__ = cls.__name__ + base.__name__
     cls.__module__ = base.__module__
     return cls
 
 
 def rebase(thing: Any, make: Callable[[type], type]) -> None:
-    """Change an object's class to one made of its own; a second time, of that which it had first."""
+    """Change an object's class to ``make`` of the class that it had at first."""
     thing._fnkd_base = base_of(thing)
     thing.__class__ = make(thing._fnkd_base)
 
 
 def base_of(thing: Any) -> type:
-    """The class that an object had before :func:`rebase`."""
+    """The class of an object before :func:`rebase`."""
     return getattr(thing, '_fnkd_base', type(thing))
 
 
 def remade(make: Callable[[type], type], base: type) -> Any:
-    """An object, still empty, of a class made at run time, which pickle cannot find and so is told how to make."""
+    """An empty object of a class made at run time, for pickle, which cannot find such a class by name."""
     cls: Any = make(base)
     return cls.__new__(cls)
 
@@ -204,14 +207,13 @@ def remade(make: Callable[[type], type], base: type) -> Any:
 def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
     """Seed all generators before each sample of a data set from (``seed``, view, time in it, sample), in place.
 
-    The object's class changes to a subclass of its own, so that it stays what it is: hooks that swap the pipeline,
-    wrappers and ``metainfo`` work, in the worker processes too, whatever their number and age. A second call changes
-    the seed.
+    The object's class changes to a subclass of its own class, so that hooks that swap the pipeline, wrappers and
+    ``metainfo`` go on working, also in worker processes. A second call changes the seed.
 
     Args:
-        dataset: Any data set; it learns view and time from a :class:`SampleIndex`, and takes 0 for a plain index.
+        dataset: Any data set; view and time come from a :class:`SampleIndex`, and are 0 for a plain index.
         seed: 64 bits.
-        stamps: Whether each sample is to say what it is, see :class:`Stamp`.
+        stamps: Whether each sample gets a :class:`Stamp`.
     """
     rebase(dataset, _seeded_dataset)
     dataset._fnkd_seed = seed
@@ -219,14 +221,14 @@ def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
 
 
 def number_views(sampler: Any, views: int | None = None) -> None:
-    """Make a sampler say in which view, and time in it, it draws each sample, in place.
+    """Make a sampler draw :class:`SampleIndex`, in place.
 
-    The view is the epoch, or the pass of a sampler without epochs. The time counts how often the sample has come before
-    in it: samplers that repeat one for several augmentations get several. A second call changes ``views``.
+    The view is the epoch, or the pass of a sampler without epochs. The time counts how often a sample was drawn before
+    in the view, so that samplers that repeat one get several augmentations. A second call changes ``views``.
 
     Args:
-        sampler: Any sampler of indices; its class changes to a subclass of its own.
-        views: Begin again with view 0 after so many epochs.
+        sampler: Any sampler of indices; its class changes to a subclass of its own class.
+        views: Begin again with view 0 after this many epochs.
 
     Raises:
         SetupError: While it draws, if there are ``views`` and it draws a sample again within an epoch.

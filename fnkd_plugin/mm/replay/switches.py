@@ -1,4 +1,4 @@
-"""Hooks that change the images in the middle of a run, which a cache of one pipeline cannot follow."""
+"""Hooks that change the images in the middle of a run, for which a cache has no predictions."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ def refuse_switches(hooks: Iterable[Any], mixed: bool) -> None:
 
     Args:
         hooks: Of the run.
-        mixed: Whether what mixes the images of a batch is replayed, too, and so must go on.
+        mixed: Whether batch augmentations are replayed, too, and so must stay.
 
     Raises:
         SetupError: If a ``SwitchRecipeHook`` changes the pipeline or the batch augmentations.
@@ -26,7 +26,7 @@ def refuse_switches(hooks: Iterable[Any], mixed: bool) -> None:
                 # None takes batch augmentations out, and leaves a pipeline as it is.
                 if recipe.get(key) is not None or (mixed and key == 'batch_augments' and key in recipe):
                     raise SetupError(
-                        f'Replay: SwitchRecipeHook sets other {key} at epoch {epoch}, but the images are to be those '
-                        'of one pipeline, as the teacher of a cache saw them; train the parts as runs of their own '
-                        '(load_from), each with its cache, or teach with the live teacher.'
+                        f'Replay: SwitchRecipeHook sets other {key} at epoch {epoch}, but a cache has predictions for '
+                        'one pipeline; train the parts as separate runs (load_from), each with its cache, or use the '
+                        'live teacher.'
                     )

@@ -63,3 +63,13 @@ def test_a_folder_of_other_classes_is_refused(root: Path) -> None:
     first = r"line 1 is 'Laysan Albatross', not 'Black footed Albatross', line 2 .*, line 200 is None, not"
     with pytest.raises(SetupError, match=first):
         CUB2010(data_root=str(root))
+
+
+@pytest.mark.parametrize('share', [0.0, 0.2, 0.5, 0.7])
+def test_a_truncated_archive_is_refused_at_once(root: Path, share: float) -> None:
+    archive = root / 'images.tar'
+    with tarfile.open(archive) as tar:
+        end = max(member.offset_data + member.size for member in tar)
+    archive.write_bytes(archive.read_bytes()[: int(share * end)])
+    with pytest.raises(SetupError, match=r'images\.tar'):
+        CUB2010(data_root=str(root), pipeline=PIPELINE)

@@ -33,5 +33,5 @@ def test_per_class_keeps_the_same_few() -> None:
 
 
 def test_unknown_split_is_refused() -> None:
-    with pytest.raises(SetupError, match='none of'):
+    with pytest.raises(SetupError, match=r"'validation'.*'train', 'val', 'test'"):
         Digits(split='validation')

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import get, get_file_backend, get_text
 
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.datasets import TarBackend
 
 
@@ -32,3 +33,12 @@ def test_what_is_missing_is_named(archive: Path, tmp_path: Path) -> None:
         TarBackend().get(f'tar://{archive}!x/c.txt')
     with pytest.raises(FileNotFoundError, match=r'none.tar'):
         TarBackend().get(f'tar://{tmp_path}/none.tar!x')
+
+
+@pytest.mark.parametrize('size', [0, 100, 515, 1539])
+def test_a_truncated_archive_is_refused(size: int, archive: Path) -> None:
+    """Cut in its first header, and in a file; their contents begin at bytes 512 and 1536."""
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:size])
+    with pytest.raises(SetupError, match=r'a\.tar'):
+        TarBackend().get(f'tar://{archive}!x/a.txt')

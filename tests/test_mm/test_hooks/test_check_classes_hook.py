@@ -172,6 +172,13 @@ def test_a_test_set_of_another_number_is_refused(tmp_path: Path) -> None:
         Runner.from_cfg(cfg).test()
 
 
+def test_mixed_targets_of_another_number_are_refused(tmp_path: Path) -> None:
+    model = resnet(train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+    model['data_preprocessor'] = model['data_preprocessor'] | dict(num_classes=9)
+    with pytest.raises(SetupError, match='9 classes, the model 4'):
+        build_runner(config(model, tmp_path)).train()
+
+
 def test_models_of_other_tasks_are_not_checked(tmp_path: Path) -> None:
     head = dict(type='MultiLabelLinearClsHead', num_classes=7, in_channels=32)
     assert class_count(build(resnet(head=head))) is None

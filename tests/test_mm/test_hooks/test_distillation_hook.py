@@ -143,10 +143,13 @@ def test_checkpoints_hold_each_soft_loss_and_a_loss_made_meanwhile_changes_nothi
     assert set(stored) == {'loss_soft_fnkd', 'loss_soft_fnkd_2'}
     assert [state['batches'] for state in stored.values()] == [4, 4]
 
-    resumed = Runner.from_cfg(config(model, tmp_path, resume=True, load_from=str(tmp_path / 'epoch_1.pth')))
-    resumed.load_or_resume()
-    losses = resumed.model.distillation.head.soft_losses
-    assert [loss.get_extra_state() for loss in losses] == list(stored.values())
-    started = Runner.from_cfg(config(model, tmp_path, load_from=str(tmp_path / 'epoch_1.pth')))
-    started.load_or_resume()
-    assert all(math.isnan(loss.tau) for loss in started.model.distillation.head.soft_losses), 'another run'
+    for resume in (True, False):
+        cfg = config(model, tmp_path, resume=resume, load_from=str(tmp_path / 'epoch_1.pth'))
+        again = Runner.from_cfg(cfg)
+        again.load_or_resume()
+        again.call_hook('before_train')
+        losses = again.model.distillation.head.soft_losses
+        begun = [loss.get_extra_state()['batches'] for loss in losses]
+        assert begun == ([4, 4] if resume else [0, 0]), 'load_from begins another run'
+        if resume:
+            assert [loss.get_extra_state() for loss in losses] == list(stored.values())

@@ -109,17 +109,17 @@ def test_validation_is_not_mixed_and_state_is_not_saved() -> None:
     assert list(preprocessor.state_dict()) == before
 
 
-def test_what_is_no_replayed_batch_is_not_mixed_in_silence() -> None:
+def test_batches_that_are_not_replayed_are_refused() -> None:
     preprocessor = _preprocessor(augments=MIXUP)
     replay_mixing(preprocessor, 7)
     batch = _batch()
     _mixed(preprocessor, batch)
     assert batch['data_samples'][0].mixed
-    with pytest.raises(RuntimeError, match='Mixup: these images are no batch of the replayed ones'):
+    with pytest.raises(RuntimeError, match='Mixup: these images are not a replayed batch'):
         preprocessor(_batch(stamped=False), True)
     two = _batch()
     two['data_samples'][0].set_field(Stamp(1, 0, 0, 3), 'stamp', field_type='metainfo')
-    with pytest.raises(RuntimeError, match='are no batch'):
+    with pytest.raises(RuntimeError, match='are not a replayed batch'):
         preprocessor(two, True)
 
 
@@ -178,10 +178,10 @@ def test_describing_is_exact_and_leaves_the_generators() -> None:
     assert _description(seed=8, augments=CUTMIX)['draws'] != _description(augments=CUTMIX)['draws']
 
 
-def test_what_draws_from_a_generator_of_its_own_is_refused() -> None:
-    with pytest.raises(SetupError, match='OwnGenerator mixes a batch otherwise the next time'):
+def test_augmentations_that_are_not_repeatable_are_refused() -> None:
+    with pytest.raises(SetupError, match='OwnGenerator is not repeatable'):
         _description(augments=dict(type='OwnGenerator'))
-    with pytest.raises(SetupError, match='EveryOther mixes a batch otherwise the next time: by what it mixed before'):
+    with pytest.raises(SetupError, match='EveryOther is not repeatable: it depends on earlier batches'):
         _description(augments=dict(type='EveryOther'))
 
 

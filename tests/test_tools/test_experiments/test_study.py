@@ -84,7 +84,7 @@ def test_finals_read_a_cache_that_the_teachers_training_makes(tmp_path: Path) ->
     # All see the same images, and the results file says so.
     for entry in (study.results.runs['plain_seed0'], study.results.runs['kd_seed0']):
         assert entry['options']['default_hooks.reproducible.replay.views'] == 2
-    assert "type='CachedTeacher'" in (job.folder / 'kd_digits.py').read_text()
+    assert "type='CachedTeacher'" in (job.folder / 'fnkd_digits.py').read_text()
     assert str(tmp_path) not in study.results.path.read_text()
     # Lost, it is made again before anything is taught.
     shutil.rmtree(cache.folder)

@@ -97,8 +97,7 @@ class Table:
         self.mean_norm = float(norms.mean(dtype=torch.float64))
 
     def __call__(self, indices: Tensor, views: Tensor) -> Prediction:
-        """Of a batch [N]."""
-        rows = indices * VIEWS + views
-        return Prediction(
-            self._logits.index_select(0, rows).float(), self._norms.index_select(0, rows).float(), self._origin
-        )
+        """Of batches [seeds, N]: logits [seeds, N, K] and feature norms [seeds, N], fp32, and the bias."""
+        rows = (indices * VIEWS + views).flatten()
+        logits, norms = (x.index_select(0, rows).float() for x in (self._logits, self._norms))
+        return Prediction(logits.view(*indices.shape, -1), norms.view(indices.shape), self._origin)

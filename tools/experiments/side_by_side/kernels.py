@@ -1,6 +1,6 @@
 """Convolution, batch norm, sum and ReLU of many networks at once, in Triton: a few large kernels, not many small ones.
 
-Activations are [N, H, W, S * C], S networks beside each other; weights are [S, K * K, inputs, outputs]. All products
+Activations are [S, N, H, W, C] of S networks; weights are [S, K * K, inputs, outputs]. All products
 are of the activations' type, summed in fp32, as autocast has them; sums over a batch are made in a fixed order, so that
 a training can be repeated bit for bit.
 """
@@ -10,48 +10,113 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 128
-"""Pixels of a tile."""
+# Measured on an H100 with 42 networks: pixels of a tile and warps of a program; for weights by channels.
+CONV = dict(ROWS=128, num_warps=4)
+WEIGHTS = {
+    16: dict(ROWS=32, num_warps=1, STAGES=3),
+    32: dict(ROWS=32, num_warps=1, STAGES=3),
+    64: dict(ROWS=64, num_warps=4, STAGES=3),
+}
+AT_ONCE_UP_TO = 0
+"""Channels with which all nine taps of a convolution are loaded at once, instead of three by three."""
+POINTS, SUMS = 2048, 4096
+"""Numbers of a tile of what is done to each, and of sums."""
+
+
+@triton.jit
+def _tap(
+    x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first,
+    DY: tl.constexpr, DX: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, SIZE: tl.constexpr,
+    STRIDE: tl.constexpr, BACKWARD: tl.constexpr, IN: tl.constexpr,
+):  # fmt: skip
+    """What pixels see through one tap, and its weights."""
+    if BACKWARD:
+        py, px = line - DY, column - DX
+        inside = inside & (py >= 0) & (px >= 0)
+        if STRIDE > 1:
+            inside = inside & (py % STRIDE == 0) & (px % STRIDE == 0)
+            py, px = py // STRIDE, px // STRIDE
+    else:
+        py, px = line * STRIDE + DY, column * STRIDE + DX
+        inside = inside & (py >= 0) & (px >= 0)
+    inside = inside & (py < height_in) & (px < width_in)
+    channel = first + tl.arange(0, IN)
+    at = (((network * images + image) * height_in + py) * width_in + px) * C_IN
+    if C_IN % IN == 0:
+        a = tl.load(x + at[:, None] + channel[None, :], inside[:, None], 0.0)
+    else:
+        a = tl.load(x + at[:, None] + channel[None, :], inside[:, None] & (channel < C_IN)[None, :], 0.0)
+    tap = network * SIZE * SIZE + (DY + SIZE // 2) * SIZE + DX + SIZE // 2
+    if BACKWARD:  # weights are [..., C_OUT, C_IN] then
+        at = (tap * C_OUT + outputs[None, :]) * C_IN + channel[:, None]
+    else:
+        at = (tap * C_IN + channel[:, None]) * C_OUT + outputs[None, :]
+    return a, tl.load(w + at, (channel < C_IN)[:, None] & (outputs < C_OUT)[None, :], 0.0)
 
 
 @triton.jit
 def _convolve(
-    x, w, y, stats, scale, shift, residual, pixels, height, width, height_in, width_in, row_in, row_out,
+    x, w, y, stats, scale, shift, residual, images, height, width, height_in, width_in, channels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, BACKWARD: tl.constexpr,
     STATS: tl.constexpr, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    # Networks in the fastest axis: those that share cache lines run together.
     blocks: tl.constexpr = (C_OUT + OUT - 1) // OUT
-    network, block, tile = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
-    pixel = tile * ROWS + tl.arange(0, ROWS)
+    # Tiles in the first axis, which alone may have more than 65,535 programs.
+    tile, network, block = tl.program_id(0), tl.program_id(1) // blocks, tl.program_id(1) % blocks
+    pixels, pixel = images * height * width, tile * ROWS + tl.arange(0, ROWS)
     column, line, image = pixel % width, (pixel // width) % height, pixel // (width * height)
-    inputs, outputs = tl.arange(0, IN), block * OUT + tl.arange(0, OUT)
+    outputs, inside = block * OUT + tl.arange(0, OUT), pixel < pixels
     total = tl.zeros([ROWS, OUT], dtype=tl.float32)
-    for tap in tl.static_range(SIZE * SIZE):
-        dy: tl.constexpr = tap // SIZE - SIZE // 2
-        dx: tl.constexpr = tap % SIZE - SIZE // 2
-        if BACKWARD:
-            py, px = line - dy, column - dx
-            inside = (py >= 0) & (px >= 0) & (py % STRIDE == 0) & (px % STRIDE == 0)
-            py, px = py // STRIDE, px // STRIDE
-        else:
-            py, px = line * STRIDE + dy, column * STRIDE + dx
-            inside = (py >= 0) & (px >= 0)
-        inside = inside & (py < height_in) & (px < width_in) & (pixel < pixels)
-        start = ((image * height_in + py) * width_in + px) * row_in + network * C_IN
+    # Many loads first, then their products: what one load waits for, the others wait for at the same time.
+    if SIZE == 1:
         for first in tl.static_range(0, C_IN, IN):
-            channel = first + inputs
-            a = tl.load(x + start[:, None] + channel[None, :], inside[:, None] & (channel < C_IN)[None, :], 0.0)
-            if BACKWARD:  # weights are [..., C_OUT, C_IN] then
-                at = ((network * SIZE * SIZE + tap) * C_OUT + outputs[None, :]) * C_IN + channel[:, None]
-            else:
-                at = ((network * SIZE * SIZE + tap) * C_IN + channel[:, None]) * C_OUT + outputs[None, :]
-            b = tl.load(w + at, (channel < C_IN)[:, None] & (outputs < C_OUT)[None, :], 0.0)
+            a, b = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first, 0, 0,
+                        C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
             total = tl.dot(a, b, total)
+    elif AT_ONCE == 9:
+        a0, b0 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, -1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a1, b1 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, 0,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a2, b2 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, 1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a3, b3 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, -1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a4, b4 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, 0,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a5, b5 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, 1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a6, b6 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, -1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a7, b7 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, 0,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        a8, b8 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, 1,
+                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+        total = tl.dot(a0, b0, total)
+        total = tl.dot(a1, b1, total)
+        total = tl.dot(a2, b2, total)
+        total = tl.dot(a3, b3, total)
+        total = tl.dot(a4, b4, total)
+        total = tl.dot(a5, b5, total)
+        total = tl.dot(a6, b6, total)
+        total = tl.dot(a7, b7, total)
+        total = tl.dot(a8, b8, total)
+    else:
+        for dy in tl.static_range(-1, 2):
+            for first in tl.static_range(0, C_IN, IN):
+                a0, b0 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first,
+                              dy, -1, C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+                a1, b1 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first,
+                              dy, 0, C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+                a2, b2 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first,
+                              dy, 1, C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
+                total = tl.dot(a0, b0, total)
+                total = tl.dot(a1, b1, total)
+                total = tl.dot(a2, b2, total)
     channel = network * C_OUT + outputs
-    at = pixel[:, None] * row_out + channel[None, :]
-    here = (pixel < pixels)[:, None] & (outputs < C_OUT)[None, :]
+    at = (network * pixels + pixel)[:, None] * C_OUT + outputs[None, :]
+    here = inside[:, None] & (outputs < C_OUT)[None, :]
     if AFFINE:
         s = tl.load(scale + channel, outputs < C_OUT, 0.0)
         total = total * s[None, :] + tl.load(shift + channel, outputs < C_OUT, 0.0)[None, :]
@@ -63,42 +128,46 @@ def _convolve(
     tl.store(y + at, found, here)
     if STATS:
         rounded = found.to(tl.float32)
-        tl.store(stats + (tile * 2) * row_out + channel, tl.sum(rounded, 0), outputs < C_OUT)
-        tl.store(stats + (tile * 2 + 1) * row_out + channel, tl.sum(rounded * rounded, 0), outputs < C_OUT)
+        tl.store(stats + (tile * 2) * channels + channel, tl.sum(rounded, 0), outputs < C_OUT)
+        tl.store(stats + (tile * 2 + 1) * channels + channel, tl.sum(rounded * rounded, 0), outputs < C_OUT)
 
 
 @triton.jit
 def _weight_gradient(
-    x, g, parts, pixels, chunk, height, width, height_in, width_in, row_in, row_out,
+    x, g, parts, images, chunk, height, width, height_in, width_in, networks,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, NETWORKS: tl.constexpr,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     in_blocks: tl.constexpr = (C_IN + IN - 1) // IN
     out_blocks: tl.constexpr = (C_OUT + OUT - 1) // OUT
-    network, rest = tl.program_id(0) // (in_blocks * out_blocks), tl.program_id(0) % (in_blocks * out_blocks)
-    part, dy = tl.program_id(1), tl.program_id(2) - SIZE // 2
+    # The three lines of the taps beside each other, so that the second and third find their inputs in a cache.
+    unit, dy, part = tl.program_id(0) // SIZE, tl.program_id(0) % SIZE - SIZE // 2, tl.program_id(1)
+    network, rest = unit // (in_blocks * out_blocks), unit % (in_blocks * out_blocks)
     inputs, outputs = rest // out_blocks * IN + tl.arange(0, IN), rest % out_blocks * OUT + tl.arange(0, OUT)
+    pixels = images * height * width
     left = tl.zeros([IN, OUT], dtype=tl.float32)
     middle = tl.zeros([IN, OUT], dtype=tl.float32)
     right = tl.zeros([IN, OUT], dtype=tl.float32)
-    for first in range(part * chunk, part * chunk + chunk, ROWS):
+    for first in tl.range(part * chunk, part * chunk + chunk, ROWS, num_stages=STAGES):
         pixel = first + tl.arange(0, ROWS)
         column, line, image = pixel % width, (pixel // width) % height, pixel // (width * height)
-        at = pixel[:, None] * row_out + network * C_OUT + outputs[None, :]
+        at = (network * pixels + pixel)[:, None] * C_OUT + outputs[None, :]
         b = tl.load(g + at, (pixel < pixels)[:, None] & (outputs < C_OUT)[None, :], 0.0)
         py, px = line * STRIDE + dy, column * STRIDE
-        fits = (py >= 0) & (py < height_in) & (pixel < pixels)
+        inside = (py >= 0) & (py < height_in) & (pixel < pixels)
         # Transposed: [inputs, pixels].
-        start = ((image * height_in + py) * width_in + px) * row_in + network * C_IN
-        ok = fits[None, :] & (inputs < C_IN)[:, None]
+        at = ((((network * images + image) * height_in + py) * width_in + px) * C_IN)[None, :] + inputs[:, None]
+        here = inside[None, :] & (inputs < C_IN)[:, None]
         if SIZE == 3:
-            a = tl.load(x + start[None, :] - row_in + inputs[:, None], ok & (px > 0)[None, :], 0.0)
-            left = tl.dot(a, b, left)
-            a = tl.load(x + start[None, :] + row_in + inputs[:, None], ok & (px < width_in - 1)[None, :], 0.0)
-            right = tl.dot(a, b, right)
-        a = tl.load(x + start[None, :] + inputs[:, None], ok, 0.0)
-        middle = tl.dot(a, b, middle)
-    tap = (part * NETWORKS + network) * SIZE * SIZE + tl.program_id(2) * SIZE
+            a0 = tl.load(x + at - C_IN, here & (px > 0)[None, :], 0.0)
+            a1 = tl.load(x + at, here, 0.0)
+            a2 = tl.load(x + at + C_IN, here & (px < width_in - 1)[None, :], 0.0)
+            left = tl.dot(a0, b, left)
+            middle = tl.dot(a1, b, middle)
+            right = tl.dot(a2, b, right)
+        else:
+            middle = tl.dot(tl.load(x + at, here, 0.0), b, middle)
+    tap = (part * networks + network) * SIZE * SIZE + (dy + SIZE // 2) * SIZE
     here = (inputs < C_IN)[:, None] & (outputs < C_OUT)[None, :]
     at = parts + tap * C_IN * C_OUT + inputs[:, None] * C_OUT + outputs[None, :]
     if SIZE == 3:
@@ -139,13 +208,14 @@ def _settle(
 
 @triton.jit
 def _apply(
-    y, residual, scale, shift, out, pixels, channels,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    y, residual, scale, shift, out, pixels,
+    C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    channel, pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    at = pixel[:, None] * channels + channel[None, :]
-    here = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    s, b = tl.load(scale + channel, channel < channels, 0.0), tl.load(shift + channel, channel < channels, 0.0)
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
+    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    channel, inside, pixel = network * C + column, column < C, tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    at, here = (network * pixels + pixel)[:, None] * C + column[None, :], (pixel < pixels)[:, None] & inside[None, :]
+    s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     found = tl.load(y + at, here, 0.0).to(tl.float32) * s[None, :] + b[None, :]
     if RESIDUAL:
         found += tl.load(residual + at, here, 0.0).to(tl.float32)
@@ -156,23 +226,28 @@ def _apply(
 
 @triton.jit
 def _sum_gradients(
-    g, out, y, mean, inverse, parts, pixels, chunk, channels,
-    RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    g, out, y, mean, inverse, scale, shift, parts, pixels, chunk, channels,
+    C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    channel, part = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
-    inside = channel < channels
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
+    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    channel, inside, part = network * C + column, column < C, tl.program_id(1)
     m, r = tl.load(mean + channel, inside, 0.0), tl.load(inverse + channel, inside, 0.0)
+    s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     one = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     two = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for first in range(part * chunk, part * chunk + chunk, ROWS):
         pixel = first + tl.arange(0, ROWS)
-        at = pixel[:, None] * channels + channel[None, :]
+        at = (network * pixels + pixel)[:, None] * C + column[None, :]
         here = (pixel < pixels)[:, None] & inside[None, :]
         d = tl.load(g + at, here, 0.0).to(tl.float32)
-        if RELU:
+        z = tl.load(y + at, here, 0.0).to(tl.float32)
+        if RESIDUAL and RELU:
             d = tl.where(tl.load(out + at, here, 0.0).to(tl.float32) > 0, d, 0.0)
+        elif RELU:
+            d = tl.where(z * s[None, :] + b[None, :] > 0, d, 0.0)
         one += d
-        two += d * (tl.load(y + at, here, 0.0).to(tl.float32) - m[None, :]) * r[None, :]
+        two += d * (z - m[None, :]) * r[None, :]
     tl.store(parts + (part * 2) * channels + channel, tl.sum(one, 0), inside)
     tl.store(parts + (part * 2 + 1) * channels + channel, tl.sum(two, 0), inside)
 
@@ -197,43 +272,37 @@ def _settle_gradients(
 
 @triton.jit
 def _apply_gradients(
-    g, out, y, mean, inverse, gamma, of_gamma, of_beta, of_y, of_residual, pixels, channels,
-    RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    g, out, y, mean, inverse, scale, shift, of_gamma, of_beta, of_y, of_residual, pixels,
+    C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    channel, pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    inside = channel < channels
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
+    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    channel, inside, pixel = network * C + column, column < C, tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    at, here = (network * pixels + pixel)[:, None] * C + column[None, :], (pixel < pixels)[:, None] & inside[None, :]
     m, r = tl.load(mean + channel, inside, 0.0), tl.load(inverse + channel, inside, 0.0)
-    factor = tl.load(gamma + channel, inside, 0.0) * r
+    s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     one, two = tl.load(of_beta + channel, inside, 0.0) / pixels, tl.load(of_gamma + channel, inside, 0.0) / pixels
-    at = pixel[:, None] * channels + channel[None, :]
-    here = (pixel < pixels)[:, None] & inside[None, :]
     d = tl.load(g + at, here, 0.0).to(tl.float32)
-    if RELU:
+    z = tl.load(y + at, here, 0.0).to(tl.float32)
+    if RESIDUAL and RELU:
         d = tl.where(tl.load(out + at, here, 0.0).to(tl.float32) > 0, d, 0.0)
+    elif RELU:
+        d = tl.where(z * s[None, :] + b[None, :] > 0, d, 0.0)
     if RESIDUAL:
         tl.store(of_residual + at, d.to(of_residual.dtype.element_ty), here)
-    z = (tl.load(y + at, here, 0.0).to(tl.float32) - m[None, :]) * r[None, :]
-    found = factor[None, :] * (d - one[None, :] - z * two[None, :])
+    found = s[None, :] * (d - one[None, :] - (z - m[None, :]) * r[None, :] * two[None, :])
     tl.store(of_y + at, found.to(of_y.dtype.element_ty), here)
 
 
-def _block(channels: int, largest: int) -> int:
-    """Channels of a tile: a power of two, at least 16."""
-    return min(largest, max(16, triton.next_power_of_2(channels)))
+def _block(channels: int) -> int:
+    """Channels of a tile: a power of two, 16 to 64."""
+    return min(64, max(16, triton.next_power_of_2(channels)))
 
 
 def _chunk(pixels: int, programs: int) -> int:
-    """Pixels that one program sums, so that there are about 1,500 programs, or so many that their sums are few."""
-    chunk = triton.next_power_of_2(max(1, pixels * programs // 1500))
-    return min(max(ROWS, chunk), 4096)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _new(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    """Pixels that one program sums: there shall be many programs, and few sums of theirs."""
+    chunk = triton.next_power_of_2(max(1, pixels * programs // 2000))
+    return min(max(256, chunk), 4096)
 
 
 def convolve(
@@ -247,7 +316,7 @@ def convolve(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """A convolution of each network, [N, S * C, H, W] in ``channels_last``, or its gradient with respect to its input.
+    """A convolution of each network, [S, N, H, W, C], or its gradient with respect to its input.
 
     Args:
         x: The input, or the gradient of the output.
@@ -264,19 +333,19 @@ def convolve(
     backward = backward_to is not None
     if backward:
         inputs, outputs = outputs, inputs
-    count, _, height_in, width_in = x.shape
+    _, images, height_in, width_in, _ = x.shape
     height, width = backward_to or (-(-height_in // stride), -(-width_in // stride))
-    y = _new(x, (count, networks * outputs, height, width))
-    pixels = count * height * width
-    tiles = triton.cdiv(pixels, ROWS)
-    out = _block(outputs, 64)
+    y = torch.empty(networks, images, height, width, outputs, dtype=x.dtype, device=x.device)
+    tiles = triton.cdiv(images * height * width, CONV['ROWS'])
+    out = _block(outputs)
     stats = torch.empty(tiles, 2, networks * outputs, device=x.device) if statistics else None
     scale, shift = affine or (None, None)
-    _convolve[(networks * triton.cdiv(outputs, out), tiles)](
-        x, w, y, stats, scale, shift, residual, pixels, height, width, height_in, width_in, x.shape[1], y.shape[1],
+    _convolve[(tiles, networks * triton.cdiv(outputs, out))](
+        x.contiguous(), w, y, stats, scale, shift, None if residual is None else residual.contiguous(),
+        images, height, width, height_in, width_in, networks * outputs,
         C_IN=inputs, C_OUT=outputs, SIZE=size, STRIDE=stride, BACKWARD=backward,
         STATS=statistics, AFFINE=affine is not None, RESIDUAL=residual is not None, RELU=relu,
-        ROWS=ROWS, IN=_block(inputs, 64), OUT=out,
+        IN=_block(inputs), OUT=out, AT_ONCE=9 if inputs <= AT_ONCE_UP_TO else 3, **CONV,
     )  # fmt: skip
     return y, stats
 
@@ -285,15 +354,16 @@ def weight_gradient(x: Tensor, g: Tensor, shape: torch.Size, stride: int) -> Ten
     """The gradient with respect to the weights, fp32."""
     networks, taps, inputs, outputs = shape
     size = 1 if taps == 1 else 3
-    count, _, height, width = g.shape
-    pixels = count * height * width
-    block_in, block_out = _block(inputs, 64), _block(outputs, 64)
+    _, images, height, width, _ = g.shape
+    pixels = images * height * width
+    block_in, block_out = _block(inputs), _block(outputs)
     blocks = triton.cdiv(inputs, block_in) * triton.cdiv(outputs, block_out)
     chunk = _chunk(pixels, networks * blocks * size)
     parts = torch.empty(triton.cdiv(pixels, chunk), *shape, device=x.device)
-    _weight_gradient[(networks * blocks, len(parts), size)](
-        x, g, parts, pixels, chunk, height, width, x.shape[2], x.shape[3], x.shape[1], g.shape[1],
-        C_IN=inputs, C_OUT=outputs, SIZE=size, STRIDE=stride, ROWS=64, IN=block_in, OUT=block_out, NETWORKS=networks,
+    tile = WEIGHTS[max(block_in, block_out)]
+    _weight_gradient[(networks * blocks * size, len(parts))](
+        x, g, parts, images, chunk, height, width, x.shape[2], x.shape[3], networks,
+        C_IN=inputs, C_OUT=outputs, SIZE=size, STRIDE=stride, IN=block_in, OUT=block_out, **tile,
     )  # fmt: skip
     return parts.sum(0)
 
@@ -303,50 +373,52 @@ class ConvNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, gamma, beta, residual, running, stride, relu, momentum, eps):  # type: ignore[no-untyped-def]
-        x = _channels_last(x)
+        x = x.contiguous()
         w = weight.to(x.dtype)
         y, stats = convolve(x, w, stride, statistics=True)
-        pixels, channels = y.numel() // y.shape[1], y.shape[1]
-        mean, inverse, scale, shift = torch.empty(4, channels, device=x.device)
-        _settle[(triton.cdiv(channels, 16),)](
+        networks, channels = y.shape[0], y.shape[-1]
+        pixels, together = y[0].numel() // channels, networks * channels
+        mean, inverse, scale, shift = torch.empty(4, together, device=x.device)
+        _settle[(triton.cdiv(together, 16),)](
             stats, gamma, beta, mean, inverse, scale, shift, *running,
-            len(stats), pixels, channels, momentum, eps, TILES=64, BLOCK=16,
+            len(stats), pixels, together, momentum, eps, TILES=64, BLOCK=16,
         )  # fmt: skip
         if residual is not None:
-            residual = _channels_last(residual)
-        out = torch.empty_like(y)
-        block = _block(channels, 64)
-        grid = (triton.cdiv(channels, block), triton.cdiv(pixels, 64))
-        _apply[grid](
-            y, residual, scale, shift, out, pixels, channels,
-            RESIDUAL=residual is not None, RELU=relu, ROWS=64, BLOCK=block,
+            residual = residual.contiguous()
+        out, block = torch.empty_like(y), _block(channels)
+        rows = POINTS // block
+        _apply[(networks * triton.cdiv(channels, block), triton.cdiv(pixels, rows))](
+            y, residual, scale, shift, out, pixels,
+            C=channels, RESIDUAL=residual is not None, RELU=relu, ROWS=rows, BLOCK=block,
         )  # fmt: skip
-        ctx.save_for_backward(x, w, gamma, mean, inverse, y, out)
+        # Without a residual, y tells where the ReLU was open.
+        ctx.save_for_backward(x, w, mean, inverse, scale, shift, y, None if residual is None else out)
         ctx.stride, ctx.relu, ctx.has_residual = stride, relu, residual is not None
         return out
 
     @staticmethod
     def backward(ctx, g):  # type: ignore[no-untyped-def]
-        x, w, gamma, mean, inverse, y, out = ctx.saved_tensors
-        g = _channels_last(g.to(y.dtype))
-        pixels, channels = y.numel() // y.shape[1], y.shape[1]
-        block = _block(channels, 64)
-        blocks = triton.cdiv(channels, block)
+        x, w, mean, inverse, scale, shift, y, out = ctx.saved_tensors
+        g = g.to(y.dtype).contiguous()
+        networks, channels = y.shape[0], y.shape[-1]
+        pixels, together = y[0].numel() // channels, networks * channels
+        block = _block(channels)
+        blocks, rows = networks * triton.cdiv(channels, block), POINTS // block
         chunk = _chunk(pixels, blocks)
-        parts = torch.empty(triton.cdiv(pixels, chunk), 2, channels, device=x.device)
+        parts = torch.empty(triton.cdiv(pixels, chunk), 2, together, device=x.device)
+        flags = dict(C=channels, RESIDUAL=ctx.has_residual, RELU=ctx.relu, BLOCK=block)
         _sum_gradients[(blocks, len(parts))](
-            g, out, y, mean, inverse, parts, pixels, chunk, channels, RELU=ctx.relu, ROWS=32, BLOCK=block
+            g, out, y, mean, inverse, scale, shift, parts, pixels, chunk, together, ROWS=SUMS // block, **flags
         )
-        of_gamma, of_beta = torch.empty(2, channels, device=x.device)
-        _settle_gradients[(triton.cdiv(channels, 16),)](
-            parts, of_gamma, of_beta, len(parts), channels, TILES=64, BLOCK=16
+        of_gamma, of_beta = torch.empty(2, together, device=x.device)
+        _settle_gradients[(triton.cdiv(together, 16),)](
+            parts, of_gamma, of_beta, len(parts), together, TILES=64, BLOCK=16
         )
         of_y = torch.empty_like(y)
         of_residual = torch.empty_like(y) if ctx.has_residual else None
-        _apply_gradients[(blocks, triton.cdiv(pixels, 64))](
-            g, out, y, mean, inverse, gamma, of_gamma, of_beta, of_y, of_residual, pixels, channels,
-            RESIDUAL=ctx.has_residual, RELU=ctx.relu, ROWS=64, BLOCK=block,
-        )  # fmt: skip
+        _apply_gradients[(blocks, triton.cdiv(pixels, rows))](
+            g, out, y, mean, inverse, scale, shift, of_gamma, of_beta, of_y, of_residual, pixels, ROWS=rows, **flags
+        )
         of_weight = weight_gradient(x, of_y, w.shape, ctx.stride)
-        of_x = convolve(of_y, w, ctx.stride, backward_to=x.shape[2:])[0] if ctx.needs_input_grad[0] else None
+        of_x = convolve(of_y, w, ctx.stride, backward_to=x.shape[2:4])[0] if ctx.needs_input_grad[0] else None
         return of_x, of_weight, of_gamma, of_beta, of_residual, None, None, None, None, None

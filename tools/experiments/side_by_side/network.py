@@ -49,7 +49,7 @@ class ConvNorm(nn.Module):
         self.register_buffer('var', torch.cat([n.running_var for n in norms]))  # type: ignore[misc]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, S * inputs, H, W] to [N, S * outputs, H', W']."""
+        """[N, S * inputs, H, W] to [N, S * outputs, H', W'], or for the kernels [S, N, H, W, inputs] and alike."""
         if not self.native:
             return self._fused(x, residual)
         networks, _, inputs, outputs = self.weight.shape
@@ -101,7 +101,7 @@ class SideBySide(nn.Module):
                     f'not {type(model).__name__} with {type(getattr(model, "neck", None)).__name__} and '
                     f'{type(getattr(model, "head", None)).__name__}.'
                 )
-        self.count = len(models)
+        self.count, self._native = len(models), native
         self.backbone, self._names = _fused_backbone([m.backbone for m in models])
         self.weight = nn.Parameter(torch.stack([m.head.fc.weight.detach() for m in models]))
         self.bias = nn.Parameter(torch.stack([m.head.fc.bias.detach() for m in models]))
@@ -109,11 +109,15 @@ class SideBySide(nn.Module):
             if isinstance(module, ConvNorm):
                 module.native = native
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [N, S * 3, H, W] to logits [S, N, K] and features [S, N, D], both fp32."""
-        maps = self.backbone(x)[-1]
-        features = maps.float().mean((2, 3)).view(len(x), self.count, -1).transpose(0, 1)
-        with torch.autocast(x.device.type, enabled=False):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [S, N, H, W, 3] to logits [S, N, K] and features [S, N, D], both fp32."""
+        if self._native:
+            x = images.permute(1, 0, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+            means = self.backbone(x)[-1].float().mean((2, 3))
+            features = means.view(len(means), self.count, -1).transpose(0, 1)
+        else:
+            features = self.backbone(images)[-1].float().mean((2, 3))
+        with torch.autocast(images.device.type, enabled=False):
             return torch.baddbmm(self.bias[:, None], features, self.weight.transpose(1, 2)), features
 
     def state_of(self, network: int, batches: int) -> dict[str, Tensor]:

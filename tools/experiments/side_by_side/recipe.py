@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
+from train import parse_args, read_config
 
 from experiments.job import Job
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import is_distilled, load_config, merge_options, plain_model
+from fnkd_plugin.mm.config import is_distilled, plain_model
 
 AUGMENTATION = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -62,11 +63,7 @@ def read(job: Job) -> tuple[Recipe, Student]:
     Raises:
         SetupError: If it has what cannot be honoured here.
     """
-    cfg = load_config(job.config)
-    options = dict(job.options)
-    if job.data_root is not None:
-        options['data_root'] = str(job.data_root)
-    merge_options(cfg, options)
+    cfg = read_config(parse_args(job.arguments()))
     model = plain_model(cfg)
     pixels = dict(model.pop('data_preprocessor'))
     head = cfg.model.head if is_distilled(cfg) else None

@@ -17,7 +17,7 @@ from experiments.side_by_side.training import Group
 from experiments.study import Study, StudyError
 from experiments.tables import Method
 
-SAVED_EVERY = 120
+SAVED_EVERY = 60
 """Seconds."""
 
 
@@ -148,10 +148,9 @@ class SideBySideStudy:
         left = seconds * (group.recipe.epochs - group.epoch)
         accuracy = [curve[group.epoch] for curve in group.curves if group.epoch in curve]
         mean = f', top-1 {sum(accuracy) / len(accuracy):.2f} %' if accuracy else ''
-        losses = [sum(pair) for pair in group.mean_losses]
         self._say(
             f'{group.name}: epoch {group.epoch}/{group.recipe.epochs} of {count}, {seconds:.1f} s, '
-            f'{speed:,.0f} steps/s, loss {sum(losses) / count:.3f}{mean}, {left / 60:.1f} min to go'
+            f'{speed:,.0f} steps/s, loss {group.loss:.3f}{mean}, {left / 60:.1f} min to go'
         )
 
     def _record(self, group: Group, teacher: torch.Tensor | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.runner import set_random_seed
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
 from experiments.side_by_side.network import SideBySide
 from experiments.side_by_side.recipe import Recipe, Student
+from fnkd_plugin.losses import SoftLoss, SoftTargetLoss
 from fnkd_plugin.losses.auto_tau import LAMBDA
 from fnkd_plugin.mm.config import dicts_in
+from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.prediction import Prediction
 
 BRANCHES = 8
@@ -23,32 +26,99 @@ BRANCHES = 8
 
 
 class Losses:
-    """The losses of one student."""
+    """The losses of all students: those that are alike in one, since small kernels take more time than their work.
 
-    def __init__(self, student: Student, model: nn.Module, mean_norm: float | None, device: torch.device) -> None:
-        self.hard = model.head.loss_module.to(device)
-        self.hard_weight, self.warmup, self.soft = 1.0, 0.0, []
-        if student.head is None:
-            return
-        config = student.head.to_dict()
-        for node in dicts_in(config):
-            if node.get('type', '').startswith('FN') and node.get('tau', 'auto') == 'auto':
-                assert mean_norm is not None
-                node['tau'] = mean_norm / LAMBDA
-        head = MODELS.build(config)
-        self.hard_weight, self.warmup = head.hard_weight, head.warmup
-        self.soft = [loss for loss in head.soft_losses if loss.loss_weight > 0]
+    Args:
+        students: What they learn by.
+        models: Their classifiers, whose heads hold the hard losses.
+        seeds: The number of each one's plan.
+        mean_norm: The teacher's mean feature norm, for ``tau='auto'``.
+        device: Where they learn.
+    """
 
-    def growth(self, epoch: int) -> float:
-        """The factor of the soft losses in an epoch, counted from 0."""
-        return min(1.0, (epoch + 1) / self.warmup) if self.warmup else 1.0
+    def __init__(
+        self,
+        students: Sequence[Student],
+        models: Sequence[nn.Module],
+        seeds: Sequence[int],
+        mean_norm: float | None,
+        device: torch.device,
+    ) -> None:
+        self._seeds = torch.tensor(seeds, device=device)
+        self._hard: dict[str, tuple[nn.Module, list[int]]] = {}
+        self._soft: dict[str, tuple[SoftLoss, list[int]]] = {}
+        weights, self._warmups = [], []
+        for i, (student, model) in enumerate(zip(students, models, strict=True)):
+            alike = self._hard.setdefault(repr(student.model.head.loss), (model.head.loss_module.to(device), []))
+            alike[1].append(i)
+            head = None if student.head is None else _built(student.head, mean_norm)
+            weights.append(1.0 if head is None else head.hard_weight)
+            self._warmups.append(0.0 if head is None else head.warmup)
+            for loss in () if head is None else (loss for loss in head.soft_losses if loss.loss_weight > 0):
+                # The mean over the images of several students, times their number, is the sum of their losses.
+                merges = isinstance(loss, SoftTargetLoss) and not loss.needs_feature_norm and not head.warmup
+                key = repr(student.head) if merges else f'{i} {len(self._soft)}'
+                self._soft.setdefault(key, (loss, []))[1].append(i)
+        self._weights = torch.tensor(weights, device=device)
+        self._growth = torch.ones(len(students), device=device)
+        self._rows = {key: torch.tensor(rows, device=device) for key, (_, rows) in {**self._hard, **self._soft}.items()}
+        self._branches = [torch.cuda.Stream(device) for _ in range(BRANCHES)] if device.type == 'cuda' else []
 
-    def __call__(self, student: Prediction, teacher: Prediction | None, labels: Tensor, growth: Tensor) -> Tensor:
-        """The hard loss, and the sum of the soft ones, both weighed, [2]."""
-        hard = self.hard(student.logits, labels, avg_factor=len(labels)) * self.hard_weight
-        soft = [loss(student, teacher, labels) for loss in self.soft]
-        total = sum(soft[1:], soft[0]) if soft else torch.zeros_like(hard)
-        return torch.stack([hard, total * growth if self.warmup else total])
+    def begin(self, epoch: int) -> None:
+        """Let soft losses that warm up grow, before an epoch, counted from 0."""
+        self._growth.copy_(torch.tensor([min(1.0, (epoch + 1) / n) if n else 1.0 for n in self._warmups]))
+
+    def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the hard losses.
+
+        Args:
+            logits: [S, N, K].
+            labels: Of each plan, [seeds, N].
+        """
+        count, total = logits.shape[1], []
+        for key, (loss, _) in self._hard.items():
+            rows = self._rows[key]
+            answers = labels.index_select(0, self._seeds.index_select(0, rows)).flatten()
+            weight = self._weights.index_select(0, rows)[:, None].expand(-1, count).flatten()
+            total.append(loss(logits.index_select(0, rows).flatten(0, 1), answers, weight=weight, avg_factor=count))
+        return torch.stack(total).sum()
+
+    def soft(self, students: Prediction, teacher: Prediction, labels: Tensor) -> Tensor:
+        """The sum of the soft losses.
+
+        Args:
+            students: Logits [S, N, K], feature norms [S, N] and biases [S, K].
+            teacher: Logits [seeds, N, K] and feature norms [seeds, N] of each plan's batch, and a bias [K].
+            labels: [seeds, N].
+        """
+        each = [Prediction(*parts) for parts in zip(*(x.unbind() for x in students if x is not None), strict=True)]
+        main = torch.cuda.current_stream() if self._branches else None
+        for branch in self._branches:
+            branch.wait_stream(main)
+        total = []
+        for number, (key, (loss, rows)) in enumerate(self._soft.items()):
+            with torch.cuda.stream(self._branches[number % BRANCHES]) if self._branches else nullcontext():
+                seeds = self._seeds.index_select(0, self._rows[key])
+                said, norm = (x.index_select(0, seeds).flatten(0, 1) for x in teacher[:2])
+                answer = Prediction(said, norm, teacher.origin)
+                several = len(rows) > 1
+                student = Prediction(torch.cat([each[row].logits for row in rows])) if several else each[rows[0]]
+                found = loss(student, answer, labels.index_select(0, seeds).flatten())
+                if several:
+                    found = found * len(rows)
+                total.append(found * self._growth[rows[0]] if self._warmups[rows[0]] else found)
+        for branch in self._branches:
+            main.wait_stream(branch)
+        return torch.stack(total).sum()
+
+
+def _built(head: ConfigDict, mean_norm: float | None) -> DistillHead:
+    config = head.to_dict()
+    for node in dicts_in(config):
+        if node.get('type') in ('FNKDLoss', 'FNTTMLoss') and node.get('tau', 'auto') == 'auto':
+            assert mean_norm is not None
+            node['tau'] = mean_norm / LAMBDA
+    return MODELS.build(config)
 
 
 class Group:
@@ -93,23 +163,20 @@ class Group:
             model = MODELS.build(student.model)
             model.init_weights()
             models.append(model)
-        mean_norm = None if table is None else table.mean_norm
-        self.losses = [Losses(s, m, mean_norm, device) for s, m in zip(students, models, strict=True)]
         self.network = SideBySide(models, native).to(device)
         seeds = list(dict.fromkeys(s.job.seed for s in students))
         self.plan = Plan(seeds, len(train), recipe.batch_size)
-        self._seeds = [seeds.index(s.job.seed) for s in students]
-        self._seed_of = torch.tensor(self._seeds, device=device)
+        numbers = [seeds.index(s.job.seed) for s in students]
+        self.losses = Losses(students, models, numbers, None if table is None else table.mean_norm, device)
+        self._seed_of = torch.tensor(numbers, device=device)
         self._parameters = list(self.network.parameters())
         self._momenta = [torch.zeros_like(p) for p in self._parameters]
         self._rate = torch.zeros((), device=device)
-        self._growth = torch.ones(len(students), device=device)
-        self._sums = torch.zeros(len(students), 2, device=device)
+        self._sum = torch.zeros((), device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
         whole, rest = self.plan(0)
         self._whole, self._rest = whole.to(device), rest.to(device)
         self.stream = torch.cuda.Stream(device) if self._cuda else None
-        self._branches = [torch.cuda.Stream(device) for _ in range(min(BRANCHES, len(students)))] if self._cuda else []
         if self.file.exists():
             self._restore(torch.load(self.file, map_location=device, weights_only=True))
 
@@ -123,9 +190,9 @@ class Group:
         began = time.perf_counter()
         with self._on_stream():
             self.network.train()
-            self._sums.zero_()
+            self._sum.zero_()
             self._rate.fill_(self.recipe.rate(self.epoch))
-            self._growth.copy_(torch.tensor([loss.growth(self.epoch) for loss in self.losses]))
+            self.losses.begin(self.epoch)
             whole, rest = self.plan(self.epoch)
             self._whole.copy_(whole)
             self._rest.copy_(rest)
@@ -143,7 +210,7 @@ class Group:
                 right = (self.logits.argmax(2) == self._test.labels).float().mean(1).tolist()
                 for curve, share in zip(self.curves, right, strict=True):
                     curve[self.epoch] = 100 * share
-            self.mean_losses = (self._sums / (self.plan.steps + bool(self.plan.rest))).tolist()
+            self.loss = float(self._sum) / (self.plan.steps + bool(self.plan.rest)) / len(self.students)
         self.seconds += time.perf_counter() - began
 
     def _on_stream(self) -> Any:
@@ -172,47 +239,27 @@ class Group:
         else:
             indices, views = self._rest
         dtype = torch.bfloat16 if self._half else torch.float32
-        images = self._beside(self._train.batch(indices, views, dtype))
+        images = self._train.batch(indices, views, dtype).index_select(0, self._seed_of)
         labels = self._train.labels.index_select(0, indices.flatten()).view(indices.shape)
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._half and self._native, cache_enabled=False
         ):
             logits, features = self.network(images)
-        found = self._all_losses(logits, features, labels, self._answers(indices, views))
+        loss = self.losses.hard(logits, labels)
+        if self._table is not None:
+            norms = torch.linalg.vector_norm(features, dim=2)
+            students = Prediction(logits, norms, self.network.bias)
+            loss = loss + self.losses.soft(students, self._table(indices, views), labels)
         for parameter in self._parameters:
             parameter.grad = None
-        found.sum().backward()
-        self._sums += found.detach()
+        loss.backward()
+        self._sum += loss.detach()
         with torch.no_grad():
             gradients = [p.grad for p in self._parameters]
             torch._foreach_add_(gradients, self._parameters, alpha=self.recipe.weight_decay)
             torch._foreach_mul_(self._momenta, self.recipe.momentum)
             torch._foreach_add_(self._momenta, gradients)
             torch._foreach_sub_(self._parameters, torch._foreach_mul(self._momenta, self._rate))
-
-    def _answers(self, indices: Tensor, views: Tensor) -> list[Prediction] | None:
-        if self._table is None:
-            return None
-        return [self._table(i, v) for i, v in zip(indices, views, strict=True)]
-
-    def _all_losses(self, logits: Tensor, features: Tensor, labels: Tensor, teacher: list[Prediction] | None) -> Tensor:
-        main = torch.cuda.current_stream(self._device) if self._cuda else None
-        for branch in self._branches:
-            branch.wait_stream(main)
-        found = []
-        said = zip(logits.unbind(), torch.linalg.vector_norm(features, dim=2).unbind(), self.network.bias.unbind())
-        for i, one in enumerate(said):
-            seed = self._seeds[i]
-            with torch.cuda.stream(self._branches[i % len(self._branches)]) if self._branches else nullcontext():
-                losses = self.losses[i](Prediction(*one), teacher and teacher[seed], labels[seed], self._growth[i])
-            found.append(losses)
-        for branch in self._branches:
-            main.wait_stream(branch)
-        return torch.stack(found)
-
-    def _beside(self, images: Tensor) -> Tensor:
-        """[seeds, N, H, W, 3] to each student's, [N, S * 3, H, W] in ``channels_last``."""
-        return images.permute(1, 2, 3, 0, 4).index_select(3, self._seed_of).flatten(3).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def predict(self, images: Images) -> Tensor:
@@ -228,11 +275,11 @@ class Group:
         self.network.eval()
         dtype = torch.bfloat16 if self._half else torch.float32
         one = images.batch(indices, views, dtype)
-        batch = one[..., None, :].expand(*one.shape[:-1], len(self.students), 3).flatten(3).permute(0, 3, 1, 2)
+        batch = one.expand(len(self.students), *one.shape).contiguous()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half and self._native):
             return self.network(batch)
 
-    def table(self, size: int = 8192) -> Table:
+    def table(self, size: int = 4096) -> Table:
         """What the only student, a teacher then, says of all views of the training images."""
         rows = len(self._train) * VIEWS
         logits = torch.empty(rows, self.network.bias.shape[1], dtype=torch.float16, device=self._device)

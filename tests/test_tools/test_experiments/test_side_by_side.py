@@ -1,0 +1,189 @@
+"""Students side by side learn what each would learn by itself, and a table of them goes on where it stopped."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmpretrain.registry import DATASETS
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
+
+from fnkd_plugin.errors import SetupError
+
+COUNT, BATCH = 156, 8  # 20 steps, the last of them with half as many images
+TINY = {
+    'train_dataloader.dataset.type': 'NoiseImages',
+    'test_dataloader.dataset.type': 'NoiseImages',
+    'train_dataloader.batch_size': BATCH,
+    'param_scheduler.milestones': [1],
+    'model.backbone.depth': 8,
+    # Rounding grows with the rate.
+    'optim_wrapper.optimizer.lr': 0.01,
+}
+
+
+@pytest.fixture(autouse=True)
+def _noise_images() -> Iterator[None]:
+    class NoiseImages(BaseDataset):
+        def __init__(self, split: str, data_root: str, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+        def load_data_list(self) -> list[dict]:
+            random = np.random.default_rng(0)
+            images = random.integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
+            return [dict(img=image, gt_label=int(random.integers(100))) for image in images]
+
+    DATASETS.register_module(module=NoiseImages, force=True)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+    DATASETS.module_dict.pop('NoiseImages')
+
+
+def _job(method: str, tmp_path: Path, seed: int = 0, **options: Any):
+    from experiments.job import Job
+    from experiments.tables import CONFIGS, by, smoothed
+
+    plain = method in ('plain', 'lsr', 'alsr')
+    file = CONFIGS / 'cifar100' / ('plain_r20_cifar100.py' if plain else 'fnkd_r20_from_r56_cifar100.py')
+    groups = 'cifar100' if method == 'alsr' else ''
+    flags = () if method == 'plain' else smoothed(method, groups) if plain else by(method)
+    name = f'{method}_seed{seed}'
+    return Job(name, file, tmp_path / name, seed, {**TINY, **options}, flags=flags)
+
+
+def _group(jobs: list, tmp_path: Path, table: Any = None, name: str = 'group'):
+    from experiments.side_by_side.images import Images
+    from experiments.side_by_side.recipe import read
+    from experiments.side_by_side.training import Group
+
+    pairs = [read(job) for job in jobs]
+    recipe = pairs[0][0]
+    images = Images(recipe.train, recipe, torch.device('cpu'))
+    students = [student for _, student in pairs]
+    return Group(name, recipe, students, images, images, table, tmp_path, torch.device('cpu'), True)
+
+
+def _exact_table(teacher: Any):
+    """As the teacher's own, but in fp32."""
+    from experiments.side_by_side.images import VIEWS, Table
+
+    rows = torch.arange(COUNT * VIEWS)
+    found = [teacher.answer(teacher._train, part // VIEWS, part % VIEWS) for part in rows.split(2000)]
+    features = torch.cat([f[0] for _, f in found])
+    return Table(torch.cat([z[0] for z, _ in found]), features.norm(dim=1), teacher.network.bias[0].detach())
+
+
+def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
+    """What the Runner makes of a job on the group's batches."""
+    from train import parse_args, read_config
+
+    cfg = read_config(parse_args(job.arguments()))
+    if cfg.model.type == 'Distiller':
+        cfg.model.teacher.config, cfg.model.teacher.checkpoint = map(str, teacher)
+        if cfg.model.head.soft_loss.type == 'FNKDLoss':
+            cfg.model.head.soft_loss.tau = tau
+    whole, rest = group.plan(0)
+    seed = group.plan.seeds.index(job.seed)
+    order = torch.cat([whole[:, :, seed].flatten(1), rest[:, seed]], 1)
+    data = DATASETS.build(dict(type='NoiseImages', split='train', data_root='', serialize_data=False)).data_list
+    samples = []
+    for index, view in order.T.tolist():
+        padded = np.pad(data[index]['img'], ((4, 4), (4, 4), (0, 0)))
+        top, left, flipped = view // 18, view // 2 % 9, view % 2
+        image = padded[top : top + 32, left : left + 32][:, :: -1 if flipped else 1]
+        pixels = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        samples.append(dict(inputs=pixels, data_samples=DataSample().set_gt_label(data[index]['gt_label'])))
+    runner = Runner(
+        model=cfg.model.to_dict(),
+        work_dir=str(tmp_path / 'runner' / job.name),
+        train_dataloader=DataLoader(samples, BATCH, collate_fn=pseudo_collate),  # type: ignore[arg-type]
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        data_preprocessor=cfg.data_preprocessor,
+        randomness=dict(seed=job.seed),
+        experiment_name=job.name,
+        default_scope='mmpretrain',
+    )
+    runner.train()
+    return runner.model.state_dict()
+
+
+def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Path) -> None:
+    from train import parse_args, read_config
+
+    teacher = _group([_job('plain', tmp_path, 7)], tmp_path, name='teacher')
+    torch.save(dict(state_dict=teacher.state_of(0)), tmp_path / 'teacher.pth')
+    cfg = read_config(parse_args(_job('plain', tmp_path).arguments()))
+    Config(dict(model=cfg.model, data_preprocessor=cfg.data_preprocessor)).dump(str(tmp_path / 'teacher.py'))
+    table = _exact_table(teacher)
+    names = ['kd_benchmark', 'fnkd', 'dkd_beta2', 'dist', 'wttm']
+    jobs = [_job(name, tmp_path) for name in names]
+    jobs += [_job('kd_benchmark', tmp_path, 1), _job('plain', tmp_path), _job('alsr', tmp_path, 1)]
+    group = _group(jobs, tmp_path, table)
+    for _ in group.steps():
+        pass
+    files = tmp_path / 'teacher.py', tmp_path / 'teacher.pth'
+    for i, job in enumerate(jobs):
+        theirs = _run(job, group, files, table.mean_norm / 3, tmp_path)
+        ours = group.state_of(i)
+        assert set(ours) == set(theirs)
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, atol=1e-5, rtol=1e-5, msg=lambda m, key=key: f'{key}: {m}')
+
+
+def test_a_group_goes_on_from_its_file_bit_for_bit(tmp_path: Path) -> None:
+    jobs = [_job('plain', tmp_path, 0), _job('lsr', tmp_path, 1)]
+    once = _group(jobs, tmp_path / 'once')
+    twice = _group(jobs, tmp_path / 'twice')
+    for group in (once, twice):
+        list(group.steps())
+    twice.save()
+    again = _group(jobs, tmp_path / 'twice')
+    assert again.epoch == 1 and again.curves == once.curves
+    for group in (once, again):
+        list(group.steps())
+    for a, b in zip(once.network.state_dict().values(), again.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r'holds .*plain_seed0.*, not .*give another --work-dir'):
+        _group(jobs[::-1], tmp_path / 'twice')
+
+
+def test_methods_of_a_seed_see_the_same_batches_and_seeds_others(tmp_path: Path) -> None:
+    from experiments.side_by_side.images import VIEWS, Plan
+
+    a, b = Plan([3], COUNT, BATCH), Plan([5, 3], COUNT, BATCH)
+    assert all(torch.equal(x[:, ..., 0, :], y[:, ..., 1, :]) for x, y in zip(a(2), b(2), strict=True))
+    whole, rest = b(2)
+    order = torch.cat([whole[0].transpose(0, 1).flatten(1), rest[0]], 1)
+    assert all(sorted(row) == list(range(COUNT)) for row in order.tolist()) and not torch.equal(*order)
+    assert not torch.equal(b(1)[0], whole) and whole[1].min() >= 0 and whole[1].max() < VIEWS
+
+
+@pytest.mark.parametrize(
+    ('options', 'named'),
+    [
+        ({'optim_wrapper.optimizer.type': 'Adam'}, "optimizer has type='Adam'"),
+        ({'optim_wrapper.optimizer.nesterov': True}, 'optimizer has nesterov=True'),
+        ({'train_dataloader.drop_last': True}, 'train_dataloader has drop_last=True'),
+        ({'optim_wrapper.clip_grad.max_norm': 1}, 'optim_wrapper has clip_grad='),
+        ({'model.head.wrong_teacher_weight': 0.0}, 'head has wrong_teacher_weight=0.0'),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(options: dict, named: str, tmp_path: Path) -> None:
+    from experiments.side_by_side.recipe import read
+
+    with pytest.raises(SetupError, match=f'fnkd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
+        read(_job('kd_benchmark', tmp_path, **options))
+
+
+def test_other_networks_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r'stages\.0\.0\.bn1'):
+        _group([_job('plain', tmp_path, **{'model.backbone.preact': True})], tmp_path)
