@@ -65,9 +65,8 @@ class Job:
         """The config with the flags and options mixed in, as tools/train.py reads it."""
         from train import parse_args, read_config
 
-        args = parse_args([str(self.config), *self.flags])
-        args.cfg_options = {**self.options, **self._paths(None)}
-        return read_config(args)
+        pairs = _pairs({**self.options, **self._paths(None)})
+        return read_config(parse_args([str(self.config), *self.flags, *(['--cfg-options', *pairs] if pairs else [])]))
 
     def arguments(self) -> list[str]:
         """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
