@@ -13,7 +13,7 @@ PYTEST = $(RUN) -m pytest -n auto --dist worksteal
 # in every process that the tests and the demo start.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help setup demo test test-all lint ruff mypy format clean
+.PHONY: help setup demo test test-all lint ruff mypy format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make demo      a teacher and its students on real digits: a table and a picture'
 	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
 	@echo 'make test-all  every test'
+	@echo 'make docs      the documentation, in docs/_build/html'
 	@echo 'make lint      ruff and mypy; make format lets ruff fix what it can'
 	@echo 'make clean     remove what the tools left in this checkout'
 	@echo
@@ -48,10 +49,16 @@ ruff: setup
 mypy: setup
 	$(RUN) -m mypy
 
+# The pages, with the notebook executed; warnings are errors.
+docs: setup
+	rm -rf docs/_build
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 format: setup
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

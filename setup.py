@@ -7,7 +7,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM = ('configs', 'tools', 'model-index.yml')
+TOOLS = ('train.py', 'test.py', 'cache_teacher.py', 'analyze.py', 'publish_model.py', '*.sh')
+"""The others measure and reproduce, and belong to a checkout, which has their results files."""
 
 
 class BuildWithMim(build_py):
@@ -23,11 +24,12 @@ class BuildWithMim(build_py):
         target = Path(self.build_lib) / 'fnkd_plugin' / '.mim'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for name in MIM:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns('__pycache__'))
-            else:
-                shutil.copy2(ROOT / name, target / name)
+        shutil.copytree(ROOT / 'configs', target / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy2(ROOT / 'model-index.yml', target)
+        (target / 'tools').mkdir()
+        for pattern in TOOLS:
+            for path in (ROOT / 'tools').glob(pattern):
+                shutil.copy2(path, target / 'tools')
 
 
 setup(cmdclass={'build_py': BuildWithMim})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fnkd_plugin.prediction import Prediction
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['CachedTeacher', 'DistillHead', 'Distiller', 'MMPretrainTeacher', 'Prediction', 'distill']
 
 if TYPE_CHECKING or all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmpretrain')):

@@ -27,3 +27,5 @@ ls_kd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0
 normkd = dict(type='DistillHead', soft_loss=dict(type='NormKDLoss', temperature=2.0, loss_weight=0.9), hard_weight=0.1)
 ttm = dict(type='DistillHead', soft_loss=dict(type='TTMLoss', gamma=0.3, loss_weight=7.0))
 wttm = dict(type='DistillHead', soft_loss=dict(type='WTTMLoss', gamma=0.3, loss_weight=1.5))
+# TTM whose temperature is the teacher's feature norm (ours).
+fnttm = dict(type='DistillHead', soft_loss=dict(type='FNTTMLoss'))

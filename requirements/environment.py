@@ -32,7 +32,7 @@ def constraints(stack: str) -> Path:
 
 def requirements(stack: str) -> list[Path]:
     """The files that name what is installed."""
-    return [HERE / f'{name}.txt' for name in ('core', stack, 'tools', 'huggingface', 'dev')]
+    return [HERE / f'{name}.txt' for name in ('core', stack, 'tools', 'huggingface', 'export', 'docs', 'dev')]
 
 
 def key(stack: str) -> str:

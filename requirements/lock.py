@@ -20,7 +20,11 @@ HERE = Path(__file__).resolve().parent
 
 def resolve(python: str, stack: str) -> tuple[str, dict[str, str]]:
     """Ask one interpreter's pip what it would install into an empty environment."""
-    files = [arg for n in ('core', stack, 'tools', 'huggingface', 'dev') for arg in ('-r', str(HERE / f'{n}.txt'))]
+    files = [
+        arg
+        for n in ('core', stack, 'tools', 'huggingface', 'export', 'docs', 'dev')
+        for arg in ('-r', str(HERE / f'{n}.txt'))
+    ]
     # Wheels lying about on this machine must not decide the pins.
     env = {k: v for k, v in os.environ.items() if k not in ('PIP_FIND_LINKS', 'PIP_CONSTRAINT')}
     command = [python, '-m', 'pip', 'install', '--quiet', '--dry-run', '--ignore-installed']

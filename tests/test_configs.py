@@ -3,7 +3,6 @@
 import ast
 import copy
 import functools
-import importlib.util
 import os
 import pickle
 from pathlib import Path
@@ -19,19 +18,13 @@ from mmpretrain.registry import MODELS
 from PIL import Image
 
 from fnkd_plugin import Distiller, presets
+from fnkd_plugin.cli import train
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import plain_config, plain_model, without_pretrained
 from fnkd_plugin.taxonomy import taxonomy_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
-
-
-def _train_tool():
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -105,7 +98,6 @@ def test_each_pair_builds_whole(path: Path, teacher_folder: Path) -> None:
 
 
 def _read(name: str, *flags: str) -> Config:
-    train = _train_tool()
     return train.read_config(train.parse_args([str(ROOT / 'configs' / name), *flags]))
 
 
@@ -206,7 +198,6 @@ def test_teacher_checkpoint_is_what_its_config_writes(path: Path) -> None:
 
 def test_teacher_then_student_end_to_end(cub_root: Path, tmp_path: Path) -> None:
     """Teacher config, then FNKD config, through tools/train.py; smaller nets stand in for the two ResNets."""
-    train = _train_tool()
     loaders = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0']
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cub_root}', *loaders]
     tiny = ['model.model=test_resnet', 'model.pretrained=False']
@@ -237,7 +228,6 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar100_pair_end_to_end(cifar_root: Path, tmp_path: Path) -> None:
-    train = _train_tool()
     loaders = ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0', 'train_dataloader.batch_size=8']
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cifar_root}', *loaders]
     teacher_dir, student_dir = tmp_path / 'teacher', tmp_path / 'student'
@@ -259,7 +249,6 @@ def test_the_plain_config_of_a_pair_needs_no_plugin() -> None:
 
 
 def test_missing_data_or_teacher_names_the_option_that_sets_it(cub_root: Path, tmp_path: Path) -> None:
-    train = _train_tool()
     flags = ['--work-dir', str(tmp_path), '--cfg-options', 'model.pretrained=False']
     config = [str(ROOT / 'configs/fnkd_r50_cub.py'), *flags]
     with pytest.raises(SetupError, match=r'nowhere.*--cfg-options data_root='):

@@ -1,18 +1,24 @@
-"""The wheel holds configs, tools and the model index as ``.mim``, and works where the checkout is not."""
+"""The wheel holds the command, and as ``.mim`` configs, tools and model index; it works without the checkout."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.helpers import timm_checkpoint
+from tests.test_cli import photos
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ['fnkd_plugin', 'configs', 'tools', 'requirements']
-FILES = ['setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml']
+SOURCES = ['fnkd_cli', 'fnkd_plugin', 'configs', 'tools', 'requirements']
+FILES = ['setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml', 'CHANGELOG.md']
 METAFILE = 'Models: [{Name: wheel-test_digits, Config: configs/demo/fnkd_digits.py}]'
 
 _USE = """
@@ -35,7 +41,7 @@ def _run(*command: str, cwd: Path, path: str = '') -> str:
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout; with one more model."""
+    """Built from a copy, so that nothing is left in the checkout; with one more model; an sdist lies beside it."""
     copy = tmp_path_factory.mktemp('checkout')
     for name in SOURCES:
         shutil.copytree(ROOT / name, copy / name)
@@ -43,6 +49,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, copy)
     (copy / 'configs' / 'demo' / 'metafile.yml').write_text(METAFILE)
     _run('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--no-index', '-w', 'dist', '.', cwd=copy)
+    _run('-m', 'build', '--sdist', '--no-isolation', '-o', 'dist', '.', cwd=copy)
     (built,) = (copy / 'dist').glob('*.whl')
     return built
 
@@ -52,10 +59,12 @@ def test_mim_is_inside(wheel: Path) -> None:
     mim = {name.removeprefix('fnkd_plugin/.mim/') for name in names if name.startswith('fnkd_plugin/.mim/')}
     expected = {
         path.relative_to(ROOT).as_posix()
-        for folder in ('configs', 'tools')
-        for path in (ROOT / folder).rglob('*')
+        for path in (ROOT / 'configs').rglob('*')
         if path.is_file() and '__pycache__' not in path.parts
     }
+    tools = ('train.py', 'test.py', 'cache_teacher.py', 'analyze.py', 'publish_model.py')
+    expected |= {f'tools/{name}' for name in (*tools, 'dist_train.sh', 'dist_test.sh', 'slurm_train.sh')}
+    assert {'fnkd_cli/__init__.py', 'fnkd_plugin/cli/train.py', 'fnkd_plugin/analysis/report.html'} <= names
     assert mim == expected | {'model-index.yml', 'configs/demo/metafile.yml'}
     assert not any(name.endswith('.pyc') for name in names)
 
@@ -67,3 +76,31 @@ def test_installed_it_knows_its_models_and_tools(wheel: Path, tmp_path: Path) ->
     assert said == f'{target / "fnkd_plugin"} wheel-test_digits ImageClassifier'
     tool = target / 'fnkd_plugin' / '.mim' / 'tools' / 'publish_model.py'
     assert '--ema' in _run(str(tool), '--help', cwd=tmp_path, path=str(target))
+
+
+def test_both_files_pass_twine_and_the_sdist_builds(wheel: Path) -> None:
+    (sdist,) = wheel.parent.glob('*.tar.gz')
+    assert 'FAILED' not in _run('-m', 'twine', 'check', '--strict', str(wheel), str(sdist), cwd=wheel.parent)
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'requirements/onedl.txt', 'tools/train.py', 'configs/demo/fnkd_digits.py', 'model-index.yml'} <= names
+
+
+def test_a_folder_of_photos_trains_where_the_wheel_is_installed(wheel: Path, tmp_path: Path) -> None:
+    """In a new environment that sees this one's packages, so that nothing is downloaded; in an empty folder."""
+    venv.create(tmp_path / 'env', with_pip=False)
+    python = tmp_path / 'env' / 'bin' / 'python'
+    (site,) = (tmp_path / 'env' / 'lib').glob('python*/site-packages')
+    (site / 'others.pth').write_text(f'{Path(torch.__file__).parents[1]}\n')
+    _run('-m', 'pip', '--python', str(python), 'install', '--no-deps', '--no-index', str(wheel), cwd=tmp_path)
+    empty = tmp_path / 'empty'
+    photos.folder(empty / 'birds', train=4, val=2)
+    weights = str(timm_checkpoint(tmp_path, 'test_resnet', num_classes=7))
+    command = [str(python.with_name('fnkd')), 'train', 'birds', '--student', 'test_resnet', '--teacher', 'test_resnet']
+    flags = ['--student-checkpoint', weights, '--teacher-checkpoint', weights, '--image-size', '32', '--epochs', '2']
+    done = subprocess.run(
+        [*command, *flags], cwd=empty, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''}
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+    assert not done.stderr
+    assert (empty / 'work_dirs' / 'birds_test_resnet' / 'test_resnet.safetensors').is_file()

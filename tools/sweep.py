@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.readme import replace_between
-from experiments.results import surroundings
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+
+from fnkd_plugin.cli.doctor import surroundings
 
 # The checkout's own package, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

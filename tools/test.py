@@ -1,64 +1,13 @@
 #!/usr/bin/env python
-"""Test a checkpoint of any config, of a distilled one the student alone; no teacher is built or needed.
+"""Test a checkpoint of any config; ``fnkd test`` does the same."""
 
-The student's plain config is handed to MMPretrain's own test tool, whose flags all work.
-"""
-
-import importlib.util
 import sys
-import tempfile
 from pathlib import Path
-from types import ModuleType
-
-import mmpretrain
 
 # The checkout's own package, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import fnkd_plugin  # noqa: F401
-from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import load_config, plain_config
-from fnkd_plugin.mm.mix import name_groups
-
-STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Replace the config by its plain one, and run the stock tool, which reads ``sys.argv``."""
-    if argv is not None:
-        sys.argv[1:] = argv
-    if {'-h', '--help'} & set(sys.argv):
-        print(__doc__)
-    stock = _stock_tool()
-    args = stock.parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    if cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    training.check_data_roots(cfg, ['test_dataloader'])
-    name_groups(cfg)
-    plain = plain_config(cfg)
-    checks = [dict(type='CheckClassesHook'), dict(type='CheckWeightsHook')]
-    plain.custom_hooks = [*(plain.get('custom_hooks') or ()), *checks]
-    training.set_loader_defaults(plain)
-    training.prepare_cpu_processes(plain, args.launcher)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(args.config).name
-        plain.dump(path)
-        args.config, args.cfg_options = str(path), None
-        stock.parse_args = lambda: args
-        stock.main()
-
-
-def _stock_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('mmpretrain_test', STOCK_TOOL)
-    stock = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stock)
-    return stock
-
+from fnkd_cli import run
 
 if __name__ == '__main__':
-    try:
-        main()
-    except (SetupError, FileNotFoundError) as error:
-        sys.exit(f'error: {error}')
+    run('test')

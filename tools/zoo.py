@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write configs/*/metafile.yml from the results files in benchmarks/, and the README's table from the metafiles.
+"""Write configs/*/metafile.yml from the results files in benchmarks/, and the table of docs/zoo.md from the metafiles.
 
 Only what was run and tested gets in. Parameters and FLOPs (multiply-adds, as OpenMMLab counts them) are measured here;
 the address of published weights is the one thing that is written into a metafile by hand, and stays.
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from experiments.readme import replace_between
+from experiments.readme import document_of, replace_between
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmpretrain import get_model
@@ -153,7 +153,7 @@ def table(root: Path) -> str:
             metrics = result['Metrics']
             accuracy = f'{metrics[TOP1]:.2f}' + (f' ± {metrics[SPREAD]:.2f}' if SPREAD in metrics else '')
             cells = [
-                f'[{model["Name"]}]({model["Config"]})',
+                f'[{model["Name"]}](../{model["Config"]})',
                 result['Dataset'],
                 accuracy,
                 str(len(about['Seeds'])),
@@ -168,7 +168,7 @@ def table(root: Path) -> str:
 def main(root: Path = ROOT) -> None:
     """Metafiles, then the table."""
     write_metafiles(root)
-    replace_between(root / 'README.md', 'zoo', table(root))
+    replace_between(document_of(root, 'zoo'), 'zoo', table(root))
 
 
 if __name__ == '__main__':

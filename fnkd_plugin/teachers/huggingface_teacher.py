@@ -46,7 +46,7 @@ class HuggingFaceTeacher(ModelTeacher):
         stated = getattr(processor, 'resample', None)
         interpolation = 'bicubic' if stated is None else Resampling(stated).name.lower()  # bicubic: our choice
         pixels = PixelFormat(channel_order='rgb')
-        if None in (options.get('mean'), options.get('std'), options.get('channel_order')):
+        if any(options.get(key) is None for key in ('mean', 'std', 'channel_order')):
             pixels = _format_of(name, processor)
         size = None if options.get('input_size') else _size_of(name, processor) or _only_size(model, forward)
         labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order

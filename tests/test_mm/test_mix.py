@@ -1,7 +1,6 @@
 """A teacher or smoothed labels mixed into a plain config: the same from Python, a file and the shell."""
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmpretrain.models import ClsDataPreprocessor, heads
 from mmpretrain.registry import MODELS
 
 from fnkd_plugin import Distiller, DistillHead, distill, presets
+from fnkd_plugin.cli.train import merge_arguments, parse_args, read_config
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.config import is_distilled, load_config
@@ -42,17 +42,8 @@ def _plain(student: dict | None = None, **options: Any) -> Config:
     return config(student or resnet(), **{'work_dir': Path('w'), **options})
 
 
-def _train_tool() -> Any:
-    spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 def _mixed_by_shell(*argv: object) -> Config:
-    tool = _train_tool()
-    return tool.read_config(tool.parse_args([str(arg) for arg in argv]))
+    return read_config(parse_args([str(arg) for arg in argv]))
 
 
 def _entries(cfg: Config) -> dict:
@@ -397,8 +388,8 @@ def test_options_of_the_plain_model_come_first_those_of_the_teacher_last(tmp_pat
 )
 def test_each_method_has_a_work_dir_of_its_own(flags: list[str], folder: str, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
-    cfg, args = _mixed_by_shell(plain, *flags), _train_tool().parse_args([str(plain), *flags])
-    _train_tool().merge_arguments(cfg, args)
+    cfg, args = _mixed_by_shell(plain, *flags), parse_args([str(plain), *flags])
+    merge_arguments(cfg, args)
     assert Path(cfg.work_dir).name == folder
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -208,7 +209,7 @@ def test_normalising_by_the_image_itself_is_refused(saved: Path, monkeypatch: py
     monkeypatch.setattr(huggingface_teacher, '_processed', standardised)
     with pytest.raises(SetupError, match='one mean and std per channel; give mean, std and channel_order'):
         HuggingFaceTeacher(saved)
-    stated = HuggingFaceTeacher(saved, mean=MEAN, std=STD, channel_order='bgr')
+    stated = HuggingFaceTeacher(saved, mean=np.array(MEAN), std=STD, channel_order='bgr')
     assert stated.pixels == PixelFormat.of(MEAN, STD, 'bgr')
 
 

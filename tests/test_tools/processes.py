@@ -37,7 +37,7 @@ class Tools:
         argv, environment, paths, cwd = sys.argv, dict(os.environ), list(sys.path), Path.cwd()
         output = io.StringIO()
         try:
-            sys.argv = [str(path), *map(str, args)]
+            sys.argv = [str(path), *_words(tool, args)]
             sys.path.insert(0, str(path.parent))
             os.chdir(self.folder)
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -53,7 +53,7 @@ class Tools:
     def run_apart(self, tool: str, *args: Any, **env: str) -> Finished:
         """Run ``tools/<tool>`` in a process of its own, with further environment variables: one that is killed."""
         done = subprocess.run(
-            [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)],
+            [sys.executable, str(ROOT / 'tools' / tool), *_words(tool, args)],
             env={**os.environ, 'PYTHONPATH': str(ROOT), **env},
             cwd=self.folder,
             text=True,
@@ -61,6 +61,11 @@ class Tools:
             stderr=subprocess.STDOUT,
         )
         return Finished(done.returncode, done.stdout)
+
+
+def _words(tool: str, args: tuple[Any, ...]) -> list[str]:
+    # With MMEngine's log, in which tests find losses and accuracies.
+    return [*map(str, args), *(['--verbose'] if tool == 'train.py' else [])]
 
 
 def _exit_code(path: Path) -> int:

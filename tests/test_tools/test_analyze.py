@@ -6,10 +6,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from fnkd_plugin.cli import analyze
 from fnkd_plugin.errors import SetupError
 from tests.helpers import build, timm_checkpoint
 from tests.test_tools.configs import write_configs
-from tests.test_tools.processes import ROOT, Tools
+from tests.test_tools.processes import Tools
 
 pytestmark = pytest.mark.upstream
 pytest.importorskip('sklearn')
@@ -96,12 +97,7 @@ def test_a_missing_checkpoint_ends_in_one_line(tools: Tools, tmp_path: Path) -> 
         (['--tau', '-1'], '--tau'),
     ],
 )
-def test_bad_options_raise_before_anything_is_written(
-    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    import analyze
-
+def test_bad_options_raise_before_anything_is_written(options: list[str], message: str, tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, tmp_path)
     weights = tmp_path / 'weights.pth'
     torch.save(build(Config.fromfile(plain).model).state_dict(), weights)

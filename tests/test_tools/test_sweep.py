@@ -107,7 +107,7 @@ def test_a_second_call_goes_on_and_tries_again_what_failed(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    from experiments.results import surroundings
+    from fnkd_plugin.cli.doctor import surroundings
 
     out = tmp_path / 'sweep.json'
     failed, known, new = (f'eva/eva-{name}_headless.py' for name in ('g-p14', 'g-p16', 'l-p14'))
@@ -191,12 +191,12 @@ def test_no_family_is_left_out() -> None:
     assert not [family for family, entry in results['entries'].items() if 'failed' in entry]
 
 
-def test_readme_counts_the_results() -> None:
+def test_the_docs_count_the_results() -> None:
     """Counted anew from the files, not by the tool."""
-    readme = (ROOT / 'README.md').read_text()
+    text = ' '.join((ROOT / 'docs' / 'teachers.md').read_text().split())
     families = json.loads(RESULTS['timm'].read_text())['entries'].values()
     configs = json.loads(RESULTS['mmpretrain'].read_text())['entries'].values()
     roles = Counter((entry.get('student'), entry.get('teacher')) for entry in families)
     classifiers = Counter(entry.get('method', 'none') for entry in configs if not {'other', 'unreadable'} & set(entry))
-    assert f"{roles['fnkd', 'fnkd']} of timm's {len(families)} families" in readme
-    assert f"{classifiers['fnkd']} of MMPretrain's {classifiers.total()} classification configs" in readme
+    assert f"{roles['fnkd', 'fnkd']} of timm's {len(families)} families" in text
+    assert f"{classifiers['fnkd']} of MMPretrain's {classifiers.total()} classification configs" in text

@@ -1,4 +1,4 @@
-"""Metafiles and the README's table say what the results files say, and are up to date."""
+"""Metafiles and the table of docs/zoo.md say what the results files say, and are up to date."""
 
 import json
 import runpy
@@ -34,7 +34,9 @@ def _run(config: str, seed: int, accuracy: float, **options: float) -> dict:
 def root(tmp_path: Path) -> Path:
     """A checkout with results of two students and their teacher."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs', ignore=shutil.ignore_patterns('metafile.yml'))
-    (tmp_path / 'README.md').write_text('before\n<!-- zoo -->\nold\n<!-- /zoo -->\nafter\n')
+    (tmp_path / 'README.md').touch()
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'zoo.md').write_text('before\n<!-- zoo -->\nold\n<!-- /zoo -->\nafter\n')
     runs = {
         'teacher': _run('teacher_digits.py', 0, 99.0),
         'fnkd_trial0': _run('fnkd_digits.py', 100, 100.0),
@@ -61,7 +63,7 @@ def test_metafile_and_table_from_results(zoo: ModuleType, root: Path) -> None:
     assert (fnkd['Metadata']['Options'], fnkd['Metadata']['Seeds']) == ({'lr': 0.02}, [0, 1])
     assert fnkd['Metadata']['Parameters'] == 3562  # of the student alone
     assert models['plain_digits']['Results'][0]['Metrics'] == {'Top 1 Accuracy': 70.25}
-    readme = (root / 'README.md').read_text()
+    readme = (root / 'docs' / 'zoo.md').read_text()
     assert readme.startswith('before\n<!-- zoo -->\n| model') and readme.endswith('\n<!-- /zoo -->\nafter\n')
     assert '85.00 ± 7.07 | 2 | 3,562 |' in readme and '70.25 | 1 |' in readme
 
@@ -74,7 +76,7 @@ def test_weights_are_kept(zoo: ModuleType, root: Path) -> None:
     path.write_text(yaml.safe_dump(metafile))
     zoo.main(root)
     assert yaml.safe_load(path.read_text()) == metafile
-    assert '[file](https://example.org/x.pth)' in (root / 'README.md').read_text()
+    assert '[file](https://example.org/x.pth)' in (root / 'docs' / 'zoo.md').read_text()
 
 
 def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
@@ -112,11 +114,11 @@ def test_names(zoo: ModuleType) -> None:
 
 
 def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) -> None:
-    for name in ('configs', 'benchmarks'):
+    for name in ('configs', 'benchmarks', 'docs'):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(ROOT / 'README.md', tmp_path)
     zoo.main(tmp_path)
-    assert (tmp_path / 'README.md').read_text() == (ROOT / 'README.md').read_text()
+    assert (tmp_path / 'docs' / 'zoo.md').read_text() == (ROOT / 'docs' / 'zoo.md').read_text()
     written = sorted(path.relative_to(tmp_path) for path in tmp_path.glob('configs/*/metafile.yml'))
     assert written == [path.relative_to(ROOT) for path in METAFILES]
     for path in written:

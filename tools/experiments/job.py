@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 Options = Mapping[str, Any]
 """What ``--cfg-options`` of tools/train.py take."""
 
@@ -46,27 +44,15 @@ class Job:
     """The teacher's checkpoint."""
     data_root: Path | None = None
     """The folder of the images, where it is not the config's."""
+    flags: tuple[str, ...] = ()
+    """Further ones of tools/train.py."""
     cache: Cache | None = None
     """In the teacher's place; the teacher's own training makes it at its end."""
-    flags: tuple[str, ...] = ()
-    """Flags of tools/train.py that mix a method into the config."""
-
-    @property
-    def command(self) -> str:
-        """The config's name and the flags, by which results are kept."""
-        return ' '.join([self.config.name, *self.flags])
 
     @property
     def predictions(self) -> Path:
         """What the trained model says of the validation set."""
         return self.folder / 'predictions.npz'
-
-    def read_config(self) -> Config:
-        """The config with the flags and options mixed in, as tools/train.py reads it."""
-        from train import parse_args, read_config
-
-        pairs = _pairs({**self.options, **self._paths(None)})
-        return read_config(parse_args([str(self.config), *self.flags, *(['--cfg-options', *pairs] if pairs else [])]))
 
     def arguments(self) -> list[str]:
         """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
@@ -81,7 +67,7 @@ class Job:
             options.update({'model.teacher._delete_': True, 'model.teacher.type': 'CachedTeacher'})
             options['model.teacher.path'] = self.cache.folder
         pairs = _pairs({**options, **self._paths(self.teacher)})
-        return [str(self.config), *self.flags, '--work-dir', str(self.folder), '--resume', '--cfg-options', *pairs]
+        return [str(self.config), '--work-dir', str(self.folder), '--resume', *self.flags, '--cfg-options', *pairs]
 
     def cache_arguments(self, checkpoint: Path) -> list[str]:
         """The command line of tools/cache_teacher.py; a cache that was cut off goes on."""
@@ -90,9 +76,9 @@ class Job:
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
         return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
 
-    def _paths(self, teacher: Path | None) -> dict[str, str]:
+    def _paths(self, teacher: Path | None) -> dict[str, Path]:
         paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}
-        return {name: str(path) for name, path in paths.items() if path is not None}
+        return {name: path for name, path in paths.items() if path is not None}
 
 
 def _pairs(options: Mapping[str, Any]) -> list[str]:
@@ -114,7 +100,7 @@ def start(log_folder: Path) -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train; where the checkpoint is, and what the training took."""
     began, cpu = time.perf_counter(), time.process_time()
-    from train import main
+    from fnkd_plugin.cli.train import main
 
     try:
         main(job.arguments())
@@ -136,18 +122,19 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _make_cache(job: Job, checkpoint: Path) -> None:
-    from cache_teacher import main
+    from fnkd_plugin.cli.cache import main
 
     main(job.cache_arguments(checkpoint))
 
 
 def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
+    from fnkd_plugin.cli.train import parse_args, read_config
 
     from fnkd_plugin.mm.config import plain_config
     from fnkd_plugin.mm.training import set_loader_defaults
 
-    plain = plain_config(job.read_config())
+    plain = plain_config(read_config(parse_args(job.arguments())))
     plain.work_dir, plain.load_from = str(job.folder), str(checkpoint)
     plain.default_hooks['save_predictions'] = dict(type='SavePredictionsHook')
     set_loader_defaults(plain)

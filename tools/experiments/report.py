@@ -17,7 +17,7 @@ def columns(study: Study) -> list[str]:
     """The heads of :func:`rows`."""
     first = study.table.methods[0].title
     measures = ('NLL', 'ECE, %', 'agreement')
-    return ['method', 'top-1, %', f'over {first}', 'over KD', *measures, 'chosen of its trials']
+    return ['method', 'top-1, %', f'over {first}', 'over KD', 'best epoch, %', *measures, 'chosen of its trials']
 
 
 def deviation(values: Sequence[float]) -> float | None:
@@ -52,11 +52,13 @@ def rows(study: Study) -> list[list[str]]:
         ]
         measures = [_spread(entries, name, digits) for name, digits in (('nll', 2), ('ece', 1), ('agreement', 1))]
         chosen = method.chosen(method.trials[study.best_trial(method)])
-        found.append([method.title, _spread(entries, 'accuracy', 1), *against, *measures, chosen])
+        best = _spread(entries, 'best_accuracy', 1)
+        found.append([method.title, _spread(entries, 'accuracy', 1), *against, best, *measures, chosen])
     teacher = study.results.runs.get(study.teacher.name)
     if teacher is not None:
         measures = [f'{teacher["nll"]:.2f}', f'{teacher["ece"]:.1f}', '']
-        found.append(['teacher', f'{teacher["accuracy"]:.1f}', '', '', *measures, ''])
+        best = f'{teacher["best_accuracy"]:.1f}' if 'best_accuracy' in teacher else ''
+        found.append(['teacher', f'{teacher["accuracy"]:.1f}', '', '', best, *measures, ''])
     return found
 
 
@@ -74,12 +76,14 @@ def as_rich(study: Study) -> RichTable:
         padding=0,
         pad_edge=False,
     )
-    for name in columns(study)[:-1]:
-        table.add_column(name, justify='left' if name == 'method' else 'right', no_wrap=True)
+    heads = columns(study)[:-1]
+    kept = _filled(found, len(heads))
+    for i in kept:
+        table.add_column(heads[i], justify='right' if i else 'left', no_wrap=True)
     for row in found:
         if row[0] == 'teacher':
             table.add_section()
-        table.add_row(*row[:-1])
+        table.add_row(*(row[i] for i in kept))
     return table
 
 
@@ -87,7 +91,7 @@ def as_markdown(study: Study) -> str:
     """For README.md and docs/, without columns in which nothing stands."""
     body = rows(study)
     heads = columns(study)
-    kept = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in body)]
+    kept = _filled(body, len(heads))
     rule = ['---', *['--:'] * (len(heads) - 2), '---']
     cells = [[row[i] for i in kept] for row in (heads, rule, *body)]
     counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
@@ -97,6 +101,11 @@ def as_markdown(study: Study) -> str:
     head = f'**{study.table.title}**; {seeds}, {f"{trials} trials a method" if trials > 1 else "nothing is tuned"}.'
     note = f' {study.table.note}' if study.table.note else ''
     return '\n'.join([head + note, '', *('| ' + ' | '.join(row) + ' |' for row in cells)])
+
+
+def _filled(body: list[list[str]], count: int) -> list[int]:
+    """The first column, and all in which anything stands."""
+    return [i for i in range(count) if i == 0 or any(row[i] for row in body)]
 
 
 def _accuracies(study: Study, method: Method) -> dict[int, float]:

@@ -1,9 +1,7 @@
 """The results file: one entry a training, written as soon as it is known."""
 
-import importlib.metadata
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +11,6 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from experiments.job import Job
-
-_PACKAGES = ('torch', 'timm', 'mmengine', 'mmpretrain', 'onedl-mmengine', 'onedl-mmpretrain', 'torchmetrics')
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions and machine."""
-    installed = {d.metadata['Name'].lower(): d.version for d in importlib.metadata.distributions()}
-    return dict(
-        versions=dict(python=platform.python_version(), **{n: installed[n] for n in _PACKAGES if n in installed}),
-        machine=dict(system=platform.system(), processor=_processor(), **_accelerator()),
-    )
-
-
-def _accelerator() -> dict[str, str]:
-    return dict(accelerator=torch.cuda.get_device_name()) if torch.cuda.is_available() else {}
-
-
-def _processor() -> str:
-    # platform.processor() is empty on most Linux systems.
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{len(names)} x {names[0]}' if names else platform.processor()
 
 
 def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
@@ -89,9 +64,9 @@ class Results:
             ValueError: If it has run with another config, seed or other options.
         """
         entry = self.runs.get(job.name)
-        asked = dict(config=job.command, seed=job.seed, options=dict(job.options))
-        if entry is not None and {key: entry[key] for key in asked} != asked:
-            was = {key: entry[key] for key in asked}
+        asked = _asked(job)
+        was = {} if entry is None else {key: entry.get(key, []) for key in asked}
+        if entry is not None and was != asked:
             raise ValueError(
                 f'{self.path}: {job.name} was run with {was}, now asked for is {asked}. '
                 'Move the file away to start anew, or give another --out.'
@@ -100,16 +75,22 @@ class Results:
 
     def add(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
         """Take in a training's outcome and write the file."""
+        from fnkd_plugin.cli.doctor import surroundings
+
         place = surroundings()
         if place not in self._places:
             self._places.append(place)
-        entry = dict(config=job.command, seed=job.seed, options=dict(job.options), **found)
+        entry = {**_asked(job), **found}
         self.runs[job.name] = {**entry, 'place': self._places.index(place)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f'.{os.getpid()}')
         partial.write_text(json.dumps({'places': self._places, 'runs': self.runs}, indent=1) + '\n')
         partial.replace(self.path)
         return self.runs[job.name]
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    return dict(config=job.config.name, flags=list(job.flags), seed=job.seed, options=dict(job.options))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Study:
         return self.folder / self.results.runs[job.name]['checkpoint']
 
     def _cache(self, teacher: Job) -> Cache | None:
-        taught = [CONFIGS / method.config.split()[0] for method in self.table.methods if method.needs_teacher]
+        taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
         if not self.table.cached_views:
             return None
         views = self.table.cached_views
@@ -181,15 +181,23 @@ class Study:
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
         known = method.needs_teacher and self.teacher.name in self.results.runs
-        return self._job(name, method.config, seed, options, self.checkpoint(self.teacher) if known else None)
+        teacher = self.checkpoint(self.teacher) if known else None
+        return self._job(name, method.config, seed, options, teacher, method.flags)
 
-    def _job(self, name: str, config: str, seed: int, options: Options, teacher: Path | None = None) -> Job:
+    def _job(
+        self,
+        name: str,
+        config: str,
+        seed: int,
+        options: Options,
+        teacher: Path | None = None,
+        flags: tuple[str, ...] = (),
+    ) -> Job:
         options = {**options, **self._options}
         # Other options, another folder: a training never goes on from one that was something else.
-        key = hashlib.sha256(json.dumps([config, seed, options], sort_keys=True).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps([config, flags, seed, options], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
-        file, *flags = config.split()
-        return Job(name, CONFIGS / file, folder, seed, options, teacher, self._data_root, flags=tuple(flags))
+        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

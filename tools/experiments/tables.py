@@ -29,14 +29,25 @@ CUB2010_TRIALS: Options = {
 }
 
 
+def by(method: str) -> tuple[str, ...]:
+    """Flags that train the pair of a distilled config by another method."""
+    return '--distill', method
+
+
+def smoothed(method: str, groups: str = '') -> tuple[str, ...]:
+    """Flags that smooth the labels of a plain config."""
+    return '--label-smoothing', method, *(('--label-smoothing-cfg', f'groups={groups}') if groups else ())
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to train the student.
 
     Attributes:
         title: Its name in tables.
-        config: Its config, below ``configs/``, and the flags of tools/train.py that mix in the method.
+        config: Its config, below ``configs/``.
         trials: The options of each trial.
+        flags: Of tools/train.py, where the config is of another method of the pair.
         symbols: How tables call what is tuned.
         needs_teacher: Whether the teacher must be trained before.
     """
@@ -46,6 +57,7 @@ class Method:
     trials: tuple[Options, ...]
     symbols: Mapping[str, str]
     needs_teacher: bool = False
+    flags: tuple[str, ...] = ()
 
     def chosen(self, options: Options) -> str:
         """The tuned values in words, such as ``lr 0.02, ε 0.1``."""
@@ -123,16 +135,18 @@ def digits(trials: int = 4) -> Table:
             Method('plain', 'demo/plain_digits.py', tuple({LR: r} for r in rates), lr),
             Method(
                 'LSR',
-                'demo/plain_digits.py --label-smoothing lsr',
+                'demo/plain_digits.py',
                 tuned((0.05, 0.6), lambda e: {eps: e}),
                 {**lr, eps: 'ε'},
+                flags=smoothed('lsr'),
             ),
             Method(
                 'KD',
-                'demo/fnkd_digits.py --distill kd',
+                'demo/fnkd_digits.py',
                 tuned((0.1, 0.9), lambda a: {WEIGHT: a, HARD: round(1 - a, 6)}),
                 {**lr, WEIGHT: 'α'},
                 needs_teacher=True,
+                flags=by('kd'),
             ),
             Method(
                 'FNKD',
@@ -165,19 +179,21 @@ def cub2010() -> Table:
             Method('plain', 'cub2010/plain_lite0_cub2010.py', ({LR: 0.005}, {LR: 0.01}, {LR: 0.02}), lr),
             Method(
                 'LSR',
-                'cub2010/plain_lite0_cub2010.py --label-smoothing lsr',
+                'cub2010/plain_lite0_cub2010.py',
                 ({LR: 0.005, eps: 0.1}, {LR: 0.01, eps: 0.1}, {LR: 0.01, eps: 0.3}),
                 {**lr, eps: 'ε'},
+                flags=smoothed('lsr'),
             ),
             Method(
                 'ALSR',
-                'cub2010/plain_lite0_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub',
+                'cub2010/plain_lite0_cub2010.py',
                 (
                     {LR: 0.005, uniform: 0.1, near: 0.1},
                     {LR: 0.01, uniform: 0.1, near: 0.1},
                     {LR: 0.01, uniform: 0.05, near: 0.3},
                 ),
                 {**lr, uniform: 'ε₁', near: 'ε₂'},
+                flags=smoothed('alsr', 'cub'),
             ),
             Method(
                 'HE',
@@ -187,7 +203,7 @@ def cub2010() -> Table:
             ),
             Method(
                 'KD, T = 1',
-                'cub2010/fnkd_lite0_cub2010.py --distill kd_t1',
+                'cub2010/fnkd_lite0_cub2010.py',
                 (
                     {LR: 0.01, WEIGHT: 0.5, HARD: 0.5},
                     {LR: 0.01, WEIGHT: 0.9, HARD: 0.1},
@@ -195,10 +211,11 @@ def cub2010() -> Table:
                 ),
                 {**lr, WEIGHT: 'α'},
                 needs_teacher=True,
+                flags=by('kd_t1'),
             ),
             Method(
                 'KD',
-                'cub2010/fnkd_lite0_cub2010.py --distill kd',
+                'cub2010/fnkd_lite0_cub2010.py',
                 (
                     {LR: 0.01, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
                     {LR: 0.02, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1},
@@ -206,6 +223,7 @@ def cub2010() -> Table:
                 ),
                 {**lr, TEMPERATURE: 'T', WEIGHT: 'α'},
                 needs_teacher=True,
+                flags=by('kd'),
             ),
             Method(
                 'FNKD',
@@ -236,22 +254,25 @@ def cub2010_small() -> Table:
             Method('plain', 'cub2010/plain_mbv3_cub2010.py', ({LR: 0.002}, {LR: 0.004}), lr),
             Method(
                 'LSR',
-                'cub2010/plain_mbv3_cub2010.py --label-smoothing lsr',
+                'cub2010/plain_mbv3_cub2010.py',
                 ({LR: 0.002, eps: 0.1}, {LR: 0.004, eps: 0.1}),
                 {**lr, eps: 'ε'},
+                flags=smoothed('lsr'),
             ),
             Method(
                 'ALSR',
-                'cub2010/plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub',
+                'cub2010/plain_mbv3_cub2010.py',
                 ({LR: 0.002, uniform: 0.1, near: 0.1}, {LR: 0.004, uniform: 0.1, near: 0.1}),
                 {**lr, uniform: 'ε₁', near: 'ε₂'},
+                flags=smoothed('alsr', 'cub'),
             ),
             Method(
                 'KD',
-                'cub2010/fnkd_mbv3_cub2010.py --distill kd',
+                'cub2010/fnkd_mbv3_cub2010.py',
                 ({**kd, LR: 0.002}, kd),
                 {**lr, TEMPERATURE: 'T', WEIGHT: 'α'},
                 needs_teacher=True,
+                flags=by('kd'),
             ),
             Method(
                 'FNKD',
@@ -288,19 +309,19 @@ def cub2010_small() -> Table:
 def sweeps_cub2010() -> Table:
     """How FNKD depends on its norm and KD on its temperature, scored on the held-out part; nothing is chosen."""
     lr, tau = {LR: 'lr'}, 'model.head.soft_loss.tau'
-    fnkd = 'cub2010/fnkd_lite0_cub2010.py'
-    kd = f'{fnkd} --distill kd'
+    kd = {LR: 0.01, WEIGHT: 0.9, HARD: 0.1}
+    pair = 'cub2010/fnkd_lite0_cub2010.py'
     return Table(
         title="FNKD's τ and KD's T on CUB-200-2010's held-out fifth, 2 epochs",
         teacher='cub2010/plain_lite2_cub2010.py',
         methods=(
             Method('plain', 'cub2010/plain_lite0_cub2010.py', ({LR: 0.01},), lr),
             *(
-                Method(f'FNKD, τ = {value}', fnkd, ({LR: 0.01, tau: value},), lr, needs_teacher=True)
+                Method(f'FNKD, τ = {value}', pair, ({LR: 0.01, tau: value},), lr, needs_teacher=True)
                 for value in ('auto', 2, 4, 8, 16)
             ),
             *(
-                Method(f'KD, T = {value}', kd, ({LR: 0.01, TEMPERATURE: value, WEIGHT: 0.9, HARD: 0.1},), lr, True)
+                Method(f'KD, T = {value}', pair, ({**kd, TEMPERATURE: value},), lr, needs_teacher=True, flags=by('kd'))
                 for value in (2, 4, 8)
             ),
         ),
@@ -312,21 +333,20 @@ def sweeps_cub2010() -> Table:
 
 def controls_cub2010() -> Table:
     """FNKD of :func:`cub2010` and KD, step by step from one's settings to the other's; nothing is tuned."""
-    fnkd = 'cub2010/fnkd_lite0_cub2010.py'
-    kd = f'{fnkd} --distill kd'
+    pair = 'cub2010/fnkd_lite0_cub2010.py'
     soft = {LR: 0.005, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1}
 
-    def control(title: str, config: str, options: Options) -> Method:
-        return Method(title, config, (options,), {}, needs_teacher=True)
+    def control(title: str, options: Options, flags: tuple[str, ...] = by('kd')) -> Method:
+        return Method(title, pair, (options,), {}, needs_teacher=True, flags=flags)
 
     return Table(
         title='From FNKD to KD on CUB-200-2010, EfficientNet-Lite2 → Lite0, 5 epochs',
         teacher='cub2010/plain_lite2_cub2010.py',
         methods=(
-            control('FNKD', fnkd, {LR: 0.005, WEIGHT: 9}),
-            control('KD, T = 3, 1 hard + 9 soft', kd, {LR: 0.005, TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
-            control('KD, T = 3, 0.1 hard + 0.9 T² soft', kd, {**soft, TEMPERATURE: 3}),
-            control('KD, T = 4, 0.1 hard + 0.9 T² soft', kd, soft),
+            control('FNKD', {LR: 0.005, WEIGHT: 9}, ()),
+            control('KD, T = 3, 1 hard + 9 soft', {LR: 0.005, TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
+            control('KD, T = 3, 0.1 hard + 0.9 T² soft', {**soft, TEMPERATURE: 3}),
+            control('KD, T = 4, 0.1 hard + 0.9 T² soft', soft),
         ),
         trial_options={},
         cached_views=5,
@@ -343,8 +363,13 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     Shorter trainings have their milestones, and DKD its warm-up, in proportion.
     """
 
-    def method(title: str, name: str, options: Options | None = None) -> Method:
-        return _mixed(title, 'cifar100', student, teacher, name, options or {})
+    plain, pair = f'cifar100/plain_{student}_cifar100.py', f'cifar100/fnkd_{student}_from_{teacher}_cifar100.py'
+
+    def smooth(title: str, *smoothing: str) -> Method:
+        return Method(title, plain, ({},), {}, flags=smoothed(*smoothing))
+
+    def distilled(title: str, method: str, options: Options | None = None) -> Method:
+        return Method(title, pair, (options or {},), {}, needs_teacher=True, flags=by(method))
 
     share = epochs / 240
     length: Options = {}
@@ -355,26 +380,25 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             # Half an epoch more rather than less.
             'param_scheduler.milestones': [math.ceil(m * share) for m in (150, 180, 210)],
         }
-    soft = 'model.head.soft_loss'
-    dkd = 'dkd_beta2' if student == 'r20' else 'dkd'  # as DKD's authors train these pairs
+    warmup = {} if share == 1 else {'model.head.warmup': 20 * share}
     return Table(
         title=title,
         teacher=f'cifar100/plain_{teacher}_cifar100.py',
         methods=(
-            method('plain', 'plain'),
-            method('LSR', 'lsr'),
-            method('ALSR', 'alsr'),
-            method('KD', 'kd_benchmark'),
-            method("KD, FNKD's weights and T", 'kd_benchmark', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
-            method('FNKD', 'fnkd'),
-            method('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
-            method('LSKD', 'ls_kd'),
-            method('NormKD', 'normkd'),
-            method('DKD', dkd, {} if share == 1 else {'model.head.warmup': 20 * share}),
-            method('DIST', 'dist'),
-            method('TTM', 'ttm'),
-            method('WTTM', 'wttm'),
-            method('TTM by norm', 'fnkd', {f'{soft}.type': 'FNTTMLoss', WEIGHT: 7}),
+            Method('plain', plain, ({},), {}),
+            smooth('LSR', 'lsr'),
+            smooth('ALSR', 'alsr', 'cifar100'),
+            distilled('KD', 'kd_benchmark'),
+            distilled("KD, FNKD's weights and T", 'kd', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
+            distilled('FNKD', 'fnkd'),
+            distilled('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
+            distilled('LSKD', 'ls_kd'),
+            distilled('NormKD', 'normkd'),
+            distilled('DKD', 'dkd_beta2' if student == 'r20' else 'dkd', warmup),
+            distilled('DIST', 'dist'),
+            distilled('TTM', 'ttm'),
+            distilled('WTTM', 'wttm'),
+            distilled('TTM by norm', 'fnttm'),
         ),
         trial_options={},
         final_options=length,
@@ -383,27 +407,19 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     )
 
 
-def _mixed(title: str, folder: str, student: str, teacher: str, name: str, options: Options) -> Method:
-    """A method by its name for tools/train.py, of a pair whose files are the plain and the FNKD one."""
-    plain = f'{folder}/plain_{student}_{folder}.py'
-    flags = {
-        'plain': '',
-        'lsr': ' --label-smoothing lsr',
-        'alsr': f' --label-smoothing alsr --label-smoothing-cfg groups={"cars_make" if folder == "cars" else folder}',
-    }
-    if name in flags:
-        return Method(title, f'{plain}{flags[name]}', (options,), {})
-    pair = f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py'
-    return Method(title, pair if name == 'fnkd' else f'{pair} --distill {name}', (options,), {}, needs_teacher=True)
-
-
-def _presets(title: str, folder: str, teacher: str, student: str, note: str = '') -> Table:
+def _presets(title: str, folder: str, teacher: str, student: str, groups: str, note: str = '') -> Table:
     """A pair of the shipped configs as they are: nothing is tuned."""
-    methods = {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd_t1': 'KD, T = 1', 'kd': 'KD', 'fnkd': 'FNKD'}
+    plain, pair = f'{folder}/plain_{student}_{folder}.py', f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py'
+    taught = {'KD, T = 1': 'kd_t1', 'KD': 'kd', 'FNKD': 'fnkd'}
     return Table(
         title=title,
         teacher=f'{folder}/plain_{teacher}_{folder}.py',
-        methods=tuple(_mixed(name, folder, student, teacher, method, {}) for method, name in methods.items()),
+        methods=(
+            Method('plain', plain, ({},), {}),
+            Method('LSR', plain, ({},), {}, flags=smoothed('lsr')),
+            Method('ALSR', plain, ({},), {}, flags=smoothed('alsr', groups)),
+            *(Method(name, pair, ({},), {}, needs_teacher=True, flags=by(method)) for name, method in taught.items()),
+        ),
         trial_options={},
         note=note,
     )
@@ -426,10 +442,10 @@ TABLES: dict[str, Callable[[], Table]] = {
         'published numbers.',
     ),
     'cub_r18': lambda: _presets(
-        'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', "The pair of the paper's Table 1."
+        'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', 'cub', "The pair of the paper's Table 1."
     ),
     'cub_r50': lambda: _presets(
-        'CUB-200-2011, ResNet-152 → ResNet-50', 'cub', 'r152', 'r50', "The pair of the paper's Table 1."
+        'CUB-200-2011, ResNet-152 → ResNet-50', 'cub', 'r152', 'r50', 'cub', "The pair of the paper's Table 1."
     ),
-    'cars': lambda: _presets('Stanford Cars, ResNet-50 → ResNet-18', 'cars', 'r50', 'r18'),
+    'cars': lambda: _presets('Stanford Cars, ResNet-50 → ResNet-18', 'cars', 'r50', 'r18', 'cars_make'),
 }

@@ -21,6 +21,9 @@ from fnkd_plugin.mm.hooks.evaluate_teacher_hook import EvaluateTeacherHook
 
 Rows = list[tuple[str, str]]
 
+SHOWN = dict(shown=True)
+"""Marks a record that the terminal shows, too, when MMEngine's log goes to its file alone."""
+
 
 @HOOKS.register_module()
 class SummaryHook(Hook):
@@ -41,7 +44,7 @@ class SummaryHook(Hook):
             accuracy = result or 'not evaluated (--evaluate-teacher)'
             rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
         rows.append(('checkpoints', str(runner.work_dir)))
-        runner.logger.info(as_text('Training', rows))
+        runner.logger.info(as_text('Training', rows), extra=SHOWN)
 
     def after_train(self, runner: Any) -> None:
         """Log accuracies and where the checkpoint is."""
@@ -56,7 +59,7 @@ class SummaryHook(Hook):
             rows.append(('checkpoint', checkpoint))
             if runner.cfg.get('test_dataloader') and config.is_file():
                 rows.append(('next', f'python tools/test.py {config} {checkpoint}'))
-        runner.logger.info(as_text('Trained', rows))
+        runner.logger.info(as_text('Trained', rows), extra=SHOWN)
 
 
 def as_text(title: str, rows: Rows) -> str:

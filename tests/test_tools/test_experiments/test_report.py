@@ -58,6 +58,18 @@ def test_rows_hold_what_has_run(tmp_path: Path) -> None:
     assert 'over KD' not in lines[2] and {line.count('|') for line in lines[2:]} == {len(columns(study))}
 
 
+def test_the_best_epoch_stands_beside_the_last_where_it_is_known(tmp_path: Path) -> None:
+    from experiments.report import as_markdown
+
+    study = _study(tmp_path, 3)
+    assert 'best epoch' not in as_markdown(study)
+    for job in study.finals(study.table.methods[1]):
+        study.results.runs[job.name]['best_accuracy'] = 90.0 + job.seed
+    lines = as_markdown(study).splitlines()
+    column = lines[2].split('|').index(' best epoch, % ')
+    assert [line.split('|')[column].strip() for line in lines[4:]] == ['', '91.0 ± 1.0', '']
+
+
 def test_numbers_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
     from experiments.report import as_rich
     from rich.console import Console

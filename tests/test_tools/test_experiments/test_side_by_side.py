@@ -16,7 +16,6 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import load_config
 
 COUNT, BATCH = 156, 8  # 20 steps, the last of them with half as many images
 TINY = {
@@ -25,6 +24,8 @@ TINY = {
     'train_dataloader.batch_size': BATCH,
     'param_scheduler.milestones': [1],
     'model.backbone.depth': 8,
+    # Rounding grows with the rate.
+    'optim_wrapper.optimizer.lr': 0.01,
 }
 
 
@@ -45,13 +46,16 @@ def _noise_images() -> Iterator[None]:
     DATASETS.module_dict.pop('NoiseImages')
 
 
-def _job(name: str, tmp_path: Path, seed: int = 0, **options: Any):
+def _job(method: str, tmp_path: Path, seed: int = 0, **options: Any):
     from experiments.job import Job
-    from experiments.tables import CONFIGS, _mixed
+    from experiments.tables import CONFIGS, by, smoothed
 
-    file, *flags = _mixed(name, 'cifar100', 'r20', 'r56', name, {}).config.split()
-    folder = tmp_path / f'{name}{seed}'
-    return Job(f'{name}_seed{seed}', CONFIGS / file, folder, seed, {**TINY, **options}, flags=tuple(flags))
+    plain = method in ('plain', 'lsr', 'alsr')
+    file = CONFIGS / 'cifar100' / ('plain_r20_cifar100.py' if plain else 'fnkd_r20_from_r56_cifar100.py')
+    groups = 'cifar100' if method == 'alsr' else ''
+    flags = () if method == 'plain' else smoothed(method, groups) if plain else by(method)
+    name = f'{method}_seed{seed}'
+    return Job(name, file, tmp_path / name, seed, {**TINY, **options}, flags=flags)
 
 
 def _group(jobs: list, tmp_path: Path, table: Any = None, name: str = 'group'):
@@ -78,7 +82,9 @@ def _exact_table(teacher: Any):
 
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
     """What the Runner makes of a job on the group's batches."""
-    cfg = job.read_config()
+    from fnkd_plugin.cli.train import parse_args, read_config
+
+    cfg = read_config(parse_args(job.arguments()))
     if cfg.model.type == 'Distiller':
         cfg.model.teacher.config, cfg.model.teacher.checkpoint = map(str, teacher)
         if cfg.model.head.soft_loss.type == 'FNKDLoss':
@@ -111,12 +117,14 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
 
 
 def test_students_side_by_side_become_what_the_runner_makes_of_each(tmp_path: Path) -> None:
+    from fnkd_plugin.cli.train import parse_args, read_config
+
     teacher = _group([_job('plain', tmp_path, 7)], tmp_path, name='teacher')
     torch.save(dict(state_dict=teacher.state_of(0)), tmp_path / 'teacher.pth')
-    cfg = load_config(_job('plain', tmp_path).config, {'model.backbone.depth': 8})
+    cfg = read_config(parse_args(_job('plain', tmp_path).arguments()))
     Config(dict(model=cfg.model, data_preprocessor=cfg.data_preprocessor)).dump(str(tmp_path / 'teacher.py'))
     table = _exact_table(teacher)
-    names = ['kd_benchmark', 'fnkd', 'ls_kd', 'dkd_beta2', 'dist', 'wttm']
+    names = ['kd_benchmark', 'fnkd', 'dkd_beta2', 'dist', 'wttm']
     jobs = [_job(name, tmp_path) for name in names]
     jobs += [_job('kd_benchmark', tmp_path, 1), _job('plain', tmp_path), _job('alsr', tmp_path, 1)]
     group = _group(jobs, tmp_path, table)
@@ -144,7 +152,7 @@ def test_a_group_goes_on_from_its_file_bit_for_bit(tmp_path: Path) -> None:
         list(group.steps())
     for a, b in zip(once.network.state_dict().values(), again.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match=r'holds .*plain0.*, not .*give another --work-dir'):
+    with pytest.raises(ValueError, match=r'holds .*plain_seed0.*, not .*give another --work-dir'):
         _group(jobs[::-1], tmp_path / 'twice')
 
 

@@ -1,32 +1,14 @@
 """The named tables: fair, and on configs that exist."""
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mmengine.config import Config
 
 TUNED = ['digits', 'cub2010', 'cub2010_small']
-CIFAR = ['cifar100', 'cifar100_8x4', 'cifar100_60e']
-TABLES = [*TUNED, 'sweeps_cub2010', 'controls_cub2010', *CIFAR, 'cub_r18', 'cub_r50', 'cars']
-
-
-def _config(method: Any, options: Any = None) -> Config:
-    """The config that a method trains, as tools/train.py makes it."""
-    return _read(method.config, tuple({k: str(v) for k, v in (options or {}).items()}.items()))
-
-
-@functools.cache
-def _read(command: str, options: tuple[tuple[str, Any], ...]) -> Config:
-    import train
-    from experiments.tables import CONFIGS
-
-    file, *flags = command.split()
-    pairs = [f'{key}={value}' for key, value in options]
-    argv = [str(CONFIGS / file), *flags, *(['--cfg-options', *pairs] if pairs else [])]
-    return train.read_config(train.parse_args(argv))
+CIFAR100 = ['cifar100', 'cifar100_8x4', 'cifar100_60e']
+TABLES = [*TUNED, 'sweeps_cub2010', 'controls_cub2010', *CIFAR100, 'cub_r18', 'cub_r50', 'cars']
 
 
 @pytest.mark.parametrize('name', TABLES)
@@ -37,7 +19,9 @@ def test_every_method_has_as_many_trials_and_its_own_config(name: str) -> None:
     table = tables.TABLES[name]()
     counts = {len(method.trials) for method in table.methods}
     assert len(counts) == 1 and (counts != {1}) == (name in TUNED)
-    assert all(_config(method).model for method in table.methods) and (tables.CONFIGS / table.teacher).is_file()
+    assert (
+        all((tables.CONFIGS / m.config).is_file() for m in table.methods) and (tables.CONFIGS / table.teacher).is_file()
+    )
     assert len({method.title for method in table.methods}) == len(table.methods)
     for method in table.methods:
         assert set().union(*method.trials) >= set(method.symbols)
@@ -50,7 +34,7 @@ def test_a_cache_has_a_view_for_each_epoch_of_the_images_that_are_learned_from(n
 
     table = tables.TABLES[name]()
     for method in table.methods:
-        assert _config(method).train_cfg.max_epochs == table.cached_views
+        assert Config.fromfile(tables.CONFIGS / method.config).train_cfg.max_epochs == table.cached_views
     assert not table.final_options
 
 
@@ -60,7 +44,8 @@ def test_what_is_tuned_is_not_scored_on_the_test_set(name: str) -> None:
 
     table = tables.TABLES[name]()
     for method in table.methods:
-        cfg = _config(method, table.trial_options or table.final_options)
+        cfg = Config.fromfile(tables.CONFIGS / method.config)
+        cfg.merge_from_dict(dict(table.trial_options or table.final_options))
         scored, learned = cfg.val_dataloader.dataset, cfg.train_dataloader.dataset
         assert scored.split != 'test'
         # Nor on what it learns from: another split, another part, or the two ends of the training set.
@@ -72,15 +57,22 @@ def test_what_is_tuned_is_not_scored_on_the_test_set(name: str) -> None:
 def test_every_option_reaches_its_place(name: str) -> None:
     """An option below a key that the config lacks would be merged in silence, and change nothing."""
     from experiments import tables
+    from train import parse_args, read_config
+
+    from fnkd_plugin.mm.config import merge_options
 
     table = tables.TABLES[name]()
     for method in table.methods:
         for trial in method.trials:
-            options = {k: v for k, v in trial.items() if k != tables.LR}
-            assert set(_dicts(_config(method, options).to_dict())) == set(_dicts(_config(method).to_dict()))
+            cfg = read_config(parse_args([str(tables.CONFIGS / method.config), *method.flags]))
+            before = cfg.to_dict()
+            merge_options(cfg, {k: v for k, v in trial.items() if k != tables.LR})
+            assert set(_dicts(cfg.to_dict())) == set(_dicts(before))
 
 
-@pytest.mark.parametrize('name', [*TUNED, 'sweeps_cub2010', 'controls_cub2010'])
+@pytest.mark.parametrize(
+    'name', ['digits', 'cub2010', 'cub2010_small', 'sweeps_cub2010', 'controls_cub2010', 'cifar100_60e']
+)
 def test_the_docs_show_the_results_file(name: str) -> None:
     from experiments import tables
     from experiments.readme import document_of
@@ -93,6 +85,28 @@ def test_the_docs_show_the_results_file(name: str) -> None:
     text = as_markdown(Study(tables.TABLES[name](), results, Path(), seeds))
     document = document_of(tables.CONFIGS.parent, name).read_text()
     assert f'<!-- {name} -->\n{text}\n<!-- /{name} -->' in document
+
+
+@pytest.mark.parametrize('name', CIFAR100)
+def test_the_cifar_tables_can_be_trained_side_by_side_at_one_recipe(name: str, tmp_path: Path) -> None:
+    from experiments.results import Results
+    from experiments.side_by_side.recipe import read
+    from experiments.study import Study
+    from experiments.tables import TABLES
+
+    study = Study(TABLES[name](), Results(tmp_path / 'r.json'), tmp_path, range(1))
+    recipes, students = zip(*(read(job) for m in study.table.methods for job in study.finals(m)), strict=True)
+    recipe, _ = read(study.teacher)
+    assert all(other == recipe for other in recipes)
+    short = recipe.epochs // 60 == 1
+    assert (recipe.milestones, recipe.epochs) == (((38, 45, 53), 60) if short else ((150, 180, 210), 240))
+    assert [recipe.rate(epoch) for epoch in (0, recipe.milestones[0])] == pytest.approx([0.05, 0.005])
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (64, 0.9, 5e-4)
+    control = students[4]
+    kd = {**control.head.soft_loss, 'hard_weight': control.head.hard_weight}
+    assert kd == dict(type='KDLoss', temperature=3, loss_weight=1, hard_weight=1)
+    [warmup] = [s.head.warmup for s in students if s.head is not None and 'warmup' in s.head]
+    assert warmup == (5 if short else 20)
 
 
 def _dicts(node: object, prefix: str = '') -> Iterator[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
+from fnkd_plugin.cli.train import parse_args, read_config
 
 from experiments.job import Job
 from fnkd_plugin.errors import SetupError
@@ -62,7 +63,7 @@ def read(job: Job) -> tuple[Recipe, Student]:
     Raises:
         SetupError: If it has what cannot be honoured here.
     """
-    cfg = job.read_config()
+    cfg = read_config(parse_args(job.arguments()))
     model = plain_model(cfg)
     pixels = dict(model.pop('data_preprocessor'))
     head = cfg.model.head if is_distilled(cfg) else None

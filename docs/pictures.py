@@ -1,0 +1,119 @@
+"""Draw the README's pictures into docs/_static: the method, and accuracies of results files in benchmarks/.
+
+python docs/pictures.py
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / 'docs' / '_static'
+INK, BLUE, RUST, GREY = '#22313c', '#7aa6c2', '#b5542b', '#8a949b'
+PANELS = {
+    'cifar100_60e': (
+        'CIFAR-100, ResNet-56 → ResNet-20\n60 epochs from random weights',
+        {
+            'plain': 'plain',
+            'kd': 'KD',
+            'kd_fnkd_s_weights_and_t': "KD, FNKD's weights",
+            'dkd': 'DKD',
+            'fnkd': 'FNKD',
+        },
+    ),
+    'cub2010': (
+        'CUB-200-2010, EfficientNet-Lite2 → Lite0\n5 epochs from ImageNet weights',
+        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd': 'FNKD'},
+    ),
+}
+"""By results file: a title, and the methods that are shown, by the beginnings of their runs' names."""
+
+
+def accuracies(runs: dict[str, Any], method: str) -> list[float]:
+    """Test accuracies of a method, one a seed, in per cent."""
+    return [run['accuracy'] for name, run in runs.items() if re.fullmatch(rf'{method}_seed\d+', name)]
+
+
+def draw_results(path: Path, root: Path = ROOT) -> None:
+    """Bars mark means over seeds, dots single seeds, the dashed line the teacher."""
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 2.6), layout='constrained')
+    for axis, (name, (title, methods)) in zip(axes, PANELS.items(), strict=True):
+        runs = json.loads((root / 'benchmarks' / f'{name}.json').read_text())['runs']
+        found = {label: accuracies(runs, method) for method, label in methods.items()}
+        teacher = runs['teacher']['accuracy']
+        colours = [RUST if label == 'FNKD' else BLUE for label in found]
+        for place, (values, colour) in enumerate(zip(found.values(), colours, strict=True)):
+            axis.plot([statistics.fmean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=4)
+            axis.plot(values, [place] * len(values), 'o', color=INK, ms=3.5)
+        axis.set_yticks(range(len(found)), list(found))
+        axis.set_ylim(-0.6, len(found) - 0.4)
+        axis.grid(axis='x', color='#e8ecef')
+        axis.set_axisbelow(True)
+        axis.axvline(teacher, color=GREY, ls='--', lw=1.2)
+        axis.annotate(' teacher', (teacher, -0.55), color=GREY, fontsize=8, annotation_clip=False)
+        everything = [a for values in found.values() for a in values] + [teacher]
+        axis.set_xlim(min(everything) - 2, max(everything) + 1.5)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9, color=INK, loc='left')
+        axis.set_xlabel('test accuracy, %', fontsize=8, color=INK)
+        axis.tick_params(labelsize=8, colors=INK)
+        axis.spines[['top', 'right', 'left']].set_visible(False)
+    _save(figure, path)
+
+
+def draw_method(path: Path) -> None:
+    """Two networks, one image, two losses."""
+    figure, axis = plt.subplots(figsize=(9, 2.9), layout='constrained')
+    axis.set(xlim=(0, 100), ylim=(0, 32))
+    axis.axis('off')
+
+    def box(x: float, y: float, width: float, height: float, text: str, colour: str, frame: str = INK) -> None:
+        shape = dict(boxstyle='round,pad=0,rounding_size=0.9', fc=colour, ec=frame, lw=1)
+        axis.add_patch(matplotlib.patches.FancyBboxPatch((x, y), width, height, **shape))
+        axis.text(x + width / 2, y + height / 2, text, ha='center', va='center', fontsize=9, color=INK)
+
+    def arrow(x: float, y: float, to_x: float, to_y: float, colour: str = INK) -> None:
+        axis.annotate('', (to_x, to_y), (x, y), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.1))
+
+    box(1, 13, 9, 6, 'image', '#eef1f3')
+    box(17, 21, 18, 9, 'teacher\n(frozen)', '#dfe8ee')
+    box(17, 3, 12, 6, 'student', '#f4e3da', RUST)
+    box(42, 22.5, 17, 6, r'logits $v$, norm $\Vert f_t\Vert$', 'white')
+    box(42, 3, 17, 6, r'logits $z$, norm $\Vert f_s\Vert$', 'white')
+    box(65, 22.5, 15, 6, r'$\sigma\,(v\,\tau/\Vert f_t\Vert)$', '#dfe8ee')
+    box(65, 12, 15, 6, r'$\sigma\,(z\,\tau/\Vert f_s\Vert)$', '#f4e3da', RUST)
+    box(86, 17, 13, 6, 'soft loss', 'white')
+    box(86, 3, 13, 6, 'hard loss', 'white')
+    arrow(10, 17.5, 17, 23)
+    arrow(10, 14.5, 17, 7.5)
+    arrow(35, 25.5, 42, 25.5)
+    arrow(29, 6, 42, 6)
+    arrow(59, 25.5, 65, 25.5)
+    arrow(59, 7.5, 65, 13)
+    arrow(80, 25, 86, 21.5)
+    arrow(80, 15, 86, 18.5)
+    arrow(59, 5.5, 86, 5.5)
+    axis.text(72.5, 1.2, 'label', ha='center', fontsize=9, color=INK)
+    arrow(75.5, 1.8, 86, 4, GREY)
+    axis.text(72.5, 30, "each sample's feature norm sets its temperature", ha='center', fontsize=8, color=GREY)
+    _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    # Neither a date nor random ids: the same numbers give the same file.
+    with plt.rc_context({'svg.hashsalt': 'fnkd_plugin'}):
+        figure.savefig(path, metadata={'Date': None}, facecolor='white')
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    OUT.mkdir(exist_ok=True)
+    draw_method(OUT / 'method.svg')
+    draw_results(OUT / 'results.svg')

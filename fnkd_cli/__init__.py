@@ -1,0 +1,238 @@
+"""The ``fnkd`` command. Only Typer is imported until a command runs: ``fnkd --help`` answers at once."""
+
+import contextlib
+import importlib
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fnkd_cli.arguments import PARSERS
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help='Train small image classifiers that learn from big ones.',
+    context_settings=dict(help_option_names=['-h', '--help']),
+)
+
+Folder = Annotated[
+    Path, typer.Argument(help='FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg')
+]
+
+
+Size = Annotated[
+    int | None, typer.Option('--image-size', min=8, help="pixels a side (the model's; at most 128 on a CPU)")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help='epochs of each training (by the number of photos)')]
+Student = Annotated[str, typer.Option(help="timm's name of the student")]
+Teacher = Annotated[str, typer.Option(help="timm's name of the teacher")]
+StudentWeights = Annotated[
+    str | None, typer.Option('--student-checkpoint', help="weights to start from (timm's published ones)")
+]
+TeacherWeights = Annotated[
+    str | None, typer.Option('--teacher-checkpoint', help="weights to start from (timm's published ones)")
+]
+Out = Annotated[Path | None, typer.Option(help='folder of the results (work_dirs/FOLDER_STUDENT)')]
+
+
+@app.command()
+def train(
+    folder: Folder,
+    student: Student,
+    teacher: Teacher,
+    student_checkpoint: StudentWeights = None,
+    teacher_checkpoint: TeacherWeights = None,
+    method: Annotated[str, typer.Option(help='fnkd, kd, lskd, dkd, ... or plain')] = 'fnkd',
+    image_size: Size = None,
+    epochs: Epochs = None,
+    baseline: Annotated[bool, typer.Option('--baseline', help='train the plain student, too')] = False,
+    out: Out = None,
+) -> None:
+    """Fine-tune a teacher on a folder of photos, and train a small student with it; or train a config.
+
+    With a config in place of the folder, other flags apply: fnkd train CONFIG.py --help.
+    """
+    _load('folder').train_folder(
+        folder,
+        student,
+        teacher,
+        out or Path('work_dirs') / f'{folder.resolve().name}_{student}',
+        student_checkpoint=student_checkpoint,
+        teacher_checkpoint=teacher_checkpoint,
+        method=method,
+        image_size=image_size,
+        epochs=epochs,
+        baseline=baseline,
+    )
+
+
+@app.command()
+def check(folder: Folder) -> None:
+    """Check a folder of photos: classes, counts, photos that cannot be read, duplicates."""
+    _load('folder').checked(folder)
+
+
+@app.command()
+def compare(
+    folder: Folder,
+    student: Student,
+    teacher: Teacher,
+    methods: Annotated[list[str], typer.Option(help='such as: --methods plain kd fnkd; the first is compared with')] = [  # noqa: B006
+        'plain',
+        'kd',
+        'fnkd',
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help='trainings of each method')] = 3,
+    student_checkpoint: StudentWeights = None,
+    teacher_checkpoint: TeacherWeights = None,
+    image_size: Size = None,
+    epochs: Epochs = None,
+    out: Out = None,
+) -> None:
+    """Compare methods on a folder of photos: one table, one page."""
+    _load('compare').compare(
+        folder,
+        student,
+        teacher,
+        methods,
+        seeds,
+        out or Path('work_dirs') / f'compare_{folder.resolve().name}_{student}',
+        student_checkpoint=student_checkpoint,
+        teacher_checkpoint=teacher_checkpoint,
+        image_size=image_size,
+        epochs=epochs,
+    )
+
+
+Model = Annotated[Path, typer.Argument(help='the .safetensors file that fnkd train wrote, or its folder')]
+
+
+@app.command()
+def predict(
+    model: Model,
+    photos: Annotated[list[Path], typer.Argument(help='image files')],
+    as_json: Annotated[bool, typer.Option('--json', help='JSON instead of a table')] = False,
+) -> None:
+    """Classify photos."""
+    found = _load('bundle').predict(model, photos)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    width = max(len(row['photo']) for row in found)
+    for row in found:
+        print(f'{row["photo"]:<{width}}  ' + '  '.join(f'{name} {100 * p:.1f} %' for name, p in row['classes'].items()))
+
+
+@app.command()
+def export(model: Model, out: Annotated[Path, typer.Argument(help='the .onnx file')]) -> None:
+    """Write a trained student as ONNX, checked against PyTorch."""
+    error = _load('bundle').export(model, out)
+    print(f'{out}: logits equal PyTorch to {error:.1e} of the largest')
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, what is missing, and the command that fixes it."""
+    rows, missing = _load('doctor').report()
+    width = max(len(name) for name, _ in rows)
+    for name, found in rows:
+        print(f'{name:<{width}}  {found}')
+    print('\n'.join(missing) if missing else 'Nothing is missing.')
+
+
+_PASSED_ON = dict(allow_extra_args=True, ignore_unknown_options=True)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def test(context: typer.Context) -> None:
+    """Test a checkpoint of a config: fnkd test CONFIG.py CHECKPOINT."""
+    run('test', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def cache(context: typer.Context) -> None:
+    """Cache a teacher's predictions: fnkd cache CONFIG.py --out DIR --views 10."""
+    run('cache', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def analyze(context: typer.Context) -> None:
+    """Feature norms, label noise and look-alikes on one page: fnkd analyze CONFIG.py CHECKPOINT --out DIR."""
+    run('analyze', context.args)
+
+
+@app.command(context_settings=_PASSED_ON, add_help_option=False)
+def publish(context: typer.Context) -> None:
+    """Write the student's weights of a checkpoint as a file: fnkd publish CHECKPOINT FOLDER."""
+    run('publish', context.args)
+
+
+def run(command: str, arguments: list[str] | None = None) -> NoReturn:
+    """Run a command for configs, and leave; ``tools/*.py`` call it without ``arguments``, for those of the process."""
+    prog = None if arguments is None else f'fnkd {command}'
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if command in PARSERS:
+        PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
+    _leave(lambda: _load(command).main(arguments))
+
+
+def main() -> NoReturn:
+    """Run a command of the console."""
+    arguments = sys.argv[1:] or ['--help']
+    if arguments[0] == 'train' and any(name.endswith('.py') or '::' in name for name in arguments[1:]):
+        run('train', arguments[1:])
+    command = typer.main.get_command(app)
+    _leave(lambda: command(_one_value_each(arguments, '--methods'), prog_name='fnkd', standalone_mode=False))
+
+
+def _leave(work: Callable[[], Any]) -> NoReturn:
+    """Work, and leave; an error is one sentence."""
+    try:
+        code = work()
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, 'format_message'):  # of the command line
+            where = getattr(getattr(error, 'ctx', None), 'command_path', 'fnkd')
+            sys.exit(_complain(f'{error.format_message()} ({where} --help)', 2))
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if kinds & {'SetupError', 'FileNotFoundError'}:
+            sys.exit(_complain(str(error), 1))
+        if isinstance(error, ModuleNotFoundError):
+            sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, code: int) -> int:
+    # An error of a loader's worker process comes with its traceback, and the message last.
+    sentence = message.rstrip().split('\n')[-1] if 'Traceback' in message else ' '.join(message.split())
+    print(f'error: {sentence}', file=sys.stderr)
+    return code
+
+
+def _load(module: str) -> Any:
+    """A module of fnkd_plugin.cli, without what OpenMMLab prints while it is imported."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return importlib.import_module(f'fnkd_plugin.cli.{module}')
+
+
+def _one_value_each(arguments: list[str], option: str) -> list[str]:
+    """``--methods a b`` as ``--methods a --methods b``, which Typer reads."""
+    found, inside = [], False
+    for argument in arguments:
+        if argument.startswith('-'):
+            inside = argument == option
+            found += [] if inside else [argument]
+        else:
+            found += [option, argument] if inside else [argument]
+    return found

@@ -1,0 +1,1 @@
+"""The commands of ``fnkd``: functions that the console and ``tools/`` call."""

@@ -1,0 +1,145 @@
+"""A trained student as two files: its weights under timm's keys, and a JSON file that says how to use them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+
+from fnkd_plugin.errors import SetupError, first_few
+
+CROP_SHARE = 7 / 8
+"""Of a photo's shorter side, the part that the model sees."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A student and what one must know to use it.
+
+    Attributes:
+        model: timm's name.
+        classes: Names of the classes.
+        image_size: Pixels a side.
+        mean: Per channel, RGB, on the 0 to 1 scale.
+        std: As ``mean``.
+    """
+
+    model: str
+    classes: list[str]
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def save(self, weights: dict[str, Tensor], file: Path) -> None:
+        """Write ``file``, a ``.safetensors``, and the ``.json`` beside it."""
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+        safetensors.torch.save_file(state, file)
+        file.with_suffix('.json').write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding='utf-8')
+
+    def build(self, file: Path) -> nn.Module:
+        """The student in eval mode, with the weights of ``file``."""
+        model = timm.create_model(self.model, num_classes=len(self.classes))
+        model.load_state_dict(safetensors.torch.load_file(file))
+        return model.eval()
+
+    def pixels(self, photo: Path) -> Tensor:
+        """A photo as the student sees it in validation, [3, H, W]."""
+        transform = create_transform(
+            self.image_size, mean=self.mean, std=self.std, crop_pct=CROP_SHARE, interpolation='bicubic'
+        )
+        try:
+            return transform(Image.open(photo).convert('RGB'))
+        except OSError as error:
+            raise SetupError(f'{photo} cannot be read as a photo ({error}).') from error
+
+
+def open_bundle(path: Path) -> tuple[Bundle, Path]:
+    """The bundle of a ``.safetensors`` file, or of the only one in a folder, and its weights' file.
+
+    Raises:
+        SetupError: If there is none, or its JSON file is missing or lacks something.
+    """
+    files = [path] if path.suffix == '.safetensors' else sorted(path.glob('*.safetensors'))
+    if len(files) != 1 or not files[0].is_file():
+        found = f'has {len(files)}: {first_few(files)}' if len(files) > 1 else 'has none'
+        raise SetupError(f'{path}: give one .safetensors file as fnkd train writes it, or its folder; this {found}.')
+    about = files[0].with_suffix('.json')
+    try:
+        return Bundle(**json.loads(about.read_text(encoding='utf-8'))), files[0]
+    except (OSError, ValueError, TypeError) as error:
+        raise SetupError(f'{about}: it should say model, classes, image_size, mean and std ({error}).') from error
+
+
+@torch.no_grad()
+def predict(path: Path, photos: Sequence[Path], batch_size: int = 32) -> list[dict[str, object]]:
+    """The three likeliest classes of each photo, with their probabilities.
+
+    Args:
+        path: See :func:`open_bundle`.
+        photos: Image files.
+        batch_size: Photos at once.
+
+    Returns:
+        For each photo ``photo`` and ``classes``, a dict of probabilities by name, the largest first.
+    """
+    bundle, file = open_bundle(path)
+    model = bundle.build(file)
+    found: list[dict[str, object]] = []
+    for start in range(0, len(photos), batch_size):
+        chosen = photos[start : start + batch_size]
+        probabilities = model(torch.stack([bundle.pixels(photo) for photo in chosen])).softmax(dim=1)
+        values, indices = probabilities.topk(min(3, len(bundle.classes)), dim=1)
+        for photo, row, ks in zip(chosen, values.tolist(), indices.tolist(), strict=True):
+            named = {bundle.classes[k]: round(p, 4) for p, k in zip(row, ks, strict=True)}
+            found.append(dict(photo=str(photo), classes=named))
+    return found
+
+
+def export(path: Path, out: Path) -> float:
+    """Write the student as ONNX, with a free batch size, and compare it with PyTorch's on random images.
+
+    Args:
+        path: See :func:`open_bundle`.
+        out: The ``.onnx`` file.
+
+    Returns:
+        The largest difference of the logits, as a share of the largest logit.
+
+    Raises:
+        SetupError: If a package is missing, the file exists, or the two differ by more than 1e-3.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise SetupError(f"export needs {error.name}: pip install 'fnkd_plugin[export]'.") from error
+    if out.exists():
+        raise SetupError(f'{out} exists; remove it or give another file.')
+    bundle, file = open_bundle(path)
+    model = bundle.build(file)
+    images = torch.randn(2, 3, bundle.image_size, bundle.image_size)
+    batch = {0: torch.export.Dim('batch')}
+    program = torch.onnx.export(
+        model, (images,), dynamo=True, input_names=['images'], output_names=['logits'], dynamic_shapes=(batch,)
+    )
+    assert program is not None
+    proto = program.model_proto
+    about = dict(asdict(bundle), classes=bundle.classes)
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in about.items()})
+    onnx.save(proto, out)
+    images = torch.randn(3, 3, bundle.image_size, bundle.image_size)
+    with torch.no_grad():
+        expected = model(images)
+    session = onnxruntime.InferenceSession(str(out), providers=['CPUExecutionProvider'])
+    found = torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if difference > 1e-3:
+        raise SetupError(f'{out}: its logits differ from PyTorch by {difference:.1e} of the largest; do not use it.')
+    return difference

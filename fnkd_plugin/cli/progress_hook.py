@@ -1,0 +1,64 @@
+"""One line of progress for a training."""
+
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from fnkd_plugin.cli.terminal import Bar
+
+
+class ProgressHook(Hook):
+    """Shows epoch, loss, accuracy and the time left.
+
+    The loss is read from the device when the bar is redrawn, some times a second at most.
+
+    Args:
+        title: Of the bar.
+        interval: Iterations between two updates.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, title: str, interval: int = 10) -> None:
+        self.title = title
+        self.interval = interval
+        self._bar: Bar | None = None
+        self._shown = 0
+
+    def before_train(self, runner: Any) -> None:
+        """Open the bar."""
+        if is_main_process():
+            self._bar = Bar(self.title, runner.max_iters)
+            self._shown = 0
+            if runner.iter:
+                self._advance(runner, runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Advance the bar."""
+        done = runner.iter + 1
+        if self._bar is not None and (done % self.interval == 0 or done == 1 or done == runner.max_iters):
+            self._advance(runner, done)
+
+    def after_train(self, runner: Any) -> None:
+        """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar, if it is there; also after an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _advance(self, runner: Any, done: int) -> None:
+        assert self._bar is not None
+        scalars = runner.message_hub.log_scalars
+        parts = [f'epoch {min(runner.epoch + 1, runner.max_epochs)}/{runner.max_epochs}']
+        if 'train/loss' in scalars:
+            parts.append(f'loss {scalars["train/loss"].mean(self.interval):.3f}')
+        for name, scalar in scalars.items():
+            if name.startswith('val/accuracy'):
+                parts.append(f'val {scalar.current():.1f} %')
+                break
+        self._bar.advance(done - self._shown, '  '.join(parts))
+        self._shown = done

@@ -1,0 +1,120 @@
+"""What a person sees of a training: one line of progress; the rest is in the log file."""
+
+import contextlib
+import io
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def silent_start() -> Iterator[None]:
+    """Nothing of what the frameworks print while they are imported, or while a Runner is built.
+
+    MMEngine's logger takes the stream that it finds; :func:`quiet` then gives it the real one.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+class _Stderr:
+    """Standard error as it is when something is written: Rich replaces it while a bar is shown."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class _Sentence(logging.Formatter):
+    """The message alone, or ``warning: ...``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = '' if record.levelno < logging.WARNING else f'{record.levelname.lower()}: '
+        return f'{level}{record.getMessage()}'
+
+
+def quiet(logger: logging.Logger, summary: bool = True) -> None:
+    """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; the log file keeps everything."""
+
+    def concerns_users(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return summary and getattr(record, 'shown', False)
+        return 'deprecated' not in record.getMessage()  # advice to developers of the framework
+
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(_Stderr())
+            handler.setFormatter(_Sentence())
+            handler.addFilter(concerns_users)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as ``0:01:07``."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+class Bar:
+    """A progress bar; where the output is not a terminal, a line at the start and then one a minute.
+
+    Args:
+        title: What is done.
+        total: Of how many steps.
+    """
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._began = self._printed = time.monotonic()
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn('left'),
+                TimeRemainingColumn(),
+            )
+            text = TextColumn('{task.description}  {task.fields[text]}', markup=False)
+            self._progress = Progress(text, *columns, console=console, transient=True)
+            self._task = self._progress.add_task(title, total=total, text='')
+            self._progress.start()
+
+    def advance(self, count: int = 1, text: str = '') -> None:
+        """Count steps; ``text`` stands beside the bar."""
+        first = self.done == 0
+        self.done += count
+        if self._progress is not None:
+            self._progress.update(self._task, advance=count, text=text)
+            return
+        now = time.monotonic()
+        if first or now - self._printed >= 60:
+            self._printed = now
+            left = (now - self._began) / self.done * (self.total - self.done)
+            console.print(f'{self.title}: {self.done}/{self.total}  {text}  {duration(left)} left', markup=False)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def progress(title: str, items: Iterable, total: int) -> Iterator[Any]:
+    """``items``, under a :class:`Bar`."""
+    bar = Bar(title, total)
+    try:
+        for item in items:
+            yield item
+            bar.advance()
+    finally:
+        bar.close()

@@ -1,0 +1,132 @@
+"""``fnkd`` from the shell: mistakes are one sentence, and ``--help`` answers at once."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fnkd_cli
+from fnkd_cli import arguments
+from fnkd_plugin.analysis.subject import SPLITS
+from fnkd_plugin.cache.manifest import DTYPES
+from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
+from tests.test_cli import photos
+from tests.test_tools.processes import ROOT, forget_run
+
+MODEL = 'test_resnet'
+PAIR = ['--student', MODEL, '--teacher', MODEL]
+
+
+def fnkd(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run a command in this process; its exit code."""
+    monkeypatch.setattr(sys, 'argv', ['fnkd', *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        fnkd_cli.main()
+    forget_run()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def sentence(capsys: pytest.CaptureFixture) -> str:
+    """The only line of standard error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith('error: ')
+    return lines[0]
+
+
+def test_several_values_of_one_option() -> None:
+    split = fnkd_cli._one_value_each(['compare', 'x', '--methods', 'a', 'b', '--seeds', '3'], '--methods')
+    assert split == ['compare', 'x', '--methods', 'a', '--methods', 'b', '--seeds', '3']
+
+
+def test_choices_are_those_of_the_package() -> None:
+    assert set(arguments.presets('DistillHead')) == set(METHODS)
+    assert set(arguments.presets('LSRLoss', 'ALSRLoss')) == set(SMOOTHINGS)
+    assert (arguments.DTYPES, arguments.SPLITS) == (DTYPES, SPLITS)
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        (['trian', 'x'], 'train'),
+        (['train', 'x', '--studnt', 'y'], '--student'),
+        (['train', 'x.py', '--disitll', 'kd'], '--disitll'),
+        (['train', 'x.py', '--distill', 'fnkt'], 'fnkd'),
+        (['train', 'x.py', '--cfg-options', 'a'], 'KEY=VALUE'),
+        (['train', 'x.py', '--teacher-checkpoint', 't.pth'], 't.pth'),
+        (['cache', 'x.py', '--out', 'y', '--views', '0'], '--views'),
+        (['compare', 'x', *PAIR, '--seeds', '0'], '--seeds'),
+        (['export', 'x'], 'out'),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, monkeypatch, capsys) -> None:
+    assert fnkd(monkeypatch, *words) == 2
+    assert named in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ('words', 'named'),
+    [
+        (['train', 'FOLDER', '--student', 'test_resnett', '--teacher', MODEL], 'test_resnet,'),
+        (['train', 'FOLDER', '--student', MODEL, '--teacher', 'test_resnett'], 'test_resnet,'),
+        (['train', 'FOLDER', *PAIR, '--student-checkpoint', 'none.pth'], 'none.pth'),
+        (['train', 'FOLDER', *PAIR, '--teacher-checkpoint', 'none.pth'], 'none.pth'),
+        (['train', 'FOLDER', *PAIR, '--method', 'fnkt'], 'fnkt'),
+        (['train', 'FOLDER', *PAIR, '--epochs', '0'], '--epochs'),
+        (['train', 'FOLDER', *PAIR, '--image-size', '0'], '--image-size'),
+        (['train', 'NOWHERE', *PAIR], 'NOWHERE'),
+        (['train', 'nowhere.py', '--teacher', f'timm:{MODEL}'], 'nowhere.py'),
+        (['check', 'NOWHERE'], 'NOWHERE'),
+        (['predict', 'NOWHERE', 'x.jpg'], 'NOWHERE'),
+        (['export', 'NOWHERE', 'x.onnx'], 'NOWHERE'),
+        (['compare', 'FOLDER', *PAIR, '--methods', 'kd', 'fnkt'], 'fnkt'),
+        (['publish', 'none.pth', 'out'], 'none.pth'),
+    ],
+)
+def test_what_is_not_there_is_named_before_training(words, named: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    assert fnkd(monkeypatch, *words) in (1, 2)
+    assert named in sentence(capsys)
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_without_a_network_published_weights_are_refused_in_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    assert fnkd(monkeypatch, 'train', 'FOLDER', '--student', 'resnet18', '--teacher', MODEL) == 1
+    found = sentence(capsys)
+    assert 'resnet18' in found and '--student-checkpoint' in found
+
+
+def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    config = ROOT / 'configs' / 'demo' / 'plain_digits.py'
+    assert fnkd(monkeypatch, 'train', config, '--amp', '--work-dir', tmp_path) == 1
+    assert '--amp' in sentence(capsys)
+
+
+def test_doctor_names_versions(monkeypatch, capsys) -> None:
+    assert fnkd(monkeypatch, 'doctor') == 0
+    assert torch.__version__.split('+')[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('words', [['--help'], ['trian'], ['train', 'x.py', '--hepl']])
+def test_help_and_mistakes_import_neither_torch_nor_the_package(words: list[str]) -> None:
+    """They take 0.3 s of an idle core; of a busy one, 5 s are generous, and less than importing torch took there."""
+    code = (
+        'import sys, fnkd_cli\n'
+        'try:\n    fnkd_cli.main()\n'
+        'finally:\n    assert not {"torch", "timm", "fnkd_plugin", "mmengine"} & set(sys.modules)\n'
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, '-c', code, *words], cwd=ROOT, capture_output=True, text=True)
+    assert time.monotonic() - began < 5
+    assert 'Traceback' not in done.stderr
+    assert done.returncode == (0 if words == ['--help'] else 2)

@@ -1,0 +1,120 @@
+"""README.md and docs/: commands parse, links lead somewhere, pictures are drawn, loops run."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+import fnkd_cli
+from fnkd_cli.arguments import PARSERS
+from tests.test_stack import run_bare
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+TOOLS = {'train.py': 'train', 'cache_teacher.py': 'cache', 'analyze.py': 'analyze', 'publish_model.py': 'publish'}
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """Of the shell blocks, and of code in lines that begins with ``fnkd`` and has arguments."""
+    text = page.read_text()
+    lines = [
+        line
+        for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL)
+        for line in block.replace('\\\n', ' ').splitlines()
+    ]
+    lines += [' '.join(code.split()) for code in re.findall(r'`(fnkd [^`]*)`', text) if '...' not in code]
+    variables = dict(re.findall(r"^([A-Z]+)='(.*?)'", '\n'.join(lines), re.MULTILINE))
+    lines = [re.sub(r'\$([A-Z]+)', lambda found: variables.get(found[1], found[0]), line) for line in lines]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+COMMANDS = [
+    pytest.param(words, id=f'{page.stem}: {" ".join(words[:4])}')
+    for page in PAGES
+    for words in _commands(page)
+    if words[0] == 'fnkd' or words[:2] == ['python', 'tools'] or any('tools/' in word for word in words[:2])
+]
+
+
+@pytest.mark.parametrize('words', COMMANDS)
+def test_commands_parse(words: list[str]) -> None:
+    """By the parsers that they run into, which know every flag."""
+    if words[0] == 'fnkd':
+        name, arguments = words[1], words[2:]
+        if name not in PARSERS or (name == 'train' and not any('.py' in word for word in arguments)):
+            command = typer.main.get_command(fnkd_cli.app)
+            assert name in command.commands
+            if arguments:  # alone, it is the command's name in a sentence
+                split = fnkd_cli._one_value_each(arguments, '--methods')
+                assert command.commands[name].make_context(name, split)
+            return
+        PARSERS[name](None).parse_args(arguments) if arguments else None
+        return
+    tool = next(word for word in words if 'tools/' in word)
+    assert (ROOT / tool).is_file()
+    if (name := Path(tool).name) in TOOLS:
+        PARSERS[TOOLS[name]](None).parse_args(words[words.index(tool) + 1 :])
+
+
+@pytest.mark.parametrize('page', PAGES, ids=[page.stem for page in PAGES])
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r'\]\((?!https?://|#)([^)#\s]+)', page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_one_screen_that_sells_and_one_that_starts() -> None:
+    text = (ROOT / 'README.md').read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1000
+
+
+def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location('pictures', ROOT / 'docs' / 'pictures.py')
+    assert spec is not None and spec.loader is not None
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    assert pictures.accuracies({'kd_seed0': {'accuracy': 1.0}, 'kd_t1_seed0': {'accuracy': 2.0}}, 'kd') == [1.0]
+    pictures.draw_method(tmp_path / 'method.svg')
+    pictures.draw_results(tmp_path / 'results.svg')
+    assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg'))
+
+
+BOTH_LOOPS = """
+import copy, re
+from pathlib import Path
+import torch
+from torch import nn
+
+section = Path('docs/configs.md').read_text().split('## Without MMPretrain')[1].split('\\n## ')[0]
+with_task, on_tensors = re.findall('```python\\n(.*?)```', section, re.DOTALL)
+assert 'FNKDTask' in with_task and 'scale_by_feature_norm' in on_tensors
+
+def model():
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(backbone, nn.Linear(32, 4))
+
+torch.manual_seed(0)
+teacher, start = model(), model()
+loader = [(6.1 * torch.randn(4, 3, 32, 32), torch.arange(4)) for _ in range(3)]
+norms = teacher[0](loader[0][0]).norm(dim=1)
+assert norms.min() < 8 < norms.max(), norms
+
+student = copy.deepcopy(start)
+exec(with_task, dict(student=student, teacher=teacher, loader=loader))
+
+other = copy.deepcopy(start)
+names = dict(zip(('student_backbone', 'student_fc'), other)) | dict(zip(('teacher_backbone', 'teacher_fc'), teacher))
+exec(on_tensors, dict(names, loader=loader, optimizer=torch.optim.SGD(other.parameters(), lr=0.1)))
+
+assert (student[1].weight - start[1].weight).norm() > 0.1
+for found, expected in zip(student.parameters(), other.parameters(), strict=True):
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+"""
+
+
+@pytest.mark.upstream
+def test_both_loops_run_and_agree() -> None:
+    done = run_bare(BOTH_LOOPS)
+    assert done.returncode == 0, done.stderr[-2000:]
