@@ -148,7 +148,7 @@ def _memory_format(channels_last: bool) -> torch.memory_format:
 
 def _checked(owner: str, options: Any) -> Mapping[str, Any]:
     known = {'dtype': tuple(DTYPES), 'channels_last': (True, False), 'compile': (True, False)}
-    for name, value in options.items() if isinstance(options, Mapping) else [(None, None)]:
+    for name, value in options.items() if isinstance(options, Mapping) else [('', None)]:
         if value not in known.get(name, ()) and not (name == 'compile' and isinstance(value, Mapping)):
             allowed = ', '.join(f'{key} in {values}' for key, values in known.items())
             raise SetupError(f"{owner}: execution is 'auto' or a dict of {allowed}, but is {options!r}.")
