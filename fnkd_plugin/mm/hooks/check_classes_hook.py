@@ -14,8 +14,7 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.tasks import other_task
-from fnkd_plugin.taxonomy.names import normalised
-from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.class_names import Classes, differences, name_key
 
 # Larger data sets are sampled evenly: reading all of ImageNet's labels takes seconds.
 _MAX_LABELS = 1_000_000
@@ -178,12 +177,10 @@ def _check_teacher(model: Any, names: list[str], dataset: str) -> None:
 
 
 def _refuse_another_order(stated: Sequence[str], names: Sequence[str], dataset: str) -> None:
-    a, b = ([normalised(name).lower() for name in classes] for classes in (stated, names))
-    if a != b and sorted(a) == sorted(b):
-        different = [
-            f'{k}: {x!r}, not {y!r}' for k, (x, y) in enumerate(zip(stated, names, strict=True)) if a[k] != b[k]
-        ]
+    different = differences(stated, names)
+    if different and sorted(map(name_key, stated)) == sorted(map(name_key, names)):
+        pairs = [f'{k}: {stated[k]!r}, not {names[k]!r}' for k in different]
         raise SetupError(
-            f'Distiller: classes are those of {dataset} in another order ({first_few(different)}), but its labels '
+            f'Distiller: classes are those of {dataset} in another order ({first_few(pairs)}), but its labels '
             'are in its own; leave classes out.'
         )
