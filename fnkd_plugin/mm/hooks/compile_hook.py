@@ -46,7 +46,7 @@ class CompileHook(Hook):
                 compiled = None
                 runner.logger.warning(
                     f'CompileHook: {type(model).__name__} cannot be compiled here and trains in eager mode '
-                    f'({type(error).__name__}: {str(error).strip().splitlines()[0]}).'
+                    f'({type(error).__name__}: {" ".join(str(error).split())[:300]}).'
                 )
                 return eager(*args, mode=mode, **kwargs)
             if isinstance(model, Distiller) and model.distillation.step is not None:
