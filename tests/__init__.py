@@ -12,7 +12,7 @@ def _unformatted(text: str, **style: Any) -> tuple[str, bool]:
 
 # Before torch is imported: as many test processes as cores, each with one thread.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-# Where there is a GPU, MMEngine moves models to it, and most tests compare with CPU tensors; `make test-cuda` sets it.
+# On a GPU, where MMEngine would move models, most tests could not compare with CPU tensors; see `make test-cuda`.
 if os.environ.get('FNKD_TEST_CUDA') != '1':
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
 # MMEngine formats each config that it dumps with yapf, which takes as long as a tiny training.

@@ -28,7 +28,11 @@ import fnkd_plugin  # noqa: F401
 from fnkd_plugin.mm.config import dicts_in, plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = {'cub2010': ['cub2010.json', 'cub2010_small.json'], 'demo': ['digits.json']}
+SOURCES = {
+    'cifar100': ['cifar100_60e.json'],
+    'cub2010': ['cub2010.json', 'cub2010_small.json'],
+    'demo': ['digits.json'],
+}
 """Which results in benchmarks/ the models of a folder of configs have."""
 TESTED = re.compile(r'teacher|.*_seed\d+')
 PAPER = {
@@ -46,19 +50,24 @@ def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     runs = defaultdict(list)
     for name, run in results['runs'].items():
         if TESTED.fullmatch(name):
-            of_config = runs[run['config']]
+            of_config = runs[command_of(run)]
             if not of_config or of_config[0]['options'] == run['options']:
                 of_config.append(run)
     return dict(runs)
 
 
+def command_of(run: dict[str, Any]) -> str:
+    """What follows ``tools/train.py``: the config and the flags mixed into it."""
+    return ' '.join([run['config'], *run.get('flags', ())])
+
+
 def model_name(command: str) -> str:
     """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set.
 
-    The method of ``fnkd_lite0_cub2010.py --distill kd`` is ``kd``.
+    The method of ``fnkd_lite0_cub2010.py --distill kd`` is ``kd``. The teacher is left out.
     """
     config, *flags = command.split()
-    *method, data = Path(config).stem.split('_')
+    *method, data = re.sub('_from_[^_]+', '', Path(config).stem).split('_')
     mixed_in = flags[1].split('_') if flags else method[:1]
     return f'{"-".join([*mixed_in, *method[1:]])}_{data}'
 
@@ -86,7 +95,7 @@ def complexity(config: Path) -> dict[str, int]:
 
 def model_entry(root: Path, folder: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
     """One model: its config, what was mixed in and tuned, and the mean over its seeds."""
-    command = runs[0]['config']
+    command = command_of(runs[0])
     name, *flags = command.split()
     config = folder / name
     accuracies = [run['accuracy'] for run in runs]
@@ -159,10 +168,17 @@ def table(root: Path) -> str:
                 str(len(about['Seeds'])),
                 f'{about["Parameters"]:,}',
                 f'{about["FLOPs"]:,}',
-                f'[file]({model["Weights"]})' if 'Weights' in model else 'train it',
+                _weights(model),
             ]
             rows.append(f'| {" | ".join(cells)} |')
     return '\n'.join(rows) if len(rows) > 2 else 'No model has been trained and tested yet.'
+
+
+def _weights(model: dict[str, Any]) -> str:
+    weights = model.get('Weights')
+    if weights is None:
+        return 'train it'
+    return f'[file]({weights})' if '://' in weights else f'[in the package](../{weights})'
 
 
 def main(root: Path = ROOT) -> None:

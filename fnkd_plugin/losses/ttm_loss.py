@@ -50,7 +50,7 @@ class WTTMLoss(TTMLoss):
     as :class:`TTMLoss`.
 
     Args:
-        gamma: See :class:`TTMLoss`; at most 1.
+        gamma: See :class:`TTMLoss`.
         loss_weight: :math:`w \ge 0`; 1.5 beside a hard weight of 1 is the authors' for ResNet-56 to 20.
 
     Raises:

@@ -73,13 +73,15 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
 
 def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
     """What MMEngine may use without a look: no foreign objects where it expects its own, no code, no paths."""
-    if any(isinstance(value, Tensor) for value in checkpoint.values()):
-        checkpoint = {'state_dict': checkpoint}
-    checkpoint.setdefault('state_dict', weights.find_state_dict(checkpoint, source))
+    if 'state_dict' not in checkpoint:
+        rest = {key: value for key, value in checkpoint.items() if not isinstance(value, Tensor)}
+        checkpoint = {**rest, 'state_dict': weights.find_state_dict(checkpoint, source)}
     for name in ('state_dict', 'ema_state_dict'):
-        state = checkpoint.get(name, {})
-        if not isinstance(state, dict):
-            raise UnreadableCheckpointError(f'Checkpoint {source}: its {name} is not a dict of tensors.')
+        state = checkpoint.get(name)
+        if name not in checkpoint:
+            continue
+        if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+            raise UnreadableCheckpointError(f'Checkpoint {source} holds no {name}, but {state!r:.80}.')
         for key in [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
             del state[key]
     if isinstance(checkpoint.get('meta'), dict):
@@ -190,7 +192,10 @@ def _state_faults(optimizer: dict[str, Any], shapes: list[torch.Size]) -> list[s
     averages = 'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'
     faults = []
     for index, state in optimizer['state'].items():
-        for key, value in state.items() if isinstance(state, dict) else [('state', state)]:
+        if not isinstance(state, dict):
+            faults.append(f'optimizer.state.{index!r:.80} is {state!r:.80}')
+            continue
+        for key, value in state.items():
             shape = tuple(value.shape) if isinstance(value, Tensor) else value
             fits = value is None or isinstance(value, Tensor) or _is_like(value, 0.0)
             if not fits or (key in averages and isinstance(value, Tensor) and shape != shape_of.get(index, shape)):

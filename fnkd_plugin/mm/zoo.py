@@ -21,7 +21,7 @@ class ZooModel(Model):
 
     @property
     def weights(self) -> str:
-        """The address of the published weights.
+        """The address, or the file, of the published weights.
 
         Raises:
             SetupError: If there is none.
@@ -43,11 +43,17 @@ def zoo_root() -> Path:
 
 
 def register_zoo(root: Path) -> None:
-    """Add the models of ``root/model-index.yml``, whose config paths are relative to ``root``, to the ``ModelHub``."""
+    """Add the models of ``root/model-index.yml`` to the ``ModelHub``.
+
+    Paths of configs, and of weights that are files, are relative to ``root``.
+    """
     before = set(ModelHub._models_dict)
     ModelHub.register_model_index(root / 'model-index.yml', config_prefix=root)
     for name in set(ModelHub._models_dict) - before:
-        ModelHub._models_dict[name].__class__ = ZooModel
+        model = ModelHub._models_dict[name]
+        model.__class__ = ZooModel
+        if 'Weights' in model.data and '://' not in model.data['Weights']:
+            model.data['Weights'] = str(root / model.data['Weights'])
 
 
 def extend_hub() -> None:

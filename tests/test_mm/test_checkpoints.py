@@ -99,6 +99,14 @@ def test_the_framework_reads_the_files_of_trainers(tmp_path: Path) -> None:
     assert_same_weights(built.state_dict(), weights)
 
 
+def test_tensors_beside_the_weights_are_no_weights(tmp_path: Path) -> None:
+    weights = build(MODEL, seed=5).state_dict()
+    torch.save(dict(state_dict=weights, random_state=torch.zeros(3)), tmp_path / 'x.pth')
+    assert_same_weights(CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))['state_dict'], weights)
+    torch.save(dict(weights, epoch=3), tmp_path / 'x.pth')
+    assert_same_weights(CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))['state_dict'], weights)
+
+
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address at which ``tmp_path`` is served."""

@@ -1,5 +1,7 @@
 """The zoo in MMPretrain's hub: names, student configs, and what is said where there are no weights."""
 
+import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,10 @@ import torch
 import yaml
 from mmpretrain import get_model, list_models
 from mmpretrain.apis.model import ModelHub
+from mmpretrain.registry import DATASETS
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.checkpoints import read_checkpoint
 from fnkd_plugin.mm.config import load_config, plain_model, without_pretrained
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.publish import publish
@@ -108,3 +112,36 @@ def test_importing_reads_no_index() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert ours == len(modelindex.load(str(ROOT / 'model-index.yml')).models.data)
+
+
+@pytest.mark.parametrize('name', ['fnkd-r20_cifar100', 'plain-r56_cifar100'])
+def test_published_weights_are_in_the_package_and_small(name: str) -> None:
+    model = get_model(name, pretrained=True)
+    path = Path(ModelHub.get(name).weights)
+    assert path.is_relative_to(zoo_root()) and path.stat().st_size < 3e6
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith(path.stem.rpartition('-')[2])
+    state = read_checkpoint(path)['state_dict']
+    assert set(state) == set(model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key].to(value)) and (value.dtype == torch.float32 or 'batches' in key)
+
+
+def test_published_students_have_the_accuracy_of_the_index() -> None:
+    data = Path(os.environ.get('FNKD_DATA', 'data')) / 'cifar100' / 'cifar-100-python' / 'test'
+    if not data.is_file():
+        pytest.skip(f'needs {data}')
+    model = get_model('fnkd-r20_cifar100', pretrained=True).eval()
+    images = DATASETS.build(dict(type='CIFAR100', data_root=str(data.parents[1]), split='test', serialize_data=False))
+    part = images.data_list[:1000]
+    batch = torch.stack([torch.from_numpy(sample['img'].transpose(2, 0, 1).copy()) for sample in part])
+    with torch.no_grad():
+        scores = model(model.data_preprocessor(dict(inputs=batch))['inputs'], mode='tensor')
+    scores = scores[0] if isinstance(scores, tuple) else scores
+    labels = torch.tensor([sample['gt_label'] for sample in part])
+    accuracy = 100 * (scores.argmax(1) == labels).float().mean().item()
+    [model_of_index] = [m for m in _models('cifar100') if m['Name'] == 'fnkd-r20_cifar100']
+    assert accuracy == pytest.approx(model_of_index['Results'][0]['Metrics']['Top 1 Accuracy'], abs=4.5)  # 3 deviations
+
+
+def _models(folder: str) -> list[dict]:
+    return yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())['Models']

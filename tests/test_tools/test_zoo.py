@@ -109,8 +109,21 @@ def test_names(zoo: ModuleType) -> None:
     pair = 'fnkd_lite0_cub2010.py'
     commands = (pair, f'{pair} --distill kd_t1', 'fnkd_digits.py --distill kd')
     assert [*map(zoo.model_name, commands)] == ['fnkd-lite0_cub2010', 'kd-t1-lite0_cub2010', 'kd_digits']
+    assert zoo.model_name('fnkd_r20_from_r56_cifar100.py --distill kd_benchmark') == 'kd-benchmark-r20_cifar100'
     smoothed = 'plain_mbv3_cub2010.py --label-smoothing alsr --label-smoothing-cfg groups=cub'
     assert zoo.model_name(smoothed) == 'alsr-mbv3_cub2010'
+
+
+def test_methods_that_flags_make_of_one_config_are_models_of_their_own(zoo: ModuleType) -> None:
+    kd = {'flags': ['--distill', 'kd']}
+    runs = {
+        'kd_seed0': {**_run('fnkd_digits.py', 0, 70.0), **kd},
+        'fnkd_seed0': {**_run('fnkd_digits.py', 0, 80.0), 'flags': []},
+        'kd_seed1': {**_run('fnkd_digits.py', 1, 72.0), **kd},
+    }
+    found = zoo.tested_runs(dict(runs=runs))
+    accuracies = {key: [run['accuracy'] for run in each] for key, each in found.items()}
+    assert accuracies == {'fnkd_digits.py --distill kd': [70.0, 72.0], 'fnkd_digits.py': [80.0]}
 
 
 def test_readme_and_metafiles_are_up_to_date(zoo: ModuleType, tmp_path: Path) -> None:
@@ -153,7 +166,8 @@ def test_each_metric_is_the_mean_of_a_results_file() -> None:
             runs = json.loads((ROOT / model['Metadata']['Results File']).read_text())['runs']
             command = ' '.join([Path(model['Config']).name, *model['Metadata'].get('Flags', '').split()])
             options = model['Metadata']['Options']
-            of_config = [r for k, r in runs.items() if r['config'] == command and '_trial' not in k]
+            commands = {k: ' '.join([r['config'], *r['flags']]) for k, r in runs.items()}
+            of_config = [r for k, r in runs.items() if commands[k] == command and '_trial' not in k]
             tested = [r for r in of_config if r['options'] == options]
             # Rows that share a config differ in options; the first is the model's.
             assert of_config[0]['options'] == options

@@ -129,8 +129,8 @@ def _make_cache(job: Job, checkpoint: Path) -> None:
 
 def _validate(job: Job, checkpoint: Path) -> None:
     from mmengine.runner import Runner
-    from fnkd_plugin.cli.train import parse_args, read_config
 
+    from fnkd_plugin.cli.train import parse_args, read_config
     from fnkd_plugin.mm.config import plain_config
     from fnkd_plugin.mm.training import set_loader_defaults
 

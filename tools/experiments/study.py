@@ -20,6 +20,8 @@ from experiments.results import Results, measure
 from experiments.tables import CONFIGS, Method, Table
 
 TRIAL_SEED = 100
+TEACHER_SEED = 1000
+"""Other crops than those of its students, whose seeds count from 0."""
 
 
 class StudyError(Exception):
@@ -55,7 +57,9 @@ class Study:
     @property
     def teacher(self) -> Job:
         """The teacher's training."""
-        job = self._job('teacher', self.table.teacher, 0, self.table.teacher_options)
+        # Results from before teachers had a seed of their own name theirs.
+        seed = self.results.runs.get('teacher', {}).get('seed', TEACHER_SEED)
+        job = self._job('teacher', self.table.teacher, seed, self.table.teacher_options)
         return replace(job, cache=self._cache(job))
 
     def trials(self, method: Method) -> list[Job]:
@@ -195,7 +199,7 @@ class Study:
     ) -> Job:
         options = {**options, **self._options}
         # Other options, another folder: a training never goes on from one that was something else.
-        key = hashlib.sha256(json.dumps([config, flags, seed, options], sort_keys=True).encode()).hexdigest()[:8]
+        key = hashlib.sha256(json.dumps([config, seed, options, *flags], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
         return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)
 

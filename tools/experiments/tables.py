@@ -389,7 +389,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             smooth('LSR', 'lsr'),
             smooth('ALSR', 'alsr', 'cifar100'),
             distilled('KD', 'kd_benchmark'),
-            distilled("KD, FNKD's weights and T", 'kd', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
+            distilled("KD, FNKD's weights and T", 'kd_benchmark', {TEMPERATURE: 3, WEIGHT: 1, HARD: 1}),
             distilled('FNKD', 'fnkd'),
             distilled('FNKD, normalize', 'fnkd', {MODE: 'normalize'}),
             distilled('LSKD', 'ls_kd'),

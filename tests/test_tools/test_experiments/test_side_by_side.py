@@ -19,8 +19,8 @@ from fnkd_plugin.errors import SetupError
 
 COUNT, BATCH = 156, 8  # 20 steps, the last of them with half as many images
 TINY = {
-    'train_dataloader.dataset.type': 'NoiseImages',
-    'test_dataloader.dataset.type': 'NoiseImages',
+    'train_dataloader.dataset.type': 'TinyCIFARImages',
+    'test_dataloader.dataset.type': 'TinyCIFARImages',
     'train_dataloader.batch_size': BATCH,
     'param_scheduler.milestones': [1],
     'model.backbone.depth': 8,
@@ -31,7 +31,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _noise_images() -> Iterator[None]:
-    class NoiseImages(BaseDataset):
+    class TinyCIFARImages(BaseDataset):
         def __init__(self, split: str, data_root: str, **kwargs: Any) -> None:
             super().__init__(**kwargs)
 
@@ -40,10 +40,10 @@ def _noise_images() -> Iterator[None]:
             images = random.integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
             return [dict(img=image, gt_label=int(random.integers(100))) for image in images]
 
-    DATASETS.register_module(module=NoiseImages, force=True)
+    DATASETS.register_module(module=TinyCIFARImages, force=True)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         yield
-    DATASETS.module_dict.pop('NoiseImages')
+    DATASETS.module_dict.pop('TinyCIFARImages')
 
 
 def _job(method: str, tmp_path: Path, seed: int = 0, **options: Any):
@@ -92,7 +92,7 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
     whole, rest = group.plan(0)
     seed = group.plan.seeds.index(job.seed)
     order = torch.cat([whole[:, :, seed].flatten(1), rest[:, seed]], 1)
-    data = DATASETS.build(dict(type='NoiseImages', split='train', data_root='', serialize_data=False)).data_list
+    data = DATASETS.build(dict(type='TinyCIFARImages', split='train', data_root='', serialize_data=False)).data_list
     samples = []
     for index, view in order.T.tolist():
         padded = np.pad(data[index]['img'], ((4, 4), (4, 4), (0, 0)))

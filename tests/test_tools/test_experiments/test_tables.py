@@ -57,8 +57,8 @@ def test_what_is_tuned_is_not_scored_on_the_test_set(name: str) -> None:
 def test_every_option_reaches_its_place(name: str) -> None:
     """An option below a key that the config lacks would be merged in silence, and change nothing."""
     from experiments import tables
-    from fnkd_plugin.cli.train import parse_args, read_config
 
+    from fnkd_plugin.cli.train import parse_args, read_config
     from fnkd_plugin.mm.config import merge_options
 
     table = tables.TABLES[name]()

@@ -17,8 +17,6 @@ WEIGHTS = {
     32: dict(ROWS=32, num_warps=1, STAGES=3),
     64: dict(ROWS=64, num_warps=4, STAGES=3),
 }
-AT_ONCE_UP_TO = 0
-"""Channels with which all nine taps of a convolution are loaded at once, instead of three by three."""
 POINTS, SUMS = 2048, 4096
 """Numbers of a tile of what is done to each, and of sums."""
 
@@ -59,7 +57,7 @@ def _convolve(
     x, w, y, stats, scale, shift, residual, images, height, width, height_in, width_in, channels,
     C_IN: tl.constexpr, C_OUT: tl.constexpr, SIZE: tl.constexpr, STRIDE: tl.constexpr, BACKWARD: tl.constexpr,
     STATS: tl.constexpr, AFFINE: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
-    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, AT_ONCE: tl.constexpr,
+    ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (C_OUT + OUT - 1) // OUT
     # Tiles in the first axis, which alone may have more than 65,535 programs.
@@ -68,40 +66,12 @@ def _convolve(
     column, line, image = pixel % width, (pixel // width) % height, pixel // (width * height)
     outputs, inside = block * OUT + tl.arange(0, OUT), pixel < pixels
     total = tl.zeros([ROWS, OUT], dtype=tl.float32)
-    # Many loads first, then their products: what one load waits for, the others wait for at the same time.
+    # Three loads, then their products: what one load waits for, the others wait for at the same time.
     if SIZE == 1:
         for first in tl.static_range(0, C_IN, IN):
             a, b = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first, 0, 0,
                         C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
             total = tl.dot(a, b, total)
-    elif AT_ONCE == 9:
-        a0, b0 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, -1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a1, b1 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, 0,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a2, b2 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, -1, 1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a3, b3 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, -1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a4, b4 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, 0,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a5, b5 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 0, 1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a6, b6 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, -1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a7, b7 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, 0,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        a8, b8 = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, 0, 1, 1,
-                      C_IN, C_OUT, SIZE, STRIDE, BACKWARD, IN)  # fmt: skip
-        total = tl.dot(a0, b0, total)
-        total = tl.dot(a1, b1, total)
-        total = tl.dot(a2, b2, total)
-        total = tl.dot(a3, b3, total)
-        total = tl.dot(a4, b4, total)
-        total = tl.dot(a5, b5, total)
-        total = tl.dot(a6, b6, total)
-        total = tl.dot(a7, b7, total)
-        total = tl.dot(a8, b8, total)
     else:
         for dy in tl.static_range(-1, 2):
             for first in tl.static_range(0, C_IN, IN):
@@ -345,7 +315,7 @@ def convolve(
         images, height, width, height_in, width_in, networks * outputs,
         C_IN=inputs, C_OUT=outputs, SIZE=size, STRIDE=stride, BACKWARD=backward,
         STATS=statistics, AFFINE=affine is not None, RESIDUAL=residual is not None, RELU=relu,
-        IN=_block(inputs), OUT=out, AT_ONCE=9 if inputs <= AT_ONCE_UP_TO else 3, **CONV,
+        IN=_block(inputs), OUT=out, **CONV,
     )  # fmt: skip
     return y, stats
 

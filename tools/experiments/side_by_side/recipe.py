@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
-from fnkd_plugin.cli.train import parse_args, read_config
 
 from experiments.job import Job
+from fnkd_plugin.cli.train import parse_args, read_config
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import is_distilled, plain_model
 

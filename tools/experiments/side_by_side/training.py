@@ -154,7 +154,7 @@ class Group:
         self.logits: Tensor | None = None
         self._train, self._test, self._table, self._device = train, test, table, device
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._cuda, self._half = device.type == 'cuda', device.type == 'cuda'
+        self._cuda = device.type == 'cuda'
         self._native = native
         models = []
         for student in students:
@@ -238,11 +238,11 @@ class Group:
             self._at += 1
         else:
             indices, views = self._rest
-        dtype = torch.bfloat16 if self._half else torch.float32
+        dtype = torch.bfloat16 if self._cuda else torch.float32
         images = self._train.batch(indices, views, dtype).index_select(0, self._seed_of)
         labels = self._train.labels.index_select(0, indices.flatten()).view(indices.shape)
         with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._half and self._native, cache_enabled=False
+            self._device.type, torch.bfloat16, enabled=self._cuda and self._native, cache_enabled=False
         ):
             logits, features = self.network(images)
         loss = self.losses.hard(logits, labels)
@@ -273,10 +273,10 @@ class Group:
     def answer(self, images: Images, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, N, K] and features [S, N, D] of views, in evaluation mode."""
         self.network.eval()
-        dtype = torch.bfloat16 if self._half else torch.float32
+        dtype = torch.bfloat16 if self._cuda else torch.float32
         one = images.batch(indices, views, dtype)
         batch = one.expand(len(self.students), *one.shape).contiguous()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half and self._native):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._cuda and self._native):
             return self.network(batch)
 
     def table(self, size: int = 4096) -> Table:
