@@ -18,7 +18,8 @@ class CompileHook(Hook):
     Unlike MMEngine's ``compile``, which compiles ``train_step``, it leaves out what breaks a graph or keeps it from
     being captured: the copy to the device, ``backward()``, the optimiser, whose learning rate changes. On a GPU the
     graph is captured as a CUDA graph (``mode='reduce-overhead'``), so that small networks do not wait for their
-    launches. Validation is not compiled. Where compiling fails, a warning says why, and training goes on in eager mode.
+    launches. Validation is not compiled, nor are the first batches, as long as a soft loss reads norms on the host
+    (``tau='auto'``: 20). Where compiling fails, a warning says why, and training goes on in eager mode.
 
     Args:
         **options: Of ``torch.compile``, in place of ours.
@@ -37,7 +38,8 @@ class CompileHook(Hook):
 
         def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
             nonlocal compiled
-            if mode != 'loss' or compiled is None:
+            settled = not isinstance(model, Distiller) or model.distillation.head.settled
+            if mode != 'loss' or compiled is None or not settled:
                 return eager(*args, mode=mode, **kwargs)
             torch.compiler.cudagraph_mark_step_begin()
             try:
