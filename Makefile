@@ -13,7 +13,7 @@ PYTEST = $(RUN) -m pytest -n auto --dist worksteal
 # in every process that the tests and the demo start.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help setup demo test test-all lint ruff mypy format docs clean
+.PHONY: help setup demo test test-all test-cuda lint ruff mypy format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make demo      a teacher and its students on real digits: a table and a picture'
 	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
 	@echo 'make test-all  every test'
+	@echo 'make test-cuda what holds on a GPU alone'
 	@echo 'make docs      the documentation, in docs/_build/html'
 	@echo 'make lint      ruff and mypy; make format lets ruff fix what it can'
 	@echo 'make clean     remove what the tools left in this checkout'
@@ -39,6 +40,10 @@ test: setup
 
 test-all: setup
 	$(PYTEST) $(TEST_ARGS)
+
+# One process: the tests share the GPU.
+test-cuda: setup
+	FNKD_TEST_CUDA=1 $(RUN) -m pytest tests/test_cuda $(TEST_ARGS)
 
 lint: ruff mypy
 

@@ -26,6 +26,7 @@ _OWN_HOOKS = (
     'ChannelsLastHook',
     'CheckClassesHook',
     'CheckWeightsHook',
+    'CompileHook',
     'EvaluateTeacherHook',
     'ReproducibleHook',
     'SafeCheckpointHook',
