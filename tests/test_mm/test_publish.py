@@ -138,9 +138,9 @@ def test_no_experiments_name_leads_out_of_the_folder(experiment: str, tmp_path: 
 @pytest.mark.parametrize(
     ('checkpoint', 'message'),
     [
-        (dict(meta=dict(dataset_meta='x')), 'its dataset_meta is no dict'),
-        (dict(meta=dict(dataset_meta=dict(classes=3))), 'its classes are no list of names, but 3'),
-        (dict(meta=dict(dataset_meta=dict(classes='abc'))), "its classes are no list of names, but 'abc'"),
+        (dict(meta=dict(dataset_meta='x')), "its dataset_meta is not a dict, but 'x'"),
+        (dict(meta=dict(dataset_meta=dict(classes=3))), 'its classes are not a list, but 3'),
+        (dict(meta=dict(dataset_meta=dict(classes='abc'))), "its classes are not a list, but 'abc'"),
     ],
 )
 def test_meta_of_another_shape_is_refused(checkpoint: dict, message: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_timm_classifier_keeps_its_weights(nest: Callable[[str], str]) -> None
         (resnet(), None, 'timm has no key for backbone.conv1.weight'),
         (_on_timm_backbone('test_resnet', 384), None, '--timm-model NAME'),
         (_on_timm_backbone('test_resnet', 384), 'test_efficientnet', 'do not fit'),
-        (timm_student(), 'test_efficientnet', 'no test_efficientnet with a classifier'),
+        (timm_student(), 'test_efficientnet', 'not a test_efficientnet with a classifier'),
         (timm_student(), 'test_resnot', 'has no model'),
     ],
     ids=['not of timm', 'no name', 'another', 'no classifier', 'unknown'],

@@ -159,7 +159,7 @@ def test_a_classifier_of_other_classes_starts_afresh_and_says_so(
     student, state = build(timm_student(checkpoint=str(path))), torch.load(path)
     assert student.model.fc.weight.shape == (CLASSES, 96)
     assert all(torch.equal(v, state[k]) for k, v in student.state_dict().items() if not k.startswith('fc.'))
-    assert 'another number of classes' in said[0] and 'fc.weight, fc.bias start from random' in said[0]
+    assert 'another number of classes' in said[0] and 'fc.weight, fc.bias are initialised randomly' in said[0]
 
 
 def test_a_pretrained_classifier_of_other_classes_starts_afresh_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
