@@ -53,8 +53,8 @@ def test_within_groups_labels_become_a_near_class_or_stay() -> None:
     [
         (dict(rate=1.0), r'rate must be a finite number >= 0 and < 1, but is 1\.0'),
         (dict(rate=-0.1), 'rate must be'),
-        (dict(rate=0.1, neighbours=[[], []]), 'no label has a class to be flipped to'),
-        (dict(rate=0.1, neighbours=[[0], [1]]), 'no label has a class to be flipped to'),
+        (dict(rate=0.1, neighbours=[[], []]), 'no label can be flipped'),
+        (dict(rate=0.1, neighbours=[[0], [1]]), 'no label can be flipped'),
     ],
 )
 def test_what_cannot_be_flipped_is_refused(options: dict, message: str) -> None:

@@ -168,7 +168,7 @@ def test_a_pretrained_classifier_of_other_classes_starts_afresh_and_says_so(monk
     create = timm.create_model
     monkeypatch.setattr('timm.models.create_model', lambda *args, pretrained, **kwargs: create(*args, **kwargs))
     build(timm_student(pretrained=True))
-    assert 'the pretrained weights have 1000 classes' in said[0] and 'starts from random' in said[0]
+    assert 'the pretrained weights have 1000 classes' in said[0] and 'initialised randomly' in said[0]
     build(dict(timm_student(pretrained=True), num_classes=1000))
     build(timm_student())
     assert len(said) == 1
