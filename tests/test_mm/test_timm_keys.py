@@ -49,7 +49,7 @@ def test_a_timm_classifier_keeps_its_weights(nest: Callable[[str], str]) -> None
 
 
 @pytest.mark.parametrize(
-    ('model', 'name', 'words'),
+    ('model', 'name', 'message'),
     [
         (resnet(), None, 'timm has no key for backbone.conv1.weight'),
         (_on_timm_backbone('test_resnet', 384), None, '--timm-model NAME'),
@@ -59,8 +59,8 @@ def test_a_timm_classifier_keeps_its_weights(nest: Callable[[str], str]) -> None
     ],
     ids=['not of timm', 'no name', 'another', 'no classifier', 'unknown'],
 )
-def test_what_is_not_timms_is_refused(model: dict, name: str | None, words: str) -> None:
+def test_what_is_not_timms_is_refused(model: dict, name: str | None, message: str) -> None:
     if model.get('backbone', {}).get('type') == 'TIMMBackbone':
         model['head']['in_channels'] = timm.create_model('test_resnet').num_features
-    with pytest.raises(SetupError, match=words):
+    with pytest.raises(SetupError, match=message):
         to_timm_keys(build(model).state_dict(), 'x.pth', name)

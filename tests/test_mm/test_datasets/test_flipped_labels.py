@@ -21,7 +21,7 @@ def _build(**options: object) -> BaseDataset:
     return DATASETS.build(dict(type='FlippedLabels', of='RandomImages', count=40, pipeline=PIPELINE, **options))
 
 
-def test_as_many_labels_are_wrong_as_asked_for_and_all_other_classes_are_alike() -> None:
+def test_as_many_labels_are_flipped_as_requested_to_all_classes_alike() -> None:
     labels = np.arange(20_000) % 5
     flipped = flip_labels(labels, 5, 0.3, seed=1)
     wrong = flipped != labels
