@@ -65,7 +65,7 @@ class AutoTau:
         norm_sum, count = total.tolist()
         if not 0 < norm_sum < math.inf:
             raise SetupError(
-                f"FNKDLoss: tau='auto' needs a finite teacher feature norm > 0, but the mean is {norm_sum / max(count, 1)}; "
+                f"FNKDLoss: tau='auto' needs a finite mean feature norm > 0, but it is {norm_sum / max(count, 1)}; "
                 'check the teacher, or set tau to a number.'
             )
         self._sum, self._count, self._batches = self._sum + norm_sum, self._count + count, self._batches + 1

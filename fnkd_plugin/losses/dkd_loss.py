@@ -16,8 +16,8 @@ class DKDLoss(SoftLoss):
     :math:`(p_t, 1 - p_t)` of teacher and student, NCKD their distributions over the other classes,
     :math:`p_k / (1 - p_t)`. KD is :math:`\alpha = 1` and, for each image, :math:`\beta = 1 - p_t` of the teacher: KD
     gives the other classes less weight where the teacher is confident; DKD does not. Source: Zhao et al.,
-    *Decoupled Knowledge Distillation*, CVPR 2022, with the :math:`T^2` of the authors' code. Both terms are cross-entropies here, as
-    in :class:`SoftTargetLoss`; the paper's divergences have the same gradient.
+    *Decoupled Knowledge Distillation*, CVPR 2022, with the :math:`T^2` of the authors' code. Both terms are
+    cross-entropies here, as in :class:`SoftTargetLoss`; the paper's divergences have the same gradient.
 
     The authors warm the loss up over 20 epochs: ``DistillHead(warmup=20)``. Under mixup and CutMix :math:`t` is the
     class of the larger share (our choice; the paper has one label per image).
