@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.device:
             from experiments.side_by_side.study import OutOfTimeError, SideBySideStudy
 
-            beside = SideBySideStudy(study, args.device, console, args.minutes, args.together, args.native)
+            trainer = SideBySideStudy(study, args.device, console, args.minutes, args.together, args.native)
             try:
-                beside.run(chosen)
+                trainer.run(chosen)
             except OutOfTimeError as error:
                 sys.exit(f'{error}')
         else:
