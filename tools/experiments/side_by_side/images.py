@@ -85,7 +85,7 @@ class Plan:
         return order, torch.randint(VIEWS, (self._count,), generator=generator)
 
 
-class Table:
+class TeacherPredictions:
     """A teacher's predictions for all views of all images, in fp16: 1.6 GB for CIFAR's 8.1 million views.
 
     Attributes:

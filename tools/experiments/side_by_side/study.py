@@ -11,7 +11,7 @@ from rich.console import Console
 
 import fnkd_plugin  # noqa: F401  (registers the losses)
 from experiments.results import measures
-from experiments.side_by_side.images import Images, Table
+from experiments.side_by_side.images import Images, TeacherPredictions
 from experiments.side_by_side.recipe import Recipe, Student, read
 from experiments.side_by_side.training import Group
 from experiments.study import Study, StudyError
@@ -94,13 +94,13 @@ class SideBySideStudy:
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> list[Group]:
+    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> list[Group]:
         # Groups of nearly equal size.
         count = -(-len(pairs) // self._together)
         parts = [pairs[len(pairs) * i // count : len(pairs) * (i + 1) // count] for i in range(count)]
         return [self._group(f'{name}{i}', part, table) for i, part in enumerate(parts)]
 
-    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> Group:
+    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> Group:
         recipes = [recipe for recipe, _ in pairs]
         odd = next((student for recipe, student in pairs if recipe != recipes[0]), None)
         if odd is not None:

@@ -12,7 +12,7 @@ from mmengine.runner import set_random_seed
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
+from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, TeacherPredictions
 from experiments.side_by_side.network import SideBySide
 from experiments.side_by_side.recipe import Recipe, Student
 from fnkd_plugin.losses import SoftLoss, SoftTargetLoss
@@ -143,7 +143,7 @@ class Group:
         students: Sequence[Student],
         train: Images,
         test: Images,
-        table: Table | None,
+        table: TeacherPredictions | None,
         folder: Path,
         device: torch.device,
         native: bool,
@@ -279,7 +279,7 @@ class Group:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._cuda and self._native):
             return self.network(batch)
 
-    def table(self, size: int = 4096) -> Table:
+    def table(self, size: int = 4096) -> TeacherPredictions:
         """The predictions of a group with one model, the teacher, for all views of the training images."""
         rows = len(self._train) * VIEWS
         logits = torch.empty(rows, self.network.bias.shape[1], dtype=torch.float16, device=self._device)
@@ -292,7 +292,7 @@ class Group:
                 norms[start : start + size] = torch.linalg.vector_norm(f[0], dim=1)
             if self.stream is not None:
                 self.stream.synchronize()
-        return Table(logits, norms, self.network.bias[0].detach())
+        return TeacherPredictions(logits, norms, self.network.bias[0].detach())
 
     def state_of(self, index: int) -> dict[str, Tensor]:
         """The state dict of a student in MMPretrain's format."""
