@@ -1,4 +1,4 @@
-"""Hooks of a Runner: checks before training, exact resumption, plain checkpoints, summaries."""
+"""Runner hooks: checks before training, exact resumption, plain checkpoints, summaries."""
 
 from fnkd_plugin.mm.hooks.channels_last_hook import ChannelsLastHook
 from fnkd_plugin.mm.hooks.check_classes_hook import CheckClassesHook

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fnkd_plugin import distill
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.mm.hooks import check_classes_hook
 from fnkd_plugin.mm.hooks.check_classes_hook import class_count
 from fnkd_plugin.mm.training import build_runner
 from tests.helpers import (
@@ -183,3 +184,15 @@ def test_models_of_other_tasks_are_not_checked(tmp_path: Path) -> None:
     head = dict(type='MultiLabelLinearClsHead', num_classes=7, in_channels=32)
     assert class_count(build(resnet(head=head))) is None
     assert class_count(build(resnet())) == class_count(build(timm_student())) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ('stated', 'names', 'fits'),
+    [(['a', 'A'], ['A', 'a'], False), (['b', 'a'], ['a', 'b'], False), (['a b', 'c'], ['A_b', 'C'], True)],
+)
+def test_orders_are_compared_as_exactly_as_names(stated: list[str], names: list[str], fits: bool) -> None:
+    if fits:
+        check_classes_hook._refuse_another_order(stated, names, 'Data')
+        return
+    with pytest.raises(SetupError, match='another order'):
+        check_classes_hook._refuse_another_order(stated, names, 'Data')
