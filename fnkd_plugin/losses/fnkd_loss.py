@@ -82,9 +82,9 @@ class FNKDLoss(SoftTargetLoss):
             self._check_balance(teacher.feature_norm)
 
     @property
-    def settled(self) -> bool:
+    def calibrated(self) -> bool:
         """After the first batch, and with ``tau='auto'`` once tau is fixed."""
-        return self._balance_checked and (self._auto is None or self._auto.settled)
+        return self._balance_checked and (self._auto is None or self._auto.calibrated)
 
     @torch.compiler.disable
     def _check_balance(self, feature_norm: Tensor) -> None:
