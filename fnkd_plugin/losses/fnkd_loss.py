@@ -82,7 +82,7 @@ class FNKDLoss(SoftTargetLoss):
             self._check_balance(teacher.feature_norm)
 
     @property
-    def settled(self) -> bool:
+    def calibrated(self) -> bool:
         """After the first batch, and with ``tau='auto'`` once tau is fixed."""
         return self._balance_checked and (self._auto is None or self._auto.calibrated)
 

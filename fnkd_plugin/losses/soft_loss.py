@@ -36,8 +36,8 @@ class SoftLoss(nn.Module, ABC):
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""
 
     @property
-    def settled(self) -> bool:
-        """Whether :meth:`observe` reads nothing on the host any more."""
+    def calibrated(self) -> bool:
+        """Whether :meth:`observe` no longer synchronises with the device."""
         return True
 
     def log_vars(self) -> dict[str, float]:

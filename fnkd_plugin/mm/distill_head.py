@@ -68,9 +68,9 @@ class DistillHead(nn.Module):
         return bool(self._weighted())
 
     @property
-    def settled(self) -> bool:
-        """Whether no soft loss with a weight reads the teacher's batches on the host any more."""
-        return all(loss.settled for loss in self._weighted())
+    def calibrated(self) -> bool:
+        """Whether no soft loss with a weight > 0 synchronises in ``observe`` any more."""
+        return all(loss.calibrated for loss in self._weighted())
 
     @property
     def needs_feature_norm(self) -> bool:

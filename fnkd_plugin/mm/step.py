@@ -37,19 +37,27 @@ class Step(NamedTuple):
         cls, student: Prediction, teacher: Prediction, labels: Tensor | None = None, hard_loss: Tensor | None = None
     ) -> 'Step':
         """The step of the predictions of a batch."""
-        return cls(
-            student.logits.argmax(1),
-            most_likely(teacher),
-            teacher.logits.sum(dtype=torch.float32),
-            labels,
-            None if student.feature_norm is None else student.feature_norm.detach(),
-            teacher.feature_norm,
-            None if hard_loss is None else hard_loss.detach(),
-        )
+        logit_sum = teacher.logits.sum(dtype=torch.float32)
+        student_norm = None if student.feature_norm is None else student.feature_norm.detach()
+        hard_loss = None if hard_loss is None else hard_loss.detach()
+        if torch.compiler.is_compiling():
+            student_norm, hard_loss = _apart(student_norm, hard_loss, logit_sum)
+        classes = student.logits.argmax(1), most_likely(teacher)
+        return cls(*classes, logit_sum, labels, student_norm, teacher.feature_norm, hard_loss)
 
     def clone(self) -> 'Step':
         """A copy with its own memory."""
         return type(self)(*[x if x is None else x.clone() for x in self])  # type: ignore[arg-type]
+
+
+def _apart(norm: Tensor | None, loss: Tensor | None, other: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Copies with their own memory, by an operation that no compiler leaves out, as it does a copy.
+
+    Inductor (PyTorch 2.15) returns one tensor for the outputs ``x`` and ``x.detach()`` of a graph; then ``x``, the hard
+    loss, has no gradient.
+    """
+    parts = [x if x is None else torch.stack([x, other.expand_as(x).to(x.dtype)])[0] for x in (norm, loss)]
+    return parts[0], parts[1]
 
 
 def first_broken(steps: Sequence[Step]) -> int | None:

@@ -38,8 +38,8 @@ class CompileHook(Hook):
 
         def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
             nonlocal compiled
-            settled = not isinstance(model, Distiller) or model.distillation.head.settled
-            if mode != 'loss' or compiled is None or not settled:
+            calibrated = not isinstance(model, Distiller) or model.distillation.head.calibrated
+            if mode != 'loss' or compiled is None or not calibrated:
                 return eager(*args, mode=mode, **kwargs)
             torch.compiler.cudagraph_mark_step_begin()
             try:

@@ -1,6 +1,7 @@
 """Training with a compiled ``forward(mode='loss')``."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_compiled_once_tau_is_fixed(tmp_path: Path) -> None:
     hook = dict(type='CompileHook', backend='eager')
     _, found = _train(model, tmp_path / 'run', hook, epochs=7, train_dataloader=data)
     assert found.graphs == [0] * 5 + [1] * 2 and found.breaks == [0] * 7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('c++') is None and shutil.which('g++') is None, reason='no C++ compiler')
+@pytest.mark.parametrize('soft_loss', [dict(type='KDLoss'), dict(type='FNKDLoss', tau=2.0)])
+@pytest.mark.parametrize('warmup', [0, 2])
+def test_both_losses_reach_the_student_when_really_compiled(soft_loss: dict, warmup: int, tmp_path: Path) -> None:
+    """The statistics for the log, which have no gradient, take none away; also where a warm-up breaks the graph."""
+    model = distilled(STUDENT, timm_teacher(tmp_path), soft_loss, warmup=warmup)
+    _, eager = _train(model, tmp_path / 'eager')
+    _, found = _train(model, tmp_path / 'compiled', dict(type='CompileHook'))
+    assert found.graphs[1] > 0
+    _assert_close(found.losses, eager.losses)
 
 
 def _broken(graph: Any, inputs: Any) -> Any:
