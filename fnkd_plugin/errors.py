@@ -1,18 +1,18 @@
-"""Errors of one sentence: what is wrong, where, and the fix."""
+"""The error of a wrong setup, and checks that raise it; each message names the fault, its place and the fix."""
 
 import math
 from collections.abc import Sequence
 
 
 class SetupError(ValueError):
-    """An option of a config or command line does not fit; raised before training starts."""
+    """A wrong option of a config or command line, found before training starts."""
 
 
 def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
     """Return ``value`` as a finite float in [0, below), or in (0, below) if ``positive``.
 
     Raises:
-        SetupError: If it is not; the message names the owner, the option, its value and its range.
+        SetupError: Otherwise; the message names the owner, the option, its value and its range.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         number = float(value)
@@ -24,27 +24,27 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
 
 
 def check_temperature(owner: str, value: object) -> float:
-    """A temperature in (0, 1e6): above, the differences of softened distributions are below fp32's noise.
+    """Return ``value`` as a float in (0, 1e6); above, softened distributions differ by less than fp32 rounding.
 
     Raises:
-        SetupError: As :func:`check_number`.
+        SetupError: See :func:`check_number`.
     """
     return check_number(owner, 'temperature', value, positive=True, below=1e6)
 
 
 def check_several_classes(owner: str, count: int) -> None:
-    """Refuse a classifier of one class, whose softmax is 1 for any logit.
+    """Check that a classifier has at least two classes; the softmax of one logit is always 1.
 
     Raises:
         SetupError: If ``count`` is below 2.
     """
     if count < 2:
         raise SetupError(
-            f'{owner} has {count} class, of which a softmax is 1 whatever the logit; train it with two classes.'
+            f'{owner} has {count} class, for which the softmax is always 1; train it with at least two classes.'
         )
 
 
 def first_few(entries: Sequence[object], few: int = 5) -> str:
-    """The first entries for a message, and how many more there are."""
+    """Format the first ``few`` entries and the number of the others, for a message."""
     more = f' and {len(entries) - few} more' if len(entries) > few else ''
     return ', '.join(map(str, entries[:few])) + more

@@ -68,6 +68,11 @@ class DistillHead(nn.Module):
         return bool(self._weighted())
 
     @property
+    def settled(self) -> bool:
+        """Whether no soft loss with a weight reads the teacher's batches on the host any more."""
+        return all(loss.settled for loss in self._weighted())
+
+    @property
     def needs_feature_norm(self) -> bool:
         """Whether any soft loss with a weight > 0 reads feature norms."""
         return any(loss.needs_feature_norm for loss in self._weighted())

@@ -217,7 +217,7 @@ def test_faults(tmp_path: Path) -> None:
     other = timm_checkpoint(tmp_path, 'test_efficientnet')
     with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\) and .*missing .*another architecture'):
         build(timm_student(checkpoint=str(other)))
-    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): timm cannot make it.*depht'):
+    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): timm cannot create it.*depht'):
         build(timm_student(depht=3))
     with pytest.raises(SetupError, match=r'TimmStudent\(resnet18.bogus\): .*bogus.*a1_in1k'):
         build(timm_student('resnet18.bogus'))
