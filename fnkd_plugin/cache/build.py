@@ -116,16 +116,13 @@ class Source:
 
     def batches(self, blocks: Iterable[Block], size: int) -> Iterator[list[SampleIndex]]:
         """The images of these blocks in batches of ``size``, which for mixed images is that of the mixed batches."""
+        count = len(self.dataset)
         for view, in_view in groupby(blocks, key=itemgetter(0)):
-            order = self._order(view)
+            order = order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
             for _, start, end in in_view:
                 for first in range(start, end, size):
                     samples = order[first : min(first + size, end)].tolist()
                     yield [SampleIndex(i, view, batch=first // size) for i in samples]
-
-    def _order(self, view: int) -> np.ndarray:
-        count = len(self.dataset)
-        return order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
 
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
         """The rows and images of these batches, see :func:`~fnkd_plugin.cache.rows.predict_rows`."""

@@ -13,6 +13,7 @@ from typing import Any
 import mmengine.config.config as mmengine_config
 import mmpretrain
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmpretrain import registry
 from mmpretrain.datasets import CustomDataset
@@ -22,17 +23,6 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.taxonomy.names import ClassNames
 
-_OWN_HOOKS = (
-    'ChannelsLastHook',
-    'CheckClassesHook',
-    'CheckWeightsHook',
-    'CompileHook',
-    'EvaluateTeacherHook',
-    'ReproducibleHook',
-    'SafeCheckpointHook',
-    'SavePredictionsHook',
-    'SummaryHook',
-)
 # The keys that MMEngine reads; all others are variables of the file.
 _RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
 
@@ -205,12 +195,16 @@ def plain_config(cfg: Config) -> Config:
     removed, and so is its import, unless the config uses one of its data sets, models or hard-label losses.
     """
     plain = copy.deepcopy(cfg)
-    plain._cfg_dict['model'] = _stock_model(without_pretrained(plain_model(cfg)))
+    model = plain._cfg_dict['model'] = without_pretrained(plain_model(cfg))
+    if type_name(model) == 'TimmStudent':
+        model['type'] = 'TimmClassifier'
+        model['model_name'] = model.pop('model')
+        model.pop('channels_last', None)
     hooks = plain.get('default_hooks') or {}
-    for name in [n for n, hook in hooks.items() if type_name(hook) in _OWN_HOOKS]:
+    for name in [n for n, hook in hooks.items() if _is_own(hook, registry.HOOKS)]:
         hooks.pop(name)
     if plain.get('custom_hooks'):
-        plain.custom_hooks = [hook for hook in plain.custom_hooks if type_name(hook) not in _OWN_HOOKS]
+        plain.custom_hooks = [hook for hook in plain.custom_hooks if not _is_own(hook, registry.HOOKS)]
     imports = plain.get('custom_imports')
     if imports and not _uses_plugin(plain):
         imports['imports'] = [name for name in imports['imports'] if name.split('.')[0] != 'fnkd_plugin']
@@ -219,23 +213,19 @@ def plain_config(cfg: Config) -> Config:
     return plain
 
 
-def _stock_model(model: ConfigDict) -> ConfigDict:
-    if type_name(model) == 'TimmStudent':
-        model['type'] = 'TimmClassifier'
-        model['model_name'] = model.pop('model')
-        model.pop('channels_last', None)
-    return model
+def _is_own(node: Any, *registries: Registry) -> bool:
+    """Whether the type of a config is this plugin's."""
+    kinds = [r.module_dict.get(type_name(node)) for r in registries]
+    return any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds)
 
 
 def _uses_plugin(cfg: Config) -> bool:
     registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
     # Not the variables of the file, which may be unused.
     read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
-    for node in dicts_in(read):
-        kinds = [r.module_dict.get(type_name(node)) for r in registries]
-        if any(kind is not None and kind.__module__.startswith('fnkd_plugin') for kind in kinds):
-            return True
-    return any(str(p.get('ann_file', '')).startswith('tar://') for p in dicts_in(read))
+    return any(
+        _is_own(node, *registries) or str(node.get('ann_file', '')).startswith('tar://') for node in dicts_in(read)
+    )
 
 
 def dicts_in(node: Any) -> Iterator[dict]:

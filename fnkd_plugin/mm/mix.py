@@ -139,14 +139,10 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
     weights = {} if checkpoint is None else dict(checkpoint=checkpoint)
     if kind == 'timm':
         return dict(type='TimmTeacher', model=model, **(weights or dict(pretrained=True)))
-    if kind == 'hf':
+    if kind in ('hf', 'cached'):
         if checkpoint is not None:
-            raise SetupError(f'{name}: its weights lie beside its config; leave the checkpoint out ({checkpoint}).')
-        return dict(type='HuggingFaceTeacher', path=model)
-    if kind == 'cached':
-        if checkpoint is not None:
-            raise SetupError(f'{name}: a cache needs no weights; leave the checkpoint out ({checkpoint}).')
-        return dict(type='CachedTeacher', path=model)
+            raise SetupError(f'{name}: needs no checkpoint ({checkpoint}); leave it out.')
+        return dict(type='HuggingFaceTeacher' if kind == 'hf' else 'CachedTeacher', path=model)
     return dict(type='MMPretrainTeacher', config=name, **weights)
 
 

@@ -46,7 +46,9 @@ def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | N
         state = {key.removeprefix(_BACKBONE): v for key, v in state.items() if key.startswith(_BACKBONE)} | head
     if f'{classifier}.weight' not in state:
         raise SetupError(f'{source} is not a {model} with a classifier: it has no {classifier}.weight.')
-    whole = _load(model, state, len(state[f'{classifier}.weight']), source)
+    with timm_errors(str(source)):
+        whole = timm.create_model(model, num_classes=len(state[f'{classifier}.weight'])).eval()
+    load_weights(whole, state, f'{model} and {source}')
     if joined:
         _check_same(whole, model, classifier, state, source)
     return state
@@ -69,13 +71,6 @@ def _classifier_name(model: str, source: str | Path) -> str:
     if not isinstance(names, str):
         raise SetupError(f'{source}: {model} has no single classifier in timm ({names}). Publish it without --timm.')
     return names
-
-
-def _load(model: str, state: Mapping[str, Tensor], classes: int, source: str | Path) -> torch.nn.Module:
-    with timm_errors(str(source)):
-        made = timm.create_model(model, num_classes=classes).eval()
-    load_weights(made, state, f'{model} and {source}')
-    return made
 
 
 @torch.no_grad()

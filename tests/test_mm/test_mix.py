@@ -308,7 +308,7 @@ def test_names_of_teachers() -> None:
     assert teacher_config('hf:google/vit') == dict(type='HuggingFaceTeacher', path='google/vit')
     assert teacher_config('resnet50_8xb32_in1k') == dict(type='MMPretrainTeacher', config='resnet50_8xb32_in1k')
     assert teacher_config('a/b.py', 'F') == dict(type='MMPretrainTeacher', config='a/b.py', checkpoint='F')
-    with pytest.raises(SetupError, match='hf:x: its weights lie beside its config'):
+    with pytest.raises(SetupError, match='hf:x: needs no checkpoint'):
         teacher_config('hf:x', 'F')
     several = distill(_plain(), ['timm:resnet18', TEACHER]).model.teacher
     assert several == dict(type='EnsembleTeacher', teachers=[teacher_config('timm:resnet18'), TEACHER])

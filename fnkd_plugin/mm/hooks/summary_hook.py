@@ -39,7 +39,8 @@ class SummaryHook(Hook):
         rows = [('training set', _dataset(runner.train_dataloader.dataset))]
         if runner._val_loop is not None:
             rows.append(('validation set', _dataset(runner.val_loop.dataloader.dataset)))
-        rows += [('student', f'{_student(runner.cfg, model)}, {_parameters(model)}'), *_method(runner.cfg)]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        rows += [('student', f'{_student(runner.cfg, model)}, {parameters:,} parameters'), *_method(runner.cfg)]
         if isinstance(model, Distiller):
             accuracy = _teacher_result(runner) or 'not evaluated (--evaluate-teacher)'
             rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
@@ -90,10 +91,6 @@ def _student(cfg: Any, model: nn.Module) -> str:
     parts = [type_name(config.get(part)) for part in ('backbone', 'head')]
     depth = (config.get('backbone') or {}).get('depth')
     return ' + '.join(filter(None, parts)) + (f' of depth {depth}' if depth else '') or type(model).__name__
-
-
-def _parameters(model: nn.Module) -> str:
-    return f'{sum(parameter.numel() for parameter in model.parameters()):,} parameters'
 
 
 def _method(cfg: Any) -> Rows:
