@@ -100,7 +100,7 @@ def test_the_log_says_how_many_classes_have_neighbours(monkeypatch: pytest.Monke
 
 
 def test_another_number_of_classes_is_refused_with_both_numbers() -> None:
-    with pytest.raises(SetupError, match=r'the classifier has 5 classes, the groups are of 6'):
+    with pytest.raises(SetupError, match=r'the classifier has 5 classes, but the groups have 6'):
         ALSRLoss(groups=GROUPS)(torch.randn(2, 5), torch.tensor([0, 1]))
 
 
