@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fnkd_plugin.analysis import pictures
-from fnkd_plugin.analysis.indicators import INDICATORS, suspicion
+from fnkd_plugin.analysis.indicators import INDICATORS
 from fnkd_plugin.analysis.study import GIVEN, Study
 from fnkd_plugin.analysis.subject import Subject, printable
 
@@ -87,7 +87,6 @@ def _caption(subject: Subject, study: Study, index: int) -> dict[str, Any]:
     """The data of an image's caption."""
     columns = study.columns
     label, clean = int(subject.labels[index]), int(subject.clean[index])
-    scores = {name: float(values[index]) for name, values in suspicion(columns, GIVEN).items()}
     return dict(
         index=index,
         name=name_of(subject, index),
@@ -95,9 +94,9 @@ def _caption(subject: Subject, study: Study, index: int) -> dict[str, Any]:
         clean=clean,
         prediction=int(columns['prediction'][index]),
         norm=float(columns['norm'][index]),
-        loss=scores['loss'],
-        margin=-scores['margin'],
-        entropy=scores['entropy'],
+        loss=float(columns[f'loss/{GIVEN}'][index]),
+        margin=float(columns[f'margin/{GIVEN}'][index]),
+        entropy=float(columns['entropy'][index]),
     )
 
 

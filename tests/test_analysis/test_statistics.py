@@ -30,7 +30,7 @@ def test_correlations_of_a_monotone_curve() -> None:
     assert correlation(x, np.ones(50)) == dict(spearman=0.0, pearson=0.0)
 
 
-def test_outcomes_are_told_apart() -> None:
+def test_norms_of_right_and_wrong_predictions() -> None:
     found = outcome(np.array([1.0, 3.0, 8.0]), np.array([False, False, True]))
     assert found['wrong'] == dict(images=2, mean=2.0, std=1.0)
     assert found['right'] == dict(images=1, mean=8.0, std=0.0)

@@ -40,7 +40,7 @@ def test_flips_are_of_the_clean_labels(tmp_path: Path) -> None:
     assert all(b in (a, *NEIGHBOURS[a]) for a, b in zip(found.clean, near, strict=True))
 
 
-def test_the_loss_finds_labels_that_a_sure_model_contradicts(tmp_path: Path) -> None:
+def test_the_loss_finds_labels_that_a_confident_model_contradicts(tmp_path: Path) -> None:
     found = subject(tmp_path, count=400)
     # The model's own predictions are taken for the truth.
     predictions = [p for b in found.batches() for p in b.model.logits.argmax(1).tolist()]
