@@ -662,7 +662,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'student distils already': (
         _fit(student=distilled(resnet(), dict(type='DrawingTeacher'))),
-        ['distils already', 'its own student'],
+        ['a Distiller already', 'its own student'],
     ),
     'student no model': (
         _fit(student=dict(type='CrossEntropyLoss')),
@@ -714,7 +714,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'unknown option of pixels': (
         _fit(pixels=dict(order='bgr')),
-        ['Distiller: pixels', 'mean, std and channel_order, but no order'],
+        ['Distiller: pixels', 'mean, std and channel_order, not order'],
     ),
     'mean without std': (
         _fit(student=resnet(data_preprocessor=_IN_PIPELINE), pixels=dict(mean=MEAN)),

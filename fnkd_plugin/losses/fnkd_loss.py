@@ -81,6 +81,11 @@ class FNKDLoss(SoftTargetLoss):
             self._balance_checked = True
             self._check_balance(teacher.feature_norm)
 
+    @property
+    def settled(self) -> bool:
+        """After the first batch, and with ``tau='auto'`` once tau is fixed."""
+        return self._balance_checked and (self._auto is None or self._auto.settled)
+
     @torch.compiler.disable
     def _check_balance(self, feature_norm: Tensor) -> None:
         norm = float(feature_norm.float().mean())
