@@ -22,7 +22,7 @@ _FALLBACK_SIZES = (224, 32, 299, 384)
 Model = TypeVar('Model', bound=nn.Module)
 
 
-class Ran(NamedTuple):
+class ModuleCall(NamedTuple):
     """A call of a module in :func:`probe`: its output, the output's version counter, and its arguments."""
 
     output: Tensor
@@ -31,7 +31,7 @@ class Ran(NamedTuple):
     keywords: frozenset[str]
 
 
-LayerOutputs = dict[nn.Module, Ran]
+LayerOutputs = dict[nn.Module, ModuleCall]
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -53,14 +53,14 @@ def _maps_affinely(layer: nn.Linear | nn.Conv2d) -> bool:
     return found.numel() == expected.numel() and torch.allclose(found.view_as(expected), expected, 1e-2, 1e-2)
 
 
-def _is_output_of(a: Any, ran: Ran) -> bool:
+def _is_output_of(a: Any, call: ModuleCall) -> bool:
     # Compares the storage, not values: a flattened or permuted view is still the layer's output. A later in-place
     # operation keeps the storage but increments the version counter.
     return (
         isinstance(a, Tensor)
-        and a.numel() == ran.output.numel()
-        and a.untyped_storage()._cdata == ran.output.untyped_storage()._cdata
-        and a._version == ran.version
+        and a.numel() == call.output.numel()
+        and a.untyped_storage()._cdata == call.output.untyped_storage()._cdata
+        and a._version == call.version
     )
 
 
@@ -125,7 +125,7 @@ def probe(
 
     def record(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if isinstance(output, Tensor) and output.numel() == max(output.shape, default=0):
-            outputs[module] = Ran(output, output._version, len(args), frozenset(kwargs))
+            outputs[module] = ModuleCall(output, output._version, len(args), frozenset(kwargs))
 
     reference = next(model.parameters(), torch.empty(0))
     modes = {module: module.training for module in model.modules()}
@@ -166,13 +166,13 @@ def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | No
 
     None if there is no such layer, and hence no single feature norm: the mean of two heads, a cosine, scaled logits.
     """
-    found = [layer for layer, ran in layer_outputs.items() if _is_output_of(output, ran)]
+    found = [layer for layer, call in layer_outputs.items() if _is_output_of(output, call)]
     return next((layer for layer in reversed(found) if _is_affine(layer)), None)
 
 
 def find_last_module(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
     """The outermost submodule whose output, a single vector, is the model's output; None if there is none."""
-    return next((module for module, ran in reversed(layer_outputs.items()) if _is_output_of(output, ran)), None)
+    return next((module for module, call in reversed(layer_outputs.items()) if _is_output_of(output, call)), None)
 
 
 class Reader(ABC):
@@ -256,12 +256,12 @@ class LogitReader(Reader):
 
     Args:
         module: The module whose output is the model's.
-        predicting: The call of the module in inference.
+        inference_call: The call of the module in inference.
     """
 
-    def __init__(self, module: nn.Module, predicting: Ran) -> None:
+    def __init__(self, module: nn.Module, inference_call: ModuleCall) -> None:
         super().__init__(module)
-        self._positional, self._keywords = predicting.positional, predicting.keywords
+        self._positional, self._keywords = inference_call.positional, inference_call.keywords
 
     def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
         if len(args) > self._positional or not self._keywords.issuperset(kwargs):

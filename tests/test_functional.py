@@ -62,7 +62,7 @@ def test_soft_cross_entropy_is_kl_plus_entropy() -> None:
     torch.testing.assert_close(soft_cross_entropy(z, v), kl + entropy, rtol=0, atol=1e-12)
 
 
-def test_soft_cross_entropy_of_a_sure_teacher_is_hard_cross_entropy() -> None:
+def test_soft_cross_entropy_of_a_one_hot_teacher_is_hard_cross_entropy() -> None:
     z, labels = _logits(), torch.arange(N)
     torch.testing.assert_close(
         soft_cross_entropy(z, 1000.0 * F.one_hot(labels, K).double()), F.cross_entropy(z, labels)

@@ -16,7 +16,7 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.readers import (
     AffineReader,
     LogitReader,
-    Ran,
+    ModuleCall,
     find_last_affine,
     find_last_module,
     image_size,
@@ -222,7 +222,7 @@ def test_probing_leaves_the_model_and_the_streams_alone(training: bool) -> None:
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
 
 
-def test_a_model_that_runs_at_no_size_says_so() -> None:
+def test_a_model_that_fails_at_every_size_raises() -> None:
     def forward(images: Tensor) -> Tensor:
         raise ValueError(f'no {images.shape[-1]}')
 
@@ -308,7 +308,7 @@ class _Head(nn.Module):
 def test_logits_are_read_as_of_prediction(how: str) -> None:
     head = _Head()
     x, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    reader = LogitReader(head, Ran(x, 0, 1, frozenset({'scale'})))
+    reader = LogitReader(head, ModuleCall(x, 0, 1, frozenset({'scale'})))
     assert head(x, scale=2.0) is not None and reader.take() is None, 'reads only when asked to'
     with reader:
         out = head(x, labels, scale=2.0) if how == 'positional' else head(x, labels=labels, scale=2.0)

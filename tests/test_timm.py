@@ -145,7 +145,7 @@ class _Torch(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(32, classes))
 
 
-def test_the_teacher_is_found_by_nothing_and_frozen() -> None:
+def test_the_teacher_is_not_registered_and_frozen() -> None:
     student, teacher = _model(0), _model(1)
     before = copy.deepcopy(teacher.state_dict())
     task = FNKDTask(student, teacher).train()
@@ -158,7 +158,7 @@ def test_the_teacher_is_found_by_nothing_and_frozen() -> None:
     assert_same_weights(teacher.state_dict(), before)
 
 
-def test_tasks_leave_the_models_as_they_were() -> None:
+def test_tasks_do_not_change_the_models() -> None:
     """Three tasks on one pair: no hooks, and the caller's teacher can be trained on; its weights are not copied."""
     student, teacher = _model(0), _model(1)
     tasks = [FNKDTask(student, teacher).train() for _ in range(3)]
@@ -369,7 +369,7 @@ def _two_heads() -> nn.Module:
     return VisionTransformerDistilled(img_size=32, patch_size=16, embed_dim=16, depth=1, num_heads=2, num_classes=4)
 
 
-def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
+def test_a_student_of_two_heads_trains_with_kd_but_not_fnkd() -> None:
     with pytest.raises(SetupError, match=r'student VisionTransformerDistilled .* no single last affine .*KDLoss'):
         FNKDTask(_two_heads(), _Torch())
     with pytest.raises(SetupError, match=r'teacher VisionTransformerDistilled .* no single last affine .*KDLoss'):
@@ -381,7 +381,7 @@ def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
 
 
 @pytest.mark.parametrize(
-    ('student', 'teacher', 'options', 'said'),
+    ('student', 'teacher', 'options', 'message'),
     [
         (_model, lambda: _model(num_classes=0), {}, 'teacher ResNet has no classifier'),
         (lambda: _model(num_classes=0), _model, {}, r'student ResNet does not return logits .*num_classes > 0'),
@@ -396,8 +396,8 @@ def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
         (_model, _model, dict(tau='atuo'), "tau must be a number > 0 or 'auto'"),
     ],
 )
-def test_what_does_not_fit_is_said(student: Any, teacher: Any, options: dict, said: str) -> None:
-    with pytest.raises(SetupError, match=said):
+def test_wrong_setups_raise(student: Any, teacher: Any, options: dict, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
         FNKDTask(student(), teacher(), **options)
 
 

@@ -1,5 +1,5 @@
-"""Feature norms and label noise, looked at: what ``tools/analyze.py`` does.
+"""Analysis of feature norms and label noise, the library of ``tools/analyze.py``.
 
-From the numbers of each image (:mod:`collect`) to what they say (:mod:`statistics`, :mod:`indicators`), and to a page
-(:mod:`report`).
+:mod:`collect` computes numbers per image, :mod:`statistics` and :mod:`indicators` evaluate them, and :mod:`report`
+writes the results.
 """

@@ -1,4 +1,4 @@
-"""One pass over the images that keeps a few numbers of each, and no image, feature or logits."""
+"""Per-image numbers from one pass over the images; images, features and logits are not kept."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Policy:
-    """The two temperature policies that are compared.
+    """The two temperature policies to compare.
 
     Attributes:
         temperature: T of KD's σ(v/T).
-        tau: The norm of FNKD's q_fn.
+        tau: The target feature norm of FNKD.
         mode: ``'clip'`` or ``'normalize'``, see :func:`fnkd_plugin.functional.scale_by_feature_norm`.
     """
 
@@ -42,30 +42,32 @@ class Policy:
 
 
 def _soft_labels(loss: SoftTargetLoss, prediction: Prediction) -> Tensor:
-    # Of an ensemble the mean of its members' distributions, as in training.
+    # For an ensemble the mean of its members' distributions, as in training.
     parts = [share * F.softmax(loss.scaled_logits(one).tensor(), dim=1) for share, one in members_of(prediction)]
     return torch.stack(parts).sum(0)
 
 
 def calibrate_tau(subject: Subject, seed: int = 0) -> float:
-    """What ``tau='auto'`` would be: a third of the mean feature norm over as many batches, of random images.
+    """Estimate ``tau='auto'``: a third of the mean feature norm over as many batches of random images.
 
-    The teacher's norm, or the model's own where there is no teacher that has one.
+    Uses the teacher's norm, or the model's if there is no teacher with a feature norm.
 
     Raises:
-        SetupError: If that mean is zero or not finite.
+        SetupError: If the mean is zero or non-finite.
     """
     count = min(len(subject.labels), CALIBRATION_BATCHES * subject.batch_size)
     chosen = np.random.default_rng(seed).permutation(len(subject.labels))[:count]
     norms = [source_of(batch.model, batch.teacher).feature_norm for batch in subject.batches(chosen)]
     tau = float(torch.cat([norm.float() for norm in norms if norm is not None]).mean()) / LAMBDA
     if not 0 < tau < float('inf'):
-        raise SetupError(f'analysis: no tau follows from a mean feature norm of {tau * LAMBDA}; check the checkpoint.')
+        raise SetupError(
+            f'analysis: the mean feature norm is {tau * LAMBDA}, so tau is undefined; check the checkpoint.'
+        )
     return tau
 
 
 def source_of(model: Prediction, teacher: Prediction | None) -> Prediction:
-    """Whose soft labels are looked at: the teacher's if it has a feature norm, else the model's, as a teacher."""
+    """The prediction whose soft labels are analysed: the teacher's if it has a feature norm, else the model's."""
     return model if teacher is None or teacher.feature_norm is None else teacher
 
 
@@ -76,26 +78,26 @@ def collect(
     neighbours: Sequence[Sequence[int]] | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Columns:
-    r"""Look at every image once.
+    r"""Compute the columns of all images in one pass.
 
     Args:
-        subject: What is analysed.
+        subject: The subject of the analysis.
         policy: The temperatures of ``kd_*`` and ``fnkd_*``.
-        labelings: By name, labels [N] to judge the model by, such as ones that were flipped on purpose.
-        neighbours: A(x) of each class, for ``near_mass``; None leaves these columns out.
+        labelings: Labels [N] to evaluate the model on, by name, e.g. flipped ones.
+        neighbours: A(x) of each class, for ``near_mass``; None omits these columns.
         advance: Called with the number of images after each batch.
 
     Returns:
         Columns [N], float32 or int32 for classes. Of the model: ``prediction``, ``norm`` (:math:`\lVert f\rVert`),
         ``entropy`` (nats), ``confidence`` (largest probability), and for the true classes ``off_mass``
-        (:math:`1 - p_y`) and ``near_mass`` (the part of it in A(x)); the same with ``teacher_`` in front where there
-        is a teacher, and ``disagreement``, KL(teacher, model) in nats. Of each labeling ``loss/NAME``
+        (:math:`1 - p_y`) and ``near_mass`` (the part of it in A(x)); likewise with the prefix ``teacher_`` if
+        there is a teacher, and ``disagreement``, KL(teacher, model) in nats. Of each labeling ``loss/NAME``
         (cross-entropy, nats) and ``margin/NAME`` (the label's logit minus the largest other). Of the soft labels
         (see :func:`source_of`) ``source_norm``, ``kd_confidence``, ``kd_entropy``, ``fnkd_confidence``,
         ``fnkd_entropy``.
 
     Raises:
-        SetupError: If a number is not finite.
+        SetupError: If a number is non-finite.
     """
     count = len(subject.labels)
     columns: Columns = {}
@@ -129,7 +131,7 @@ def collect(
 
 
 def membership(neighbours: Sequence[Sequence[int]]) -> Tensor:
-    """A(x) as a matrix, [K, K]: entry (y, k) is 1 where k is near y and not y itself, else 0."""
+    """A(x) as a matrix [K, K]: entry (y, k) is 1 if k is near y and k != y, else 0."""
     near = torch.zeros(len(neighbours), len(neighbours))
     for row, indices in zip(near, neighbours, strict=True):
         row[list(indices)] = 1
@@ -151,7 +153,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 def _of_prediction(prediction: Prediction, classes: Tensor, near: Tensor | None) -> dict[str, Tensor]:
     p = F.softmax(at_least_fp32(prediction.logits), dim=1)
     confidence, predicted = p.max(dim=1)
-    # Not 1 - p_y, which in fp32 loses a small rest.
+    # Not 1 - p_y, which loses precision in fp32.
     others = p.scatter(1, classes[:, None], 0)
     found = dict(prediction=predicted, entropy=entropy(p), confidence=confidence, off_mass=others.sum(dim=1))
     if prediction.feature_norm is not None:

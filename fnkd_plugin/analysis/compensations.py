@@ -1,4 +1,4 @@
-"""What each method adds to a one-hot label (Eq. 1), side by side for one image."""
+"""The compensation that each method adds to a one-hot label (Eq. 1), for one image."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from fnkd_plugin.analysis.collect import Policy, source_of
 from fnkd_plugin.analysis.thumbnails import Shown
 from fnkd_plugin.functional import alsr_compensation, fnkd_compensation, kd_compensation, lsr_compensation
 
-# The usual strengths, in default of any printed in the paper (our choice).
+# Common values (our choice; the paper does not state its own).
 EPS, ALPHA, LAMBDA_SQUARED = 0.1, 0.5, 9.0
 STRENGTHS = f'LSR ε = {EPS}; ALSR ε₁ = ε₂ = {EPS}; KD α = {ALPHA}; FNKD λ² = {LAMBDA_SQUARED:g}'
 
@@ -20,7 +20,7 @@ def compensations(
 ) -> dict[str, Tensor]:
     """The compensation η [K] of each method for one image; ALSR's only with ``neighbours``."""
     source = source_of(shown.model, shown.teacher)
-    norm = shown.model.feature_norm  # the student's, which weighs the teacher's word
+    norm = shown.model.feature_norm  # the student's, which weights the teacher's distribution
     assert norm is not None
     num_classes = source.logits.shape[1]
     labels = torch.tensor([label], device=source.logits.device)
@@ -33,12 +33,12 @@ def compensations(
 
 
 def side_by_side(etas: dict[str, Tensor], label: int, top: int = 5) -> dict[str, Any]:
-    """The compensations as shares of their own sums: on the label's class, on the ``top`` others, on the rest.
+    """The compensations normalised to sum 1: on the label's class, on the ``top`` others, on the rest.
 
     Args:
         etas: η [K] by method.
         label: The image's class.
-        top: How many other classes, those with the largest share under any method.
+        top: The number of other classes, those with the largest share under any method.
 
     Returns:
         ``total``: the sum of η by method; ``rows``: dicts of ``index`` (None for the rest) and ``shares`` by method;

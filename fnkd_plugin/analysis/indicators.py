@@ -1,4 +1,4 @@
-"""Which indicator finds wrong labels best: ranking, AUROC with its uncertainty, and a verdict."""
+"""Comparison of indicators of wrong labels: AUROC with its standard error, precision, and a verdict."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fnkd_plugin.analysis.collect import Columns
 from fnkd_plugin.errors import SetupError
 
-# By name, what a large suspicion means.
+# By name, the meaning of a high score.
 INDICATORS = {
     'norm': 'small feature norm ‖f‖',
     'loss': 'large cross-entropy',
@@ -17,15 +17,15 @@ INDICATORS = {
     'entropy': 'large entropy of the prediction',
 }
 LABEL_BLIND = ('norm', 'entropy')
-"""Indicators that do not read the label, and so cannot find one that was flipped after training."""
+"""Indicators that do not depend on the label, and so cannot find labels flipped after training."""
 _Z95 = 1.959964
 
 
 def suspicion(columns: Columns, labeling: str) -> dict[str, NDArray]:
-    """Scores [N] of each indicator, larger for more suspicious labels.
+    """Scores [N] of each indicator, larger for labels that are more likely wrong.
 
-    A small norm is suspicious (the paper's claim), a large loss, a small margin, a large entropy (the standard
-    ones). Those of :data:`LABEL_BLIND` do not read the label.
+    A small norm is the paper's indicator; a large loss, a small margin and a large entropy are the standard ones. Those
+    of :data:`LABEL_BLIND` do not depend on the label.
     """
     return {
         'norm': -columns['norm'],
@@ -36,9 +36,9 @@ def suspicion(columns: Columns, labeling: str) -> dict[str, NDArray]:
 
 
 def placements(scores: NDArray, positive: NDArray) -> tuple[NDArray, NDArray]:
-    """For each positive the share of negatives below it, and for each negative that of positives above it.
+    """For each positive the share of negatives below it, and for each negative the share of positives above it.
 
-    Both have the AUROC as their mean; ties count half. Their variances and covariances give those of AUROCs
+    The mean of both is the AUROC; ties count half. Their variances and covariances give those of AUROCs
     (DeLong, DeLong and Clarke-Pearson, Biometrics 1988).
 
     Args:
@@ -46,7 +46,7 @@ def placements(scores: NDArray, positive: NDArray) -> tuple[NDArray, NDArray]:
         positive: Booleans [N].
 
     Returns:
-        Of the positives [P] and the negatives [N - P].
+        The shares for the positives [P] and for the negatives [N - P].
     """
     from scipy.stats import rankdata
 
@@ -80,11 +80,11 @@ def precision_at(scores: NDArray, positive: NDArray, k: int) -> float:
 
 
 def audit(scores: dict[str, NDArray], wrong: NDArray) -> dict[str, Any]:
-    """How well each indicator finds the labels known to be wrong.
+    """Evaluate how well each indicator finds labels that are known to be wrong.
 
     Args:
         scores: Suspicion [N] by indicator.
-        wrong: Which labels are wrong, booleans [N].
+        wrong: Whether each label is wrong, booleans [N].
 
     Returns:
         ``wrong`` and ``images`` (counts), by indicator ``auroc`` with its 95 % interval ``interval`` (DeLong) and
@@ -112,7 +112,7 @@ def audit(scores: dict[str, NDArray], wrong: NDArray) -> dict[str, Any]:
 
 
 def check_auditable(wrong: NDArray) -> None:
-    """Refuse labels of which too few are wrong, or right, for an AUROC with an uncertainty.
+    """Check that there are enough wrong and right labels for an AUROC with a standard error.
 
     Raises:
         SetupError: If fewer than two labels are wrong, or fewer than two right.
@@ -130,9 +130,9 @@ def _interval(value: float, error: float, low: float, high: float) -> list[float
 
 
 def verdict(audited: dict[str, Any]) -> str:
-    """Whether ‖f‖ is the better indicator, as a sentence that follows from the numbers of :func:`audit`.
+    """One sentence on whether ‖f‖ is the better indicator, computed from the result of :func:`audit`.
 
-    Without ‖f‖ among the indicators (labels flipped after training) it is about the best one alone.
+    Without ‖f‖ among the indicators (labels flipped after training) it describes only the best one.
     """
     best = audited['best']
     if 'norm' not in audited['indicators']:
@@ -140,7 +140,7 @@ def verdict(audited: dict[str, Any]) -> str:
         return (
             f'{best} finds the {audited["wrong"]} wrong labels with an AUROC of {found["auroc"]:.3f} '
             '[{:.3f}, {:.3f}]. '.format(*found['interval'])
-            + 'They were flipped after training; ‖f‖ and entropy do not read the label and cannot find them.'
+            + 'They were flipped after training; ‖f‖ and entropy do not depend on the label and cannot find them.'
         )
     norm = audited['indicators']['norm']
     (low, high), difference = audited['norm_minus_best']['interval'], audited['norm_minus_best']['difference']
@@ -149,13 +149,14 @@ def verdict(audited: dict[str, Any]) -> str:
     elif high < 0:
         compared = f'worse than {best}, the best of the others, by {-difference:.3f} [{-high:.3f}, {-low:.3f}]'
     else:
-        compared = f'not to be told from {best}, the best of the others ({difference:+.3f} [{low:.3f}, {high:.3f}])'
+        span = f'[{low:.3f}, {high:.3f}]'
+        compared = f'not significantly different from {best}, the best of the others ({difference:+.3f} {span})'
     if norm['interval'][0] > 0.5:
         chance = 'better than chance'
     elif norm['interval'][1] < 0.5:
-        chance = 'worse than chance: here a large norm is the suspicious one'
+        chance = 'worse than chance (here wrong labels have large norms)'
     else:
-        chance = 'not to be told from chance'
+        chance = 'not significantly different from chance'
     interval = '[{:.3f}, {:.3f}]'.format(*norm['interval'])
     return (
         f'‖f‖ finds the {audited["wrong"]} wrong labels with an AUROC of {norm["auroc"]:.3f} {interval}, {chance}, and '

@@ -1,4 +1,4 @@
-"""The page's diagrams, each one panel, as SVG in a data URI."""
+"""The diagrams of the report, as SVG data URIs."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def _panel(width: float = 5.4, height: float = 3.5) -> Iterator[_Panel]:
 
 
 def norm_histogram(norm: NDArray, right: NDArray) -> str:
-    """Shares of the norms of right predictions upwards, of wrong ones downwards, each of its own number."""
+    """Histogram of the norms of right predictions (upwards) and wrong ones (downwards), each normalised to 100 %."""
     bins = np.histogram_bin_edges(norm, 40)
     with _panel() as panel:
         axis, top = panel.axis, 0.0
@@ -77,12 +77,12 @@ def norm_histogram(norm: NDArray, right: NDArray) -> str:
         axis.set_ylim(-1.2 * top, 1.2 * top)
         axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
         axis.set_xlabel('feature norm ‖f‖')
-        axis.set_ylabel('share of its own, %')
+        axis.set_ylabel('share of right / wrong predictions, %')
     return panel.uri
 
 
 def curve(binned: dict[str, list[float]], ylabel: str, color: str, note: str) -> str:
-    """A binned mean against the norm, with the band of the quartiles."""
+    """A binned mean over the norm, with the interquartile range."""
     with _panel() as panel:
         panel.axis.fill_between(binned['x'], binned['low'], binned['high'], color=color, alpha=0.16, lw=0)
         panel.axis.plot(binned['x'], binned['mean'], color=color, lw=2, marker='o', ms=4)
@@ -94,19 +94,19 @@ def curve(binned: dict[str, list[float]], ylabel: str, color: str, note: str) ->
 
 
 def two_curves(kd: dict[str, list[float]], fnkd: dict[str, list[float]], ylabel: str, labels: tuple[str, str]) -> str:
-    """The two soft labels against the norm."""
+    """The soft labels of KD and FNKD over the norm."""
     with _panel() as panel:
         for binned, color, label in ((kd, KD, labels[0]), (fnkd, FNKD, labels[1])):
             panel.axis.fill_between(binned['x'], binned['low'], binned['high'], color=color, alpha=0.16, lw=0)
             panel.axis.plot(binned['x'], binned['mean'], color=color, lw=2, marker='o', ms=4, label=label)
-        panel.axis.set_xlabel("the soft labels' own ‖f‖")
+        panel.axis.set_xlabel('feature norm ‖f‖ of the soft labels')
         panel.axis.set_ylabel(ylabel)
         panel.axis.legend(loc='best')
     return panel.uri
 
 
 def temperatures(effective: NDArray, temperature: float) -> str:
-    """The effective temperatures ‖f‖/τ of FNKD beside KD's one."""
+    """Histogram of the effective temperatures ‖f‖/τ of FNKD, with the temperature of KD."""
     with _panel() as panel:
         axis = panel.axis
         axis.hist(effective, 40, color=FNKD, alpha=0.85)
@@ -131,7 +131,7 @@ def temperatures(effective: NDArray, temperature: float) -> str:
 
 
 def near_shares(shares: dict[str, dict[str, Any]]) -> str:
-    """The share of off-target mass and of errors inside A(x), for each model, against chance."""
+    """The share of off-target mass and of errors inside A(x) for each model, and by chance."""
     rows: list[tuple[str, float, str]] = []
     for name, found in shares.items():
         rows.append((f'{name}: off-target mass', found['share'] or 0.0, ALSR))
@@ -157,7 +157,7 @@ def _bars(axis: Any, rows: Sequence[tuple[str, float, str]]) -> None:
 
 
 def class_shares(by_class: Sequence[Mapping[str, float]]) -> str:
-    """How the share inside A(x) spreads over the classes."""
+    """Histogram over the classes of the share inside A(x)."""
     shares = 100 * np.array([entry['share'] for entry in by_class])
     chance = 100 * float(np.mean([entry['chance'] for entry in by_class]))
     with _panel() as panel:
@@ -179,7 +179,7 @@ def class_shares(by_class: Sequence[Mapping[str, float]]) -> str:
 
 
 def aurocs(audits: Mapping[str, dict[str, Any]], label_of: Callable[[str], str]) -> str:
-    """Each indicator's AUROC with its interval, one row for each audit and indicator."""
+    """The AUROC of each indicator with its interval, one row per audit and indicator."""
     colors = {'norm': FNKD, 'loss': WRONG, 'margin': LSR, 'entropy': KD}
     rows = sum(len(audited['indicators']) + 1 for audited in audits.values())
     with _panel(height=1.0 + 0.28 * rows) as panel:

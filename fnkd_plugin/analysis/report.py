@@ -1,11 +1,11 @@
-"""The output of an analysis: one HTML page, JSON files, and a line of numbers for each image."""
+"""The output of an analysis: an HTML page, JSON files, and JSON lines with the numbers of each image."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from fnkd_plugin.analysis import pictures
-from fnkd_plugin.analysis.indicators import INDICATORS, suspicion
+from fnkd_plugin.analysis.indicators import INDICATORS
 from fnkd_plugin.analysis.study import GIVEN, Study
 from fnkd_plugin.analysis.subject import Subject, printable
 
@@ -15,16 +15,16 @@ _NAMES = {'norm': '‖f‖', 'loss': 'loss', 'margin': 'margin', 'entropy': 'ent
 def write_report(folder: Path, subject: Subject, study: Study, made: dict[str, Any]) -> dict[str, Path]:
     """Write ``report.html``, ``analysis.json``, ``audit.json`` and ``images.jsonl`` into ``folder``.
 
-    ``audit.json`` is the part of ``analysis.json`` that says whether ‖f‖ tells noise, small enough to be kept.
+    ``audit.json`` is a small part of ``analysis.json``: how well ‖f‖ indicates noise.
 
     Args:
-        folder: Made if it is not there.
-        subject: What was analysed.
-        study: What was found.
-        made: How: for the JSON file and the page's foot; ``title`` and ``split`` stand at the page's head.
+        folder: The output folder; created if needed.
+        subject: The subject of the analysis.
+        study: The results.
+        made: Metadata of the run, for the JSON files and the page's footer; with the page's ``title`` and ``split``.
 
     Returns:
-        The files by title.
+        The files by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ('report.html', 'analysis.json', 'audit.json', 'images.jsonl')}
@@ -43,7 +43,7 @@ def write_report(folder: Path, subject: Subject, study: Study, made: dict[str, A
 
 
 def _write_images(path: Path, subject: Subject, study: Study) -> None:
-    # Line by line, since 100,000 images as one Python object would take more memory than all columns.
+    # Line by line, since one Python object for all images would take more memory than the columns.
     with open(path, 'w', encoding='utf-8') as file:
         for i, label in enumerate(subject.labels.tolist()):
             line = dict(index=i, image=name_of(subject, i), label=label, clean_label=int(subject.clean[i]))
@@ -52,12 +52,12 @@ def _write_images(path: Path, subject: Subject, study: Study) -> None:
 
 
 def name_of(subject: Subject, index: int) -> str:
-    """The image's file name, or its number where it comes out of memory."""
+    """The image's file name, or its index for images in memory."""
     return printable(subject.dataset.get_data_info(index).get('img_path', f'image {index}')).rpartition('!')[2]
 
 
 def page(subject: Subject, study: Study, made: dict[str, Any]) -> str:
-    """The page as a string, pictures inside."""
+    """The page as a string, with embedded images."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -84,10 +84,9 @@ def page(subject: Subject, study: Study, made: dict[str, Any]) -> str:
 
 
 def _caption(subject: Subject, study: Study, index: int) -> dict[str, Any]:
-    """What stands below an image."""
+    """The data of an image's caption."""
     columns = study.columns
     label, clean = int(subject.labels[index]), int(subject.clean[index])
-    scores = {name: float(values[index]) for name, values in suspicion(columns, GIVEN).items()}
     return dict(
         index=index,
         name=name_of(subject, index),
@@ -95,27 +94,27 @@ def _caption(subject: Subject, study: Study, index: int) -> dict[str, Any]:
         clean=clean,
         prediction=int(columns['prediction'][index]),
         norm=float(columns['norm'][index]),
-        loss=scores['loss'],
-        margin=-scores['margin'],
-        entropy=scores['entropy'],
+        loss=float(columns[f'loss/{GIVEN}'][index]),
+        margin=float(columns[f'margin/{GIVEN}'][index]),
+        entropy=float(columns['entropy'][index]),
     )
 
 
 def diagrams(subject: Subject, study: Study) -> dict[str, str]:
-    """All diagrams by name, as data URIs; those that need a teacher, groups or flips only where these are there."""
+    """All diagrams by name, as data URIs; those of a teacher, groups or audits only if available."""
     columns, numbers = study.columns, study.numbers
     found = {'norm': pictures.norm_histogram(columns['norm'], columns['prediction'] == subject.clean)}
     if 'teacher_norm' in columns:
         right = columns['teacher_prediction'] == subject.clean
         found['teacher_norm'] = pictures.norm_histogram(columns['teacher_norm'], right)
-    looks = {
+    labels_and_colors = {
         'loss': ('cross-entropy with the label, nats', pictures.WRONG),
         'entropy': ('entropy of the prediction, nats', pictures.KD),
         'disagreement': ('KL(teacher, model), nats', pictures.ALSR),
     }
     for name, curve in numbers['curves'].items():
         note = f'Spearman {curve["spearman"]:+.2f}, Pearson {curve["pearson"]:+.2f}'
-        found[f'curve_{name}'] = pictures.curve(curve['binned'], *looks[name], note)
+        found[f'curve_{name}'] = pictures.curve(curve['binned'], *labels_and_colors[name], note)
     policy, soft = numbers['policy'], numbers['soft_labels']
     labels = (f'KD: σ(v/{policy["temperature"]:g})', f'FNKD: q_fn, τ = {policy["tau"]:.3g}')
     for name, ylabel in (('confidence', 'largest probability'), ('entropy', 'entropy, nats')):
@@ -133,7 +132,7 @@ def diagrams(subject: Subject, study: Study) -> dict[str, str]:
 
 
 def headlines(numbers: dict[str, Any]) -> list[str]:
-    """The page's sentences that say whether ‖f‖ tells noise, computed from the numbers."""
+    """Sentences on how well ‖f‖ indicates noise, computed from the numbers."""
     found = []
     norms, errors = numbers['norms']['model'], numbers['error_detection']
     if errors is not None:

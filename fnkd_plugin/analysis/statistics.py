@@ -1,4 +1,4 @@
-"""What the columns say: curves, correlations, confusions, and which classes are worth a look."""
+"""Statistics of the columns: curves, correlations, confusions, and the selection of classes to show."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from fnkd_plugin.analysis.indicators import auroc
 
 
 def binned(x: NDArray, y: NDArray, bins: int = 20) -> dict[str, list[float]]:
-    """Means of ``x`` and ``y``, and the quartiles of ``y``, in bins of equally many samples ordered by ``x``.
+    """Means of ``x`` and ``y``, and quartiles of ``y``, in bins of equal size ordered by ``x``.
 
     Args:
         x: [N].
         y: [N].
-        bins: At most so many; fewer where a bin would hold fewer than five samples.
+        bins: Maximum number of bins; fewer if a bin would have fewer than five samples.
 
     Returns:
-        ``x``, ``mean``, ``low``, ``high``: one number a bin.
+        ``x``, ``mean``, ``low``, ``high``: one number per bin.
     """
     groups = np.array_split(np.argsort(x, kind='stable'), max(1, min(bins, len(x) // 5)))
     return dict(
@@ -31,7 +31,7 @@ def binned(x: NDArray, y: NDArray, bins: int = 20) -> dict[str, list[float]]:
 
 
 def correlation(x: NDArray, y: NDArray) -> dict[str, float]:
-    """Spearman's and Pearson's correlation; 0 where one of the two is constant (our choice)."""
+    """Spearman's and Pearson's correlation; 0 if ``x`` or ``y`` is constant (our choice)."""
     from scipy.stats import pearsonr, spearmanr
 
     if np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -56,7 +56,7 @@ def outcome(norm: NDArray, right: NDArray) -> dict[str, Any]:
 def error_detection(columns: Columns, right: NDArray) -> dict[str, dict[str, float]] | None:
     """``auroc`` and its ``standard_error`` of finding wrong predictions by a small norm, and by a large entropy.
 
-    The two that do not look at the label. None where fewer than two predictions are wrong, or right.
+    These indicators do not depend on the label. None if fewer than two predictions are wrong, or right.
     """
     if min(right.sum(), (~right).sum()) < 2:
         return None
@@ -68,7 +68,7 @@ def error_detection(columns: Columns, right: NDArray) -> dict[str, dict[str, flo
 def near_share(
     off_mass: NDArray, near_mass: NDArray, prediction: NDArray, classes: NDArray, neighbours: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
-    r"""How much of the off-target mass :math:`1 - p_y` falls into A(x), over images whose class has neighbours.
+    r"""The share of the off-target mass :math:`1 - p_y` inside A(x), over images whose class has neighbours.
 
     Args:
         off_mass: [N].
@@ -78,9 +78,9 @@ def near_share(
         neighbours: A of each class.
 
     Returns:
-        ``share`` of the mass, the same if the mass fell evenly on all other classes (``chance``), ``errors_share`` (the
-        share of wrong predictions inside A(x); None without any), ``images``, and ``by_class``: index, share and
-        chance of each class with neighbours and images.
+        ``share`` of the mass, ``chance`` (the same for mass spread uniformly over all other classes), ``errors`` and
+        ``errors_share`` (number of wrong predictions, and their share inside A(x); None without any), ``images``, and
+        ``by_class``: index, share and chance of each class with neighbours and images.
     """
     sizes = np.array([len(set(near) - {c}) for c, near in enumerate(neighbours)])
     chance = sizes / (len(neighbours) - 1)
@@ -105,7 +105,7 @@ def near_share(
 
 
 def confused_pairs(prediction: NDArray, classes: NDArray, top: int = 12) -> list[dict[str, int]]:
-    """The most frequent pairs of true and predicted class that differ, and how often."""
+    """The most frequent pairs of true and wrongly predicted class, with their counts."""
     wrong = prediction != classes
     pairs, counts = np.unique(np.stack([classes[wrong], prediction[wrong]], axis=1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind='stable')[:top]
@@ -113,19 +113,19 @@ def confused_pairs(prediction: NDArray, classes: NDArray, top: int = 12) -> list
 
 
 def extremes(norm: NDArray, members: NDArray, show: int) -> tuple[list[int], list[int]]:
-    """Of ``members`` the indices with the smallest norms, ascending, and with the largest, descending."""
+    """The indices in ``members`` with the smallest norms, ascending, and the largest, descending."""
     order = members[np.argsort(norm[members], kind='stable')]
     show = min(show, max(1, len(order) // 2))
     return order[:show].tolist(), order[::-1][:show].tolist()
 
 
-def telling_classes(norm: NDArray, classes: NDArray, count: int, show: int) -> list[int]:
-    """The classes whose largest and smallest norms differ most, as a ratio of means (our choice of "telling").
+def contrasting_classes(norm: NDArray, classes: NDArray, count: int, show: int) -> list[int]:
+    """The classes with the largest ratio between the means of their largest and smallest norms (our choice).
 
     Args:
         norm: [N].
         classes: [N].
-        count: How many classes.
+        count: The number of classes.
         show: Images at either end; classes with fewer than twice as many come last.
     """
     found = []

@@ -1,4 +1,4 @@
-"""From a subject to all that the page and the JSON file say."""
+"""Computes all results of an analysis from its subject."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ IN_DATA = 'flipped in the data set'
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of a subject.
+class StudyOptions:
+    """Options of a study.
 
     Attributes:
         neighbours: A(x) of each class, or None.
-        flips: Shares of labels to flip on purpose, each in [0, 1).
-        classes: Indices of the classes shown; None for the most telling ones.
-        seed: Of the flips.
+        flips: Shares of labels to flip, each in [0, 1).
+        classes: Indices of the classes to show; None for :func:`~fnkd_plugin.analysis.statistics.contrasting_classes`.
+        seed: The seed of the flips.
         show: Images at either end of a class, and of each ranking.
     """
 
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Labeling:
-    """Labels to judge the model by, [N], and which of them could have been flipped, booleans [N]."""
+    """Labels to evaluate the model on, [N], and whether each could have been flipped, booleans [N]."""
 
     labels: np.ndarray
     could_flip: np.ndarray
@@ -48,25 +48,25 @@ class Labeling:
 
 @dataclass(frozen=True)
 class Study:
-    """Numbers of each image (columns), of all of them (numbers), and the images shown by index."""
+    """Per-image numbers (columns), results (numbers), and the images to show by index."""
 
     columns: Columns
     numbers: dict[str, Any]
     shown: dict[int, Shown] = field(default_factory=dict)
 
 
-def labelings_of(subject: Subject, question: Question) -> dict[str, Labeling]:
-    """The labels that the model is judged by: the data set's own, and the clean ones flipped on purpose.
+def labelings_of(subject: Subject, options: StudyOptions) -> dict[str, Labeling]:
+    """The labels to evaluate the model on: the data set's, and the clean labels with flips.
 
     Raises:
         SetupError: If a rate is out of range, or flips too few labels.
     """
-    count, near = len(subject.classes), question.neighbours
+    count, near = len(subject.classes), options.neighbours
     found = {GIVEN: Labeling(subject.labels, subject.could_flip)}
     kinds = {'uniformly': None} if near is None else {'uniformly': None, 'within A(x)': near}
-    for rate in question.flips:
+    for rate in options.flips:
         for kind, groups in kinds.items():
-            flipped = flip_labels(subject.clean, count, rate, question.seed, groups)
+            flipped = flip_labels(subject.clean, count, rate, options.seed, groups)
             labeling = Labeling(flipped, flippable(subject.clean, groups))
             check_auditable((flipped != subject.clean)[labeling.could_flip])
             found[f'flipped {kind}, {rate:.0%}'] = labeling
@@ -74,25 +74,25 @@ def labelings_of(subject: Subject, question: Question) -> dict[str, Labeling]:
 
 
 def study(
-    subject: Subject, policy: Policy, question: Question, advance: Callable[[int], None] = lambda count: None
+    subject: Subject, policy: Policy, options: StudyOptions, advance: Callable[[int], None] = lambda count: None
 ) -> Study:
-    """Look at every image once, then fetch those that are shown.
+    """Run the analysis: one pass over all images, then a second over those to show.
 
     Args:
-        subject: What is analysed.
+        subject: The subject of the analysis.
         policy: The temperatures.
-        question: What is asked.
-        advance: Called with a number of images after each batch.
+        options: The options.
+        advance: Called with the number of images after each batch.
 
     Raises:
-        SetupError: If the question does not fit the subject.
+        SetupError: If the options do not fit the subject.
     """
-    labelings = labelings_of(subject, question)
-    for c in question.classes or ():
+    labelings = labelings_of(subject, options)
+    for c in options.classes or ():
         if c not in subject.clean:
             raise SetupError(f'analysis: --classes: no image of this split is of class {subject.classes[c]}.')
-    judged = {name: labeling.labels for name, labeling in labelings.items()}
-    columns = collect(subject, policy, judged, question.neighbours, advance)
+    labels = {name: labeling.labels for name, labeling in labelings.items()}
+    columns = collect(subject, policy, labels, options.neighbours, advance)
     right = columns['prediction'] == subject.clean
     numbers: dict[str, Any] = dict(
         images=len(subject.labels),
@@ -103,11 +103,11 @@ def study(
         error_detection=statistics.error_detection(columns, right),
         curves=_curves(columns),
         soft_labels=_soft_labels(columns, policy),
-        confusions=_confusions(subject, columns, question),
+        confusions=_confusions(subject, columns, options),
         audits=_audits(subject, columns, labelings),
-        ranking=_ranking(columns, question.show * 2),
+        ranking=_ranking(columns, options.show * 2),
     )
-    rows = _class_rows(subject, columns, question)
+    rows = _class_rows(subject, columns, options)
     samples = _samples(columns, numbers['soft_labels']['source'])
     ranked = [index for ranking in numbers['ranking'].values() for index in ranking]
     shown = fetch(subject, [*ranked, *samples.values(), *(i for row in rows for i in row['small'] + row['large'])])
@@ -118,7 +118,7 @@ def study(
             image=index,
             norm=float(columns['source_norm'][index]),
             **side_by_side(
-                compensations(shown[index], int(subject.clean[index]), policy, question.neighbours),
+                compensations(shown[index], int(subject.clean[index]), policy, options.neighbours),
                 int(subject.clean[index]),
             ),
         )
@@ -128,7 +128,7 @@ def study(
 
 
 def _prefixes(columns: Columns) -> dict[str, str]:
-    """The prefix of the columns of the model, and of the teacher where there is one."""
+    """The prefixes of the columns of the model, and of the teacher if there is one."""
     return {'model': '', 'teacher': 'teacher_'} if 'teacher_prediction' in columns else {'model': ''}
 
 
@@ -167,25 +167,25 @@ def _soft_labels(columns: Columns, policy: Policy) -> dict[str, Any]:
         mean=float(effective.mean()),
         std=float(effective.std()),
         **{f'q{q:02d}': float(np.quantile(effective, q / 100)) for q in (5, 25, 50, 75, 95)},
-        # The authors' code leaves norms below tau alone: their temperature is 1.
+        # The authors' code does not rescale norms below tau: their temperature is 1.
         below_tau=float((effective < 1).mean()),
     )
     return found
 
 
-def _confusions(subject: Subject, columns: Columns, question: Question) -> dict[str, Any]:
+def _confusions(subject: Subject, columns: Columns, options: StudyOptions) -> dict[str, Any]:
     source = _prefixes(columns).get('teacher', '')
     found: dict[str, Any] = dict(pairs=statistics.confused_pairs(columns[f'{source}prediction'], subject.clean))
-    if question.neighbours is not None:
+    if options.neighbours is not None:
         for pair in found['pairs']:
-            pair['near'] = pair['predicted'] in question.neighbours[pair['true']]
+            pair['near'] = pair['predicted'] in options.neighbours[pair['true']]
         found['near'] = {
             name: statistics.near_share(
                 columns[f'{prefix}off_mass'],
                 columns[f'{prefix}near_mass'],
                 columns[f'{prefix}prediction'],
                 subject.clean,
-                question.neighbours,
+                options.neighbours,
             )
             for name, prefix in _prefixes(columns).items()
         }
@@ -197,8 +197,8 @@ def _audits(subject: Subject, columns: Columns, labelings: dict[str, Labeling]) 
     for name, labeling in labelings.items():
         wrong, chosen = labeling.labels != subject.clean, labeling.could_flip
         if name == GIVEN and not wrong.any():
-            continue  # which of the data set's own labels are wrong is not known
-        # The model was trained before the others were flipped.
+            continue  # the wrong labels of the data set are unknown
+        # The other labels were flipped after training.
         useful = [key for key in INDICATORS if name == GIVEN or key not in LABEL_BLIND]
         scores = suspicion(columns, name)
         audited = audit({key: scores[key][chosen] for key in useful}, wrong[chosen])
@@ -211,21 +211,21 @@ def _ranking(columns: Columns, top: int) -> dict[str, list[int]]:
     return {name: np.argsort(-scores[name], kind='stable')[:top].tolist() for name in INDICATORS}
 
 
-def _class_rows(subject: Subject, columns: Columns, question: Question) -> list[dict[str, Any]]:
+def _class_rows(subject: Subject, columns: Columns, options: StudyOptions) -> list[dict[str, Any]]:
     norm, classes = columns['norm'], subject.clean
-    chosen = question.classes
+    chosen = options.classes
     if chosen is None:
-        chosen = statistics.telling_classes(norm, classes, 3, question.show)
+        chosen = statistics.contrasting_classes(norm, classes, 3, options.show)
     rows = []
     for c in chosen:
         members = np.flatnonzero(classes == c)
-        small, large = statistics.extremes(norm, members, question.show)
+        small, large = statistics.extremes(norm, members, options.show)
         rows.append(dict(index=int(c), images=len(members), small=small, large=large))
     return rows
 
 
 def _samples(columns: Columns, source: str) -> dict[str, int]:
-    """Images whose compensations are compared: by the norm of whom the soft labels are from, and the worst loss."""
+    """The images whose compensations are shown: by the norm of the soft labels' source, and by loss."""
     order = np.argsort(columns['source_norm'], kind='stable')
     chosen = {
         f'smallest ‖f‖ of the {source}': int(order[0]),

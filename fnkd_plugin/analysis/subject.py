@@ -1,4 +1,4 @@
-"""The subject of an analysis: a classifier, the images of a split as it sees them, and possibly a teacher."""
+"""The subject of an analysis: a classifier, the images of a split, and optionally a teacher."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ SPLITS = ('train', 'val', 'test')
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [N, C, H, W] as the model sees them, the labels that their samples carry, and the predictions."""
+    """Preprocessed images [N, C, H, W], the labels of their samples, and the predictions."""
 
     inputs: Tensor
     labels: list[int]
@@ -38,20 +38,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Subject:
-    """A classifier, its teacher or None, and a data set.
+    """A classifier, a data set, and optionally a teacher.
 
     Attributes:
-        model: The classifier, which knows its feature norm.
-        teacher: Another one for the same classes, or None.
-        dataset: The split, under the evaluation's pipeline.
+        model: The classifier, with a feature norm.
+        teacher: A teacher for the same classes, or None.
+        dataset: The split, with the evaluation pipeline.
         classes: The names of the K classes.
-        labels: The labels that the data set gives, [N].
-        clean: The labels before :class:`~fnkd_plugin.mm.datasets.FlippedLabels` flipped some; else ``labels``.
-        could_flip: Which labels it could have flipped, booleans [N]; else all.
-        pixels: How the images are normalised, with a channel order that is known.
-        batch_size: Images in a batch.
-        num_workers: Processes that load images.
-        device: Where the models run.
+        labels: The labels of the data set, [N].
+        clean: The labels before flipping by :class:`~fnkd_plugin.mm.datasets.FlippedLabels`; else ``labels``.
+        could_flip: Whether it could have flipped each label, booleans [N]; else all true.
+        pixels: The format of the images, with a known channel order.
+        batch_size: Images per batch.
+        num_workers: Worker processes of the data loader.
+        device: The device of the models.
     """
 
     model: MMPretrainTeacher
@@ -67,10 +67,10 @@ class Subject:
     device: torch.device
 
     def batches(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[Batch]:
-        """The images of ``indices`` (all by default), batch by batch, in their order.
+        """Iterate over the batches of ``indices`` (all by default), in order.
 
         Raises:
-            SetupError: If a sample comes out of the pipeline with another label than its data set gives.
+            SetupError: If the pipeline changes a label.
         """
         chosen = range(len(self.labels)) if indices is None else [int(i) for i in indices]
         loader = DataLoader(
@@ -93,7 +93,6 @@ class Subject:
                         'be matched; use one that only loads, resizes and packs.'
                     )
                 start += len(labels)
-                # The teacher first: ensembles and caches may look the images up by their samples.
                 teacher = None if self.teacher is None else self.teacher.predict(inputs, data['data_samples'])
                 yield Batch(inputs, labels, self.model.predict(inputs), teacher)
 
@@ -105,20 +104,20 @@ def build_subject(
     teacher_config: str | None = None,
     teacher_checkpoint: str | None = None,
 ) -> Subject:
-    """Build what is analysed from a config and a checkpoint of it.
+    """Build the subject of an analysis from a config and its checkpoint.
 
-    A distilled config gives its student, and the teacher it names if that one's weights are there. Training
-    images go through the pipeline of the validation (or test) images, so that no augmentation is in the way.
+    A distilled config gives its student, and its teacher if the teacher's weights exist. Training images use the
+    pipeline of the validation (or test) images, without augmentation.
 
     Args:
         cfg: The config, plain or distilled.
         checkpoint: The classifier's weights.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        teacher_config: A config of MMPretrain of another teacher.
-        teacher_checkpoint: The teacher's weights; alone, those of the teacher that the config names.
+        teacher_config: An MMPretrain config of another teacher.
+        teacher_checkpoint: The weights of that teacher, or, without ``teacher_config``, of the config's teacher.
 
     Raises:
-        SetupError: If something is missing, or does not fit.
+        SetupError: If a part is missing or does not fit.
     """
     loader = _loader_of(cfg, split)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -126,7 +125,7 @@ def build_subject(
     if not model.has_feature_norm:
         raise SetupError(
             f'analysis: {type(model.model).__name__} has no single last affine layer whose input has a norm (a mean of '
-            'several heads, a cosine?), so there is no ‖f‖ to look at. Give a model with one linear classifier.'
+            'several heads, a cosine?), so it has no feature norm. Give a model with one linear classifier.'
         )
     model.model.to(device)
     model.prepare(model.pixels)
@@ -149,7 +148,7 @@ def build_subject(
 
 
 def printable(name: object) -> str:
-    """A name as UTF-8 can hold it: bytes of a file name that are not UTF-8 become escapes."""
+    """A name that can be encoded in UTF-8; invalid bytes of file names are escaped."""
     return str(name).encode('utf-8', 'backslashreplace').decode()
 
 
@@ -178,7 +177,7 @@ def _loader_of(cfg: Config, split: str) -> dict:
 
 
 def _with_channel_order(pixels: PixelFormat, loader: dict) -> PixelFormat:
-    """The order told by the data preprocessor; else BGR where ``LoadImageFromFile`` reads, RGB from memory."""
+    """Fill in the channel order if unknown: BGR with ``LoadImageFromFile``, RGB for images in memory."""
     if pixels.channel_order is not None:
         return pixels
     kinds = [node.get('type') for _, node in named_dicts(loader['dataset'])]
@@ -202,7 +201,7 @@ def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> T
             raise SetupError(f"analysis: there is no teacher's checkpoint {path}.")
         return None
     teacher = MODELS.build(named)
-    # A cached one knows the training images under their augmentations, and no others.
+    # A cached teacher has predictions only for the augmented training images.
     return None if teacher.replay is not None else teacher
 
 

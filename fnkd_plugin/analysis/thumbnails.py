@@ -1,4 +1,4 @@
-"""The images that the page shows, as the model sees them, fetched again by their index."""
+"""Thumbnails of the images in the report, from the model's input."""
 
 import base64
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ class Shown:
 
 
 def fetch(subject: Subject, indices: Iterable[int]) -> dict[int, Shown]:
-    """Images and predictions by index."""
+    """Load images and predictions by index."""
     chosen = sorted(set(indices))
     found: dict[int, Shown] = {}
     if not chosen:
@@ -51,9 +51,8 @@ def _row(prediction: Prediction, row: int) -> Prediction:
 def to_pixels(image: Tensor, pixels: PixelFormat) -> NDArray[np.uint8]:
     """A normalised image [C, H, W] as RGB pixels [H, W, 3].
 
-    Mean and std are undone and BGR is turned. Where mean and std are unknown, because the pipeline normalises or
-    nobody does, the image's own range is stretched to 0 to 255. Images of other than three channels are shown by the
-    mean of their channels, in grey.
+    Inverts the normalisation and converts BGR. If mean and std are unknown, the range of the image is stretched to 0 to
+    255. Images without three channels become grey, the mean of their channels.
     """
     image = image.detach().float().cpu()
     if pixels.mean is not None and pixels.std is not None:
@@ -70,7 +69,7 @@ def to_pixels(image: Tensor, pixels: PixelFormat) -> NDArray[np.uint8]:
 
 
 def png_uri(pixels: NDArray[np.uint8]) -> str:
-    """Pixels [H, W, 3] as a data URI, made smaller where a side is longer than 128."""
+    """Encode pixels [H, W, 3] as a data URI, reduced to at most 128 pixels a side."""
     from PIL import Image
 
     picture = Image.fromarray(pixels)

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from fnkd_plugin.analysis.collect import Policy, calibrate_tau
 from fnkd_plugin.analysis.compensations import STRENGTHS
 from fnkd_plugin.analysis.report import headlines, write_report
-from fnkd_plugin.analysis.study import Question, study
+from fnkd_plugin.analysis.study import StudyOptions, study
 from fnkd_plugin.analysis.subject import build_subject
 from fnkd_plugin.cli.doctor import surroundings
 from fnkd_plugin.cli.options import parsed
@@ -39,12 +39,12 @@ def main(argv: list[str] | None = None) -> None:
         taxonomy = taxonomy_of(args.groups)
         taxonomy.check_classes(subject.classes, 'analysis: --groups: the data set')
         neighbours = taxonomy.neighbours
-    question = Question(neighbours, args.flip, _class_indices(args.classes, subject.classes), args.seed)
+    options = StudyOptions(neighbours, args.flip, _class_indices(args.classes, subject.classes), args.seed)
     temperature, tau, mode = _policy_options(cfg, args)
     bar = Bar('analysing', len(subject.labels))
     try:
         policy = Policy(temperature, calibrate_tau(subject, args.seed) if tau == 'auto' else tau, mode)
-        found = study(subject, policy, question, bar.advance)
+        found = study(subject, policy, options, bar.advance)
     finally:
         bar.close()
     sentences = headlines(found.numbers)

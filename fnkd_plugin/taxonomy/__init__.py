@@ -1,7 +1,7 @@
-"""Class names -> A(x): which classes are near which, decided by what they are called or by what a teacher confuses."""
+"""Near classes A(x) of each class, from class names or from a teacher's confusions."""
 
 from fnkd_plugin.taxonomy.confusions import groups_from_confusions, off_target_mass
 from fnkd_plugin.taxonomy.files import write_groups
-from fnkd_plugin.taxonomy.taxonomy import Taxonomy, neighbours_of, taxonomy_of
+from fnkd_plugin.taxonomy.taxonomy import Taxonomy, taxonomy_of
 
-__all__ = ['Taxonomy', 'groups_from_confusions', 'neighbours_of', 'off_target_mass', 'taxonomy_of', 'write_groups']
+__all__ = ['Taxonomy', 'groups_from_confusions', 'off_target_mass', 'taxonomy_of', 'write_groups']

@@ -22,4 +22,4 @@ SUPERCLASSES = {
     'vehicles_1': 'bicycle bus motorcycle pickup_truck train',
     'vehicles_2': 'lawn_mower rocket streetcar tank tractor',
 }
-"""Super-class -> its five classes, names by blanks."""
+"""Super-class to its five classes, separated by spaces."""

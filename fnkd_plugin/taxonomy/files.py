@@ -1,4 +1,4 @@
-"""Taxonomies on disk: a table of groups, or neighbour lists in JSON."""
+"""Taxonomy files: a table of groups, or neighbour lists in JSON."""
 
 import json
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from fnkd_plugin.taxonomy.names import check_unique, read_text
 
 
 def read_table(path: Path) -> dict[str, str]:
-    """Class name -> group, of lines ``name<TAB>group``, or ``name group`` parted at the last blank.
+    """Class name to group, from lines ``name<TAB>group``, or ``name group`` split at the last space.
 
     Raises:
-        SetupError: If it is not text, a line has one column only, or a name stands there twice.
+        SetupError: If it is not text, a line has only one column, or a name is repeated.
     """
     lines = [line.strip() for line in read_text(path, 'taxonomy').splitlines() if line.strip()]
     pairs = [line.rsplit('\t' if '\t' in line else None, 1) for line in lines]
@@ -25,10 +25,10 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def read_groups(path: Path) -> dict[str, list[str]]:
-    """Class name -> the names of its near classes, as :func:`write_groups` wrote them.
+    """Class name to the names of its near classes, from a file of :func:`write_groups`.
 
     Raises:
-        SetupError: If the file is something else.
+        SetupError: If the file has another format.
     """
     text = read_text(path, 'taxonomy')
     try:
@@ -44,9 +44,9 @@ def read_groups(path: Path) -> dict[str, list[str]]:
 
 
 def write_groups(path: str | Path, classes: Sequence[str], neighbours: Sequence[Sequence[int]]) -> None:
-    """Write neighbour lists as JSON, class name -> names, which ``groups=path`` reads.
+    """Write neighbour lists as JSON, class name to names, for ``groups=path``.
 
-    Unlike a table of groups it holds lists that are not mutual: a class may be near one that is not near it.
+    Unlike groups, neighbour lists need not be symmetric.
 
     Args:
         path: The file, ``*.json``.

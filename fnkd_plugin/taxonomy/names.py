@@ -1,4 +1,4 @@
-"""Class names: where they come from, and when two of them are the same."""
+"""Reading and normalising class names."""
 
 import re
 from collections import Counter
@@ -11,18 +11,18 @@ ClassNames = str | type | Sequence[str]
 
 
 def normalised(name: str) -> str:
-    """``name`` as it is compared: ``'001.Black_footed_Albatross'`` is ``'Black footed Albatross'``.
+    """Normalise a name for comparison: ``'001.Black_footed_Albatross'`` becomes ``'Black footed Albatross'``.
 
-    Underscores are blanks, and the number and dot that begin the names of CUB's folders go.
+    Replaces underscores by spaces and removes the number prefix of CUB's folders.
     """
     return ' '.join(re.sub(r'^\d+\.(?=\D)', '', name).replace('_', ' ').split())
 
 
 def class_names(classes: ClassNames) -> list[str]:
-    """As :func:`read_names`, each class by a name of its own.
+    """See :func:`read_names`; names must be unique.
 
     Raises:
-        SetupError: If there are none, or a name stands there twice.
+        SetupError: If there are none, or a name is repeated.
     """
     names = read_names(classes, 'taxonomy')
     check_unique(names, 'the class names')
@@ -30,38 +30,38 @@ def class_names(classes: ClassNames) -> list[str]:
 
 
 def read_names(classes: ClassNames, owner: str) -> list[str]:
-    """The names of the classes, in their order.
+    """Class names in order.
 
     Args:
-        classes: A data set's type, or its name in MMPretrain's registry, for the names of its ``METAINFO``; a text
-            file of one name a line; or the names themselves.
+        classes: A data set class with ``METAINFO``, or its name in MMPretrain's registry; a text file with one name
+            per line; or the names.
         owner: Begins the errors.
 
     Raises:
-        SetupError: If there are none, or ``classes`` is anything else.
+        SetupError: If there are none, or ``classes`` has another type.
     """
     if isinstance(classes, str) and Path(classes).is_file():
         names = [line.strip() for line in read_text(Path(classes), owner).splitlines() if line.strip()]
     elif isinstance(classes, (str, type)):
         names = _names_of_dataset(classes, owner)
     elif not isinstance(classes, Iterable):
-        raise SetupError(f'{owner}: classes must be a data set, a text file or a list of names, but are {classes!r}.')
+        raise SetupError(f'{owner}: classes must be a data set, a text file or a list of names, but is {classes!r}.')
     else:
         names = [str(name) for name in classes]
     if not names:
-        raise SetupError(f'{owner}: {classes!r} holds no class names.')
+        raise SetupError(f'{owner}: {classes!r} has no class names.')
     return names
 
 
 def read_text(path: Path, owner: str) -> str:
-    """The text of a file in UTF-8, whatever the machine's own encoding.
+    """Read a text file in UTF-8, independent of the locale.
 
     Args:
         path: The file.
         owner: Begins the error.
 
     Raises:
-        SetupError: If it cannot be read, or is in another encoding.
+        SetupError: If it cannot be read, or has another encoding.
     """
     try:
         return path.read_text(encoding='utf-8')
@@ -72,14 +72,14 @@ def read_text(path: Path, owner: str) -> str:
 
 
 def check_unique(names: Sequence[str], where: str) -> None:
-    """Refuse names that stand twice.
+    """Check that names are unique after normalisation.
 
     Raises:
-        SetupError: With the names.
+        SetupError: If not; with the repeated names.
     """
     twice = [name for name, count in Counter(map(normalised, names)).items() if count > 1]
     if twice:
-        raise SetupError(f'taxonomy: {where} hold {first_few(twice)} more than once; each class needs its own name.')
+        raise SetupError(f'taxonomy: {where} have {first_few(twice)} more than once; each class needs a unique name.')
 
 
 def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
@@ -88,7 +88,7 @@ def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
     metainfo = getattr(kind, 'METAINFO', None) or {}
     if not metainfo.get('classes'):
         raise SetupError(
-            f'{owner}: {classes!r} is neither a text file nor a registered data set whose METAINFO holds classes; '
+            f'{owner}: {classes!r} is neither a text file nor a registered data set with classes in its METAINFO; '
             'give a list of the names.'
         )
     return list(metainfo['classes'])

@@ -1,4 +1,4 @@
-"""Rules from a class name to its group, for data sets whose class names contain it."""
+"""Rules that derive the group of a class from its name."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from fnkd_plugin.taxonomy.cifar100 import SUPERCLASSES
 from fnkd_plugin.taxonomy.names import normalised
 
 Rule = Callable[[str], str | None]
-"""From a class name to its group; None for a class that is near none."""
+"""Maps a class name to its group, or to None for a class without near classes."""
 
 _BODIES = re.compile(r'\b(Sedan|Coupe|Convertible|SUV|Hatchback|Wagon|Minivan|Van|Cab|SuperCab)\b')
 
@@ -15,20 +15,20 @@ _SUPERCLASS_OF = {normalised(name): group for group, names in SUPERCLASSES.items
 
 
 def last_word(name: str) -> str | None:
-    """``'Albatross'`` of ``'001.Black_footed_Albatross'``: CUB's rule."""
+    """The last word, ``'Albatross'`` of ``'001.Black_footed_Albatross'``; for CUB."""
     return name.split()[-1] if name else None
 
 
 def make(name: str) -> str | None:
-    """The first word, ``'Audi'`` of ``'Audi TT Hatchback 2011'``: Stanford Cars' makes."""
+    """The first word, ``'Audi'`` of ``'Audi TT Hatchback 2011'``; for Stanford Cars."""
     return name.split()[0] if name else None
 
 
 def body_type(name: str) -> str | None:
-    """The kind of body that a name of Stanford Cars contains, ``'Hatchback'`` of ``'Audi TT Hatchback 2011'``.
+    """The body type in a name of Stanford Cars, ``'Hatchback'`` of ``'Audi TT Hatchback 2011'``.
 
-    Of several it is the last, ``'Minivan'`` of ``'Ram C/V Cargo Van Minivan 2012'``. All kinds of cabs (crew, extended,
-    regular, ...) are ``'Cab'``, the pickup trucks. None for names that contain only a trim level, such as
+    The last one if there are several, ``'Minivan'`` of ``'Ram C/V Cargo Van Minivan 2012'``. All cabs (crew, extended,
+    regular, ...) are ``'Cab'``, i.e. pickup trucks. None for names with only a trim level, such as
     ``'Chevrolet HHR SS 2010'``.
     """
     found = _BODIES.findall(name)
@@ -36,7 +36,7 @@ def body_type(name: str) -> str | None:
 
 
 def superclass(name: str) -> str:
-    """The super-class of a class of CIFAR-100, one of 20.
+    """The CIFAR-100 super-class, one of 20.
 
     Raises:
         KeyError: For any other name.
@@ -45,4 +45,4 @@ def superclass(name: str) -> str:
 
 
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (last_word, make, body_type, superclass)}
-"""Rules by name. Their arguments are names as :func:`normalised` makes them."""
+"""Rules by name; they take names normalised by :func:`normalised`."""

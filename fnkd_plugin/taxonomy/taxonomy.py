@@ -1,4 +1,4 @@
-"""A(x) of each class, from the ``groups`` of a config."""
+"""Near classes A(x) of each class, from the ``groups`` of a config."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ READY_MADE = {
     'cars_make': dict(rule='make', classes='StanfordCars'),
     'cars_body': dict(rule='body_type', classes='StanfordCars'),
 }
-"""Taxonomies by name. The paper does not define its rules exactly; these are our choice."""
+"""Taxonomies by name (our choice; the paper does not define its rules exactly)."""
 
 
 @dataclass(frozen=True)
 class Taxonomy:
-    r"""Which classes are near which.
+    r"""Near classes of each class.
 
     Attributes:
         neighbours: For each class the indices of its near classes A, without itself (our choice; the true class
-            gets its mass from :math:`1 - \epsilon_1 - \epsilon_2`). Empty for a class that is near none.
-        classes: The names of the classes; None where the groups were given without names.
+            has the mass :math:`1 - \epsilon_1 - \epsilon_2`). May be empty.
+        classes: The names of the classes; None for groups without names.
     """
 
     neighbours: list[list[int]]
@@ -39,30 +39,30 @@ class Taxonomy:
         return f'{len(near)} of {len(self.neighbours)} classes have neighbours{sizes}'
 
     def check_class_count(self, count: int, owner: str) -> None:
-        """Refuse another number of classes.
+        """Check the number of classes.
 
         Args:
-            count: How many classes ``owner`` has.
-            owner: Whose they are, for the message.
+            count: The number of classes of ``owner``.
+            owner: Begins the error.
 
         Raises:
-            SetupError: With both numbers.
+            SetupError: If it differs; with both numbers.
         """
         if count != len(self.neighbours):
             raise SetupError(
-                f'{owner} has {count} classes, the groups are of {len(self.neighbours)}; '
+                f'{owner} has {count} classes, but the groups have {len(self.neighbours)}; '
                 'give groups of the same classes.'
             )
 
     def check_classes(self, names: Sequence[str], owner: str) -> None:
-        """Refuse other classes, or the same in another order.
+        """Check the classes and their order.
 
         Args:
-            names: The classes of ``owner``; compared only where the groups were given with names.
-            owner: Whose they are, for the message.
+            names: The classes of ``owner``; for groups without names only their number is checked.
+            owner: Begins the error.
 
         Raises:
-            SetupError: With the numbers of classes, or the first positions that differ and their names.
+            SetupError: If they differ; with the numbers of classes, or the first differences.
         """
         self.check_class_count(len(names), owner)
         pairs = enumerate(zip(names, self.classes or names, strict=True))
@@ -74,17 +74,12 @@ class Taxonomy:
             )
 
 
-def neighbours_of(groups: Any) -> list[list[int]]:
-    """The neighbour lists of :func:`taxonomy_of`."""
-    return taxonomy_of(groups).neighbours
-
-
 def groups_of_classes(groups: Any, classes: ClassNames) -> Any:
-    """``groups`` with their rule applied to ``classes``, where they are a rule by name without classes of its own.
+    """Add ``classes`` to groups that are a rule without classes; other groups are returned unchanged.
 
     Args:
-        groups: As for :func:`taxonomy_of`, or ``dict(rule=...)`` alone. A name such as ``'cub'`` stands for its rule,
-            so that it also fits a subset of the classes.
+        groups: As for :func:`taxonomy_of`, or ``dict(rule=...)`` alone. A name such as ``'cub'`` is replaced by its
+            rule, so that it also fits a subset of the classes.
         classes: See :func:`~fnkd_plugin.taxonomy.names.class_names`.
     """
     if isinstance(groups, str) and groups in READY_MADE:
@@ -96,26 +91,26 @@ def groups_of_classes(groups: Any, classes: ClassNames) -> Any:
 
 
 def taxonomy_of(groups: Any) -> Taxonomy:
-    """The taxonomy that a config's ``groups`` describe.
+    """Build the taxonomy of a config's ``groups``.
 
-    Classes of one group are near each other. Names are compared without regard to underscores and to the numbers
-    that begin the names of CUB's folders.
+    Classes of the same group are near each other. Names are compared by
+    :func:`~fnkd_plugin.taxonomy.names.normalised`.
 
     Args:
         groups: One of
 
             - ``'cub'`` (shared last word), ``'cifar100'`` (super-classes), ``'cars_make'``, ``'cars_body'``;
-            - a file: ``*.json`` as :func:`~fnkd_plugin.taxonomy.files.write_groups` writes, which may hold lists that
-              are not mutual; any other has lines ``name<TAB>group`` (or parted at the last blank). Its order is that
-              of the classes;
-            - ``dict(file=..., classes=...)``: the order is that of ``classes``, and the names must be the same;
+            - a file: ``*.json`` of :func:`~fnkd_plugin.taxonomy.files.write_groups`, whose lists may be asymmetric;
+              any other has lines ``name<TAB>group`` (or split at the last space). Classes are in the order of the
+              file;
+            - ``dict(file=..., classes=...)``: likewise, but in the order of ``classes``, with the same names;
             - ``dict(rule=..., classes=...)``: ``rule`` is ``'last_word'``, ``'make'``, ``'body_type'``,
-              ``'superclass'``, or a function from a name (with blanks for underscores) to its group, or to None for
-              a class that is near none. ``classes``: see :func:`~fnkd_plugin.taxonomy.names.class_names`;
-            - a list of one group for each class, or of one list of indices for each class.
+              ``'superclass'``, or a function from a name (with spaces for underscores) to its group, or to None for
+              a class without near classes. ``classes``: see :func:`~fnkd_plugin.taxonomy.names.class_names`;
+            - a list with one group per class, or with one list of indices per class.
 
     Raises:
-        SetupError: If it is anything else, or does not fit together; with the first wrong entries.
+        SetupError: If ``groups`` is invalid; with the first invalid entries.
     """
     if isinstance(groups, Taxonomy):
         return groups
@@ -135,7 +130,7 @@ def taxonomy_of(groups: Any) -> Taxonomy:
             return Taxonomy(_members(groups))
     raise SetupError(
         f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), '
-        'dict(file=..., classes=...), or a list of one group, or one list of indices, for each class; but are '
+        'dict(file=..., classes=...), or a list with one group or one list of indices per class; but are '
         f'{str(groups)[:80]}.'
     )
 
@@ -156,10 +151,10 @@ def _group(rule: Rule, name: str) -> str | None:
     try:
         group = rule(normalised(name))
         hash(group)
-    except Exception as error:  # a function of the user's may fail in any way
+    except Exception as error:  # a user's function may raise any type of error
         raise SetupError(
             f'taxonomy: the rule {getattr(rule, "__name__", rule)} fails for {name} ({type(error).__name__}: {error}); '
-            'it must return a group that can be hashed, such as a word, for each class.'
+            'it must return a hashable group, e.g. a string, for each class.'
         ) from error
     return group
 
@@ -192,11 +187,11 @@ def _check_names(names: list[str], entries: list[str], path: Path) -> None:
     if missing:
         raise SetupError(f'taxonomy: {path} has no line for {first_few(missing)}; each class needs one.')
     if surplus:
-        raise SetupError(f'taxonomy: {path} names {first_few(surplus)}, which are none of the {len(names)} classes.')
+        raise SetupError(f'taxonomy: {path} names {first_few(surplus)}, which are not among the {len(names)} classes.')
 
 
 def _members(groups: Sequence[Hashable]) -> list[list[int]]:
-    """For each class the others of its group; None is not a group."""
+    """For each class the other members of its group; None is not a group."""
     members: dict[Hashable, list[int]] = {None: []}
     for k, group in enumerate(groups):
         if group is not None:
@@ -216,10 +211,10 @@ def _checked(lists: Sequence[Sequence[Any]], names: Sequence[str] | None = None)
 
 
 def _fault(own: int, near: Sequence[Any], count: int) -> str | None:
-    """What is wrong with the list of class ``own``."""
+    """The fault of the list of class ``own``; None if it is valid."""
     wrong = [k for k in near if not isinstance(k, SupportsIndex) or not 0 <= index(k) < count]
     if wrong:
         return f'{first_few(wrong)} out of range'
     if own in near:
-        return 'holds itself'
-    return 'holds a class twice' if len(set(near)) < len(near) else None
+        return 'contains itself'
+    return 'contains a class twice' if len(set(near)) < len(near) else None

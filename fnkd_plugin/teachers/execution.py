@@ -15,20 +15,20 @@ _logger = logging.getLogger(__name__)
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 AUTO = 'auto'
-PATIENCE = 0.25
+MAX_SECONDS = 0.25
 """Maximum seconds for one image in a mode that is tried."""
 
 ExecutionOptions = str | Mapping[str, Any] | None
 
 
-class Way(NamedTuple):
+class ExecutionMode(NamedTuple):
     """The dtype (below fp32 by autocast) and memory format in which a network is run."""
 
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
     @classmethod
-    def of_student(cls, images: Tensor) -> 'Way':
+    def of_student(cls, images: Tensor) -> 'ExecutionMode':
         """The student's mode, from the active autocast and the batch; without autocast fp32 and contiguous."""
         device = images.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -40,7 +40,7 @@ class Way(NamedTuple):
         return f'{str(self.dtype).removeprefix("torch.")}{", channels last" if self.channels_last else ""}'
 
 
-_TRIED = [Way(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]
+_CANDIDATES = [ExecutionMode(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]
 
 
 class Execution:
@@ -82,13 +82,13 @@ class Execution:
             self._dtype = self._weights
         self._reorder(bool(self._channels_last))
 
-    def __call__(self, images: Tensor, student: Way | None = None) -> Any:
+    def __call__(self, images: Tensor, student: ExecutionMode | None = None) -> Any:
         """The output for images [N, C, H, W] in the network's format, without gradient; ``student`` is the default."""
         if self._auto:
             self._decide(images)
-        dtype, channels_last = student or Way()
+        dtype, channels_last = student or ExecutionMode()
         last = channels_last if self._channels_last is None else self._channels_last
-        return self._run(images, Way(self._dtype or dtype, last))
+        return self._run(images, ExecutionMode(self._dtype or dtype, last))
 
     def __str__(self) -> str:
         if self._auto:
@@ -97,11 +97,11 @@ class Execution:
         name = "the student's autocast dtype (float32 without)" if self._dtype is None else str(self._dtype)
         return name.removeprefix('torch.') + order
 
-    def _run(self, images: Tensor, way: Way) -> Any:
-        if way.channels_last != self._reordered:
-            self._reorder(way.channels_last)
-        images = images.to(self._weights, memory_format=_memory_format(way.channels_last))
-        with torch.no_grad(), torch.autocast(images.device.type, way.dtype, enabled=way.dtype != self._weights):
+    def _run(self, images: Tensor, mode: ExecutionMode) -> Any:
+        if mode.channels_last != self._reordered:
+            self._reorder(mode.channels_last)
+        images = images.to(self._weights, memory_format=_memory_format(mode.channels_last))
+        with torch.no_grad(), torch.autocast(images.device.type, mode.dtype, enabled=mode.dtype != self._weights):
             return self._forward(images)
 
     @torch.compiler.disable
@@ -116,27 +116,27 @@ class Execution:
         if torch.are_deterministic_algorithms_enabled():
             return
         times: list[float] = []
-        for way in _TRIED:
-            times.append(self._seconds(way, images, min(times, default=math.inf)))
+        for mode in _CANDIDATES:
+            times.append(self._seconds(mode, images, min(times, default=math.inf)))
         seconds = torch.tensor(times, device=images.device)  # NCCL cannot reduce CPU tensors
         if distributed.is_available() and distributed.is_initialized():  # a step takes as long as its slowest process
             distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
-        self._dtype, self._channels_last = fastest = _TRIED[int(seconds.argmin())]
-        shown = ', '.join(f'{way} {1000 * s:.1f} ms' for way, s in zip(_TRIED, seconds.tolist(), strict=True))
+        self._dtype, self._channels_last = fastest = _CANDIDATES[int(seconds.argmin())]
+        shown = ', '.join(f'{mode} {1000 * s:.1f} ms' for mode, s in zip(_CANDIDATES, seconds.tolist(), strict=True))
         _logger.info(f'{self._owner}: runs in {fastest}, the fastest ({shown}).')
 
-    def _seconds(self, way: Way, images: Tensor, best: float) -> float:
+    def _seconds(self, mode: ExecutionMode, images: Tensor, best: float) -> float:
         """The fastest of three forwards; infinite if the network fails, or one image takes too long."""
-        runs = (self._timed(way, batch) for batch in (images[:1], images, images, images))
+        runs = (self._timed(mode, batch) for batch in (images[:1], images, images, images))
         try:
             # Without hardware support bf16 can be slower than fp32 by orders of magnitude.
-            return math.inf if next(runs) > max(PATIENCE, best) else min(runs)
+            return math.inf if next(runs) > max(MAX_SECONDS, best) else min(runs)
         except RuntimeError:  # a view that the format does not allow, an operation without this dtype
             return math.inf
 
-    def _timed(self, way: Way, images: Tensor) -> float:
+    def _timed(self, mode: ExecutionMode, images: Tensor) -> float:
         start = time.perf_counter()
-        self._run(images, way)
+        self._run(images, mode)
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
         return time.perf_counter() - start

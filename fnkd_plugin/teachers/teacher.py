@@ -14,7 +14,7 @@ from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.readers import AffineReader, ImageSize, find_last_affine, probe
 from fnkd_plugin.teachers.class_map import ClassMap
 from fnkd_plugin.teachers.class_names import Classes
-from fnkd_plugin.teachers.execution import Execution, Way
+from fnkd_plugin.teachers.execution import Execution, ExecutionMode
 from fnkd_plugin.teachers.options import TeacherOptions
 from fnkd_plugin.teachers.pixels import PixelFormat, converter
 from fnkd_plugin.teachers.resize import Resize
@@ -185,7 +185,7 @@ class ModelTeacher(Teacher):
         if self._device != images.device:
             self.model.to(images.device)
             self._device = images.device
-        student = Way.of_student(images)
+        student = ExecutionMode.of_student(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:

@@ -81,9 +81,9 @@ def _scores(norm: float, loss: float) -> tuple[dict[str, np.ndarray], np.ndarray
     [
         (2.0, 0.5, ('better than chance', 'better than loss')),
         (0.5, 2.0, ('better than chance', 'worse than loss')),
-        (0.0, 2.0, ('not to be told from chance', 'worse than loss')),
+        (0.0, 2.0, ('not significantly different from chance', 'worse than loss')),
         (-1.0, 2.0, ('here a large norm is the suspicious one', 'worse than loss')),
-        (1.0, 1.0, ('better than chance', 'not to be told from loss')),
+        (1.0, 1.0, ('better than chance', 'not significantly different from loss')),
     ],
 )
 def test_the_verdict_follows_from_the_numbers(norm: float, loss: float, words: tuple[str, ...]) -> None:

@@ -5,12 +5,12 @@ from fnkd_plugin.analysis.collect import membership
 from fnkd_plugin.analysis.statistics import (
     binned,
     confused_pairs,
+    contrasting_classes,
     correlation,
     error_detection,
     extremes,
     near_share,
     outcome,
-    telling_classes,
 )
 
 
@@ -30,7 +30,7 @@ def test_correlations_of_a_monotone_curve() -> None:
     assert correlation(x, np.ones(50)) == dict(spearman=0.0, pearson=0.0)
 
 
-def test_outcomes_are_told_apart() -> None:
+def test_norms_of_right_and_wrong_predictions() -> None:
     found = outcome(np.array([1.0, 3.0, 8.0]), np.array([False, False, True]))
     assert found['wrong'] == dict(images=2, mean=2.0, std=1.0)
     assert found['right'] == dict(images=1, mean=8.0, std=0.0)
@@ -91,7 +91,7 @@ def test_extremes_do_not_overlap() -> None:
     assert extremes(norm, members[:1], 6) == ([0], [0])
 
 
-def test_telling_classes_have_the_widest_ratio_and_enough_images() -> None:
+def test_contrasting_classes_have_the_widest_ratio_and_enough_images() -> None:
     norm = np.array([1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 9.0, 9.0, 1.0, 99.0])
     classes = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
-    assert telling_classes(norm, classes, 3, 2) == [1, 0, 2]
+    assert contrasting_classes(norm, classes, 3, 2) == [1, 0, 2]

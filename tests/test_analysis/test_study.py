@@ -5,7 +5,7 @@ import pytest
 
 from fnkd_plugin.analysis.collect import Policy
 from fnkd_plugin.analysis.report import diagrams, headlines, page
-from fnkd_plugin.analysis.study import IN_DATA, Question, labelings_of, study
+from fnkd_plugin.analysis.study import IN_DATA, StudyOptions, labelings_of, study
 from fnkd_plugin.errors import SetupError
 from tests.helpers import CLASSES
 from tests.test_analysis.subjects import subject
@@ -30,7 +30,7 @@ MADE = dict(
 
 def test_flips_are_of_the_clean_labels(tmp_path: Path) -> None:
     found = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=40)
-    labelings = labelings_of(found, Question(NEIGHBOURS, flips=[0.25]))
+    labelings = labelings_of(found, StudyOptions(NEIGHBOURS, flips=[0.25]))
     assert list(labelings) == ['given', 'flipped uniformly, 25%', 'flipped within A(x), 25%']
     assert (labelings['given'].labels != found.clean).sum() == 20
     for name in list(labelings)[1:]:
@@ -40,12 +40,12 @@ def test_flips_are_of_the_clean_labels(tmp_path: Path) -> None:
     assert all(b in (a, *NEIGHBOURS[a]) for a, b in zip(found.clean, near, strict=True))
 
 
-def test_the_loss_finds_labels_that_a_sure_model_contradicts(tmp_path: Path) -> None:
+def test_the_loss_finds_labels_that_a_confident_model_contradicts(tmp_path: Path) -> None:
     found = subject(tmp_path, count=400)
     # The model's own predictions are taken for the truth.
     predictions = [p for b in found.batches() for p in b.model.logits.argmax(1).tolist()]
     found.clean[:] = predictions
-    audited = study(found, POLICY, Question(flips=[0.2])).numbers['audits']['flipped uniformly, 20%']
+    audited = study(found, POLICY, StudyOptions(flips=[0.2])).numbers['audits']['flipped uniformly, 20%']
     areas = {name: indicator['auroc'] for name, indicator in audited['indicators'].items()}
     assert areas['margin'] == 1
     # Norm and entropy were there before the flips.
@@ -57,7 +57,7 @@ def test_an_audit_counts_images_that_could_have_been_flipped(tmp_path: Path) -> 
     """Classes without neighbours must not count as negatives: the norm differs between classes, whatever the flips."""
     neighbours = [[1], [0], [], []]
     trained = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=40, groups=neighbours)
-    result = study(trained, POLICY, Question(neighbours, flips=[0.25]))
+    result = study(trained, POLICY, StudyOptions(neighbours, flips=[0.25]))
     audits = result.numbers['audits']
     for name, wrong in ((IN_DATA, 10), ('flipped within A(x), 25%', 5)):
         assert (audits[name]['images'], audits[name]['wrong']) == (20, wrong)
@@ -68,20 +68,20 @@ def test_an_audit_counts_images_that_could_have_been_flipped(tmp_path: Path) -> 
 
 def test_without_known_wrong_labels_there_is_nothing_to_audit(tmp_path: Path) -> None:
     found = subject(tmp_path, count=24)
-    result = study(found, POLICY, Question())
+    result = study(found, POLICY, StudyOptions())
     assert result.numbers['audits'] == {}
     assert 'aurocs' not in diagrams(found, result)
     assert len(headlines(result.numbers)) == 1
     text = page(found, result, MADE)
     assert '<title>&lt;tiny&gt;' in text
     flipped = subject(tmp_path, type='FlippedLabels', of='RandomImages', rate=0.5, count=24)
-    audits = study(flipped, POLICY, Question()).numbers['audits']
+    audits = study(flipped, POLICY, StudyOptions()).numbers['audits']
     assert list(audits) == [IN_DATA]
 
 
 def test_all_that_is_shown_was_fetched_and_ranked_by_its_numbers(tmp_path: Path) -> None:
     found = subject(tmp_path, teacher=True, count=40)
-    result = study(found, POLICY, Question(NEIGHBOURS, classes=[2], show=3))
+    result = study(found, POLICY, StudyOptions(NEIGHBOURS, classes=[2], show=3))
     columns, numbers = result.columns, result.numbers
     (row,) = numbers['class_rows']
     assert row['index'] == 2
@@ -98,11 +98,11 @@ def test_all_that_is_shown_was_fetched_and_ranked_by_its_numbers(tmp_path: Path)
 def test_what_does_not_fit_is_refused_before_any_image_is_seen(tmp_path: Path) -> None:
     found = subject(tmp_path, count=3)
     seen: list[int] = []
-    for question, message in (
-        (Question(classes=[3]), 'no image of this split is of class c3'),
-        (Question(flips=[0.1]), '0 of 3 labels are wrong'),
-        (Question(flips=[1.5]), 'rate must be'),
+    for options, message in (
+        (StudyOptions(classes=[3]), 'no image of this split is of class c3'),
+        (StudyOptions(flips=[0.1]), '0 of 3 labels are wrong'),
+        (StudyOptions(flips=[1.5]), 'rate must be'),
     ):
         with pytest.raises(SetupError, match=message):
-            study(found, POLICY, question, seen.append)
+            study(found, POLICY, options, seen.append)
     assert seen == []

@@ -68,7 +68,7 @@ def test_the_channel_order_follows_the_stated_rule(tmp_path: Path, from_files: b
     assert build_subject(cfg, checkpoint(tmp_path, model), 'val').pixels.channel_order == order
 
 
-def test_what_does_not_fit_is_said_in_one_sentence(tmp_path: Path) -> None:
+def test_invalid_options_raise_one_sentence(tmp_path: Path) -> None:
     weights = checkpoint(tmp_path, resnet())
     cfg = evaluation_config(tmp_path)
     with pytest.raises(SetupError, match='no test_dataloader; choose another --split'):

@@ -92,15 +92,15 @@ def test_half_precision_logits_are_computed_in_fp32() -> None:
     assert torch.equal(loss(z, labels), loss(z.float(), labels))
 
 
-def test_the_log_says_how_many_classes_have_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss._logger.info', said.append)
+def test_number_of_classes_with_neighbours_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.losses.alsr_loss._logger.info', messages.append)
     ALSRLoss(groups=GROUPS)
-    assert said == ['ALSRLoss: 5 of 6 classes have neighbours, 1 to 2 each; one without any gets LSR with eps 0.1.']
+    assert messages == ['ALSRLoss: 5 of 6 classes have neighbours, 1 to 2 each; the others get LSR with eps 0.1.']
 
 
 def test_another_number_of_classes_is_refused_with_both_numbers() -> None:
-    with pytest.raises(SetupError, match=r'the classifier has 5 classes, the groups are of 6'):
+    with pytest.raises(SetupError, match=r'the classifier has 5 classes, but the groups have 6'):
         ALSRLoss(groups=GROUPS)(torch.randn(2, 5), torch.tensor([0, 1]))
 
 

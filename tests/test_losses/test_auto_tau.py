@@ -97,7 +97,7 @@ def test_auto_tau_through_a_run_and_its_resumption(tmp_path: Path) -> None:
             assert torch.equal(value, final[key]), key
 
 
-def test_two_losses_learn_and_resume_each_its_own() -> None:
+def test_two_losses_calibrate_and_resume_separately() -> None:
     losses = FNKDLoss(), FNKDLoss()
     for loss, norm in zip(losses, (3.0, 6.0), strict=True):
         _observe(loss, norm)

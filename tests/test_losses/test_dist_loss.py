@@ -28,7 +28,7 @@ def test_the_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda z: loss(Prediction(z), Prediction(V)), Z.clone().requires_grad_())
 
 
-def test_a_student_of_smoothed_probabilities_has_nothing_to_learn() -> None:
+def test_smoothed_probabilities_of_the_teacher_have_zero_loss() -> None:
     """Correlations do not see an affine map, as label smoothing of the teacher is one; a cross-entropy does."""
     q = V.softmax(1)
     z = (0.4 * q + 0.6 / K).log().requires_grad_()

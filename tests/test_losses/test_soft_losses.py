@@ -81,7 +81,7 @@ def test_kd_at_a_high_temperature_matches_centred_logits() -> None:
     torch.testing.assert_close(grad, difference / (N * K), rtol=0, atol=1e-5)
 
 
-def test_kd_wants_no_feature_norm() -> None:
+def test_kd_needs_no_feature_norm() -> None:
     assert not KDLoss.needs_feature_norm
     assert math.isfinite(KDLoss()(Prediction(torch.randn(N, K)), Prediction(torch.randn(N, K))))
 
@@ -182,13 +182,13 @@ def test_the_students_bias_gets_its_gradient() -> None:
 
 
 def test_literal_eq_12_warns(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss._logger.warning', said.append)
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss._logger.warning', messages.append)
     FNKDLoss(mode='normalize')
     FNKDLoss(detach_norm=True)
-    assert not said
+    assert not messages
     FNKDLoss(mode='normalize', detach_norm=True)
-    assert 'Eq. 12' in said[0] and 'collapse' in said[0] and 'student_norm' in said[0]
+    assert 'Eq. 12' in messages[0] and 'collapse' in messages[0] and 'student_norm' in messages[0]
 
 
 ALL = {KDLoss: {}, FNKDLoss: dict(tau=2.0), DKDLoss: {}, DISTLoss: {}, LSKDLoss: {}, NormKDLoss: {}}

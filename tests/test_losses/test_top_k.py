@@ -1,4 +1,4 @@
-"""The largest logits and moments of the others stand for all, as far as is said."""
+"""Top-k logits with moments of the tail against all logits, within the documented error."""
 
 import math
 from collections.abc import Callable

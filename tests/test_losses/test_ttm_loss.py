@@ -44,7 +44,7 @@ def test_an_image_of_wttm_weighs_the_sum_of_its_powers() -> None:
     torch.testing.assert_close(WTTMLoss(0.3, 1.5)(student, teacher), 1.5 * (power.sum(1) * each).mean())
 
 
-def test_the_weight_of_wttm_lies_between_a_sure_and_an_ignorant_teacher() -> None:
+def test_wttm_weights_of_one_hot_and_uniform_teachers() -> None:
     sure, ignorant = torch.tensor([[500.0, 0, 0, 0, 0]]), torch.zeros(1, K)
     weights = [WTTMLoss(0.3).sample_weight(Prediction(logits)) for logits in (sure, ignorant)]
     torch.testing.assert_close(torch.cat(weights), torch.tensor([1.0, K**0.7]))

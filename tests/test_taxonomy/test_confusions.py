@@ -7,7 +7,7 @@ import torch
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses import ALSRLoss
-from fnkd_plugin.taxonomy import groups_from_confusions, neighbours_of, off_target_mass, write_groups
+from fnkd_plugin.taxonomy import groups_from_confusions, off_target_mass, taxonomy_of, write_groups
 
 pytestmark = pytest.mark.upstream
 
@@ -49,7 +49,7 @@ def test_planted_groups_are_found_and_train(tmp_path: Path) -> None:
     same = (keys[labels][:, None] == keys).double()
     logits = 2 * same + torch.eye(7)[labels] + 0.1 * torch.randn(len(labels), 7)
     found = groups_from_confusions(off_target_mass(logits.softmax(1), labels), share=0.25)
-    assert [sorted(near) for near in found] == neighbours_of(keys.tolist())
+    assert [sorted(near) for near in found] == taxonomy_of(keys.tolist()).neighbours
     names = [f'bird_{k}' for k in range(7)]
     write_groups(tmp_path / 'near.json', names, found)
     loss = ALSRLoss(groups=str(tmp_path / 'near.json'))
@@ -65,7 +65,7 @@ def test_planted_groups_are_found_and_train(tmp_path: Path) -> None:
         (MASS / 0, dict(top=1), 'finite'),
         (MASS, {}, 'either top or share'),
         (MASS, dict(top=1, share=0.1), 'either top or share'),
-        (MASS, dict(top=0), 'top must be a whole number >= 1, but is 0'),
+        (MASS, dict(top=0), 'top must be a integer >= 1, but is 0'),
         (MASS, dict(share=1.0), 'share must be a finite number > 0 and < 1'),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from mmpretrain.datasets import CIFAR100, CUB, StanfordCars
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.taxonomy import Taxonomy, neighbours_of, taxonomy_of, write_groups
+from fnkd_plugin.taxonomy import Taxonomy, taxonomy_of, write_groups
 from fnkd_plugin.taxonomy.rules import RULES
 from fnkd_plugin.taxonomy.taxonomy import groups_of_classes
 
@@ -82,12 +82,12 @@ def test_who_is_near_whom(groups: str, name: str, near: set[str]) -> None:
 )
 def test_official_names_give_the_same(file: str, groups: str) -> None:
     rule = dict(cub='last_word', cars_make='make', cars_body='body_type')[groups]
-    assert neighbours_of(dict(rule=rule, classes=str(NAMES / f'{file}.txt'))) == neighbours_of(groups)
+    assert taxonomy_of(dict(rule=rule, classes=str(NAMES / f'{file}.txt'))).neighbours == taxonomy_of(groups).neighbours
 
 
 @pytest.mark.skipif(not NAMES.is_dir(), reason='FNKD_DATA holds no class_names')
 def test_our_table_of_superclasses_is_the_official_one() -> None:
-    assert neighbours_of(str(NAMES / 'cifar100.txt')) == neighbours_of('cifar100')
+    assert taxonomy_of(str(NAMES / 'cifar100.txt')).neighbours == taxonomy_of('cifar100').neighbours
     pairs = [line.split('\t') for line in (NAMES / 'cifar100.txt').read_text().splitlines()]
     assert [RULES['superclass'](name.replace('_', ' ')) for name, _ in pairs] == [group for _, group in pairs]
 
@@ -127,14 +127,15 @@ def test_body_types_of_all_cars_are_bodies_or_unknown() -> None:
 
 def test_classes_without_a_group_are_near_none() -> None:
     names = ['Audi TT Coupe 2011', 'Chevrolet HHR SS 2010', 'Chevrolet Cobalt SS 2010', 'BMW M6 Coupe 2010']
-    assert neighbours_of(dict(rule='body_type', classes=names)) == [[3], [], [], [0]]
-    assert neighbours_of(['a', None, None, 'a']) == [[3], [], [], [0]]
+    assert taxonomy_of(dict(rule='body_type', classes=names)).neighbours == [[3], [], [], [0]]
+    assert taxonomy_of(['a', None, None, 'a']).neighbours == [[3], [], [], [0]]
 
 
 @pytest.mark.parametrize('groups', ['cub', dict(rule='last_word')])
 def test_a_rule_is_applied_to_any_subset_of_the_classes(groups: Any) -> None:
-    assert neighbours_of(groups_of_classes(groups, BIRDS[:3])) == neighbours_of(
-        dict(rule='last_word', classes=BIRDS[:3])
+    assert (
+        taxonomy_of(groups_of_classes(groups, BIRDS[:3])).neighbours
+        == taxonomy_of(dict(rule='last_word', classes=BIRDS[:3])).neighbours
     )
 
 
@@ -148,17 +149,17 @@ def test_groups_with_classes_of_their_own_keep_them(groups: Any) -> None:
 @pytest.mark.parametrize('blank', ['_', ' '])
 def test_names_may_have_underscores_blanks_and_cubs_numbers(prefix: str, blank: str) -> None:
     names = [prefix.format(i) + name.replace('_', blank) for i, name in enumerate(BIRDS, 1)]
-    assert neighbours_of(dict(rule='last_word', classes=names)) == NEAR_BIRDS
+    assert taxonomy_of(dict(rule='last_word', classes=names)).neighbours == NEAR_BIRDS
 
 
 def test_a_function_is_a_rule() -> None:
-    assert neighbours_of(dict(rule=lambda name: name[0], classes=BIRDS)) == [[], [], [], [], [], []]
-    assert neighbours_of(dict(rule=lambda name: str(len(name) > 10), classes=BIRDS))[0] == [3, 4]
+    assert taxonomy_of(dict(rule=lambda name: name[0], classes=BIRDS)).neighbours == [[], [], [], [], [], []]
+    assert taxonomy_of(dict(rule=lambda name: str(len(name) > 10), classes=BIRDS)).neighbours[0] == [3, 4]
 
 
 def test_names_come_from_a_text_file(tmp_path: Path) -> None:
     (tmp_path / 'names.txt').write_text('\n'.join(BIRDS) + '\n\n')
-    assert neighbours_of(dict(rule='last_word', classes=str(tmp_path / 'names.txt'))) == NEAR_BIRDS
+    assert taxonomy_of(dict(rule='last_word', classes=str(tmp_path / 'names.txt'))).neighbours == NEAR_BIRDS
 
 
 # Files and lists
@@ -168,7 +169,7 @@ def test_names_come_from_a_text_file(tmp_path: Path) -> None:
 def test_a_file_of_two_columns(tmp_path: Path, separator: str) -> None:
     file = tmp_path / 'groups.txt'
     file.write_text('\n'.join(f'{name.replace("_", " ")}{separator}{name.split("_")[-1]}' for name in BIRDS) + '\n')
-    assert neighbours_of(file) == neighbours_of(str(file)) == NEAR_BIRDS
+    assert taxonomy_of(file).neighbours == taxonomy_of(str(file)).neighbours == NEAR_BIRDS
     turned = taxonomy_of(dict(file=str(file), classes=BIRDS[::-1]))
     assert turned.classes == BIRDS[::-1]
     assert turned.neighbours == [sorted(5 - k for k in near) for near in NEAR_BIRDS[::-1]]
@@ -178,15 +179,17 @@ def test_lists_that_are_not_mutual_survive_a_file(tmp_path: Path) -> None:
     lists = [[4, 1], [0], [], [5], [2], []]
     write_groups(tmp_path / 'near.json', BIRDS, lists)
     assert taxonomy_of(str(tmp_path / 'near.json')) == Taxonomy(lists, BIRDS)
-    turned = neighbours_of(dict(file=tmp_path / 'near.json', classes=BIRDS[::-1]))
+    turned = taxonomy_of(dict(file=tmp_path / 'near.json', classes=BIRDS[::-1])).neighbours
     assert turned == [[5 - k for k in near] for near in lists[::-1]]
 
 
 def test_lists_of_groups_and_of_indices() -> None:
     keys = ['gull', 'gull', 'duck', 'tern', 'gull', 'tern']
-    assert neighbours_of(keys) == neighbours_of([len(key) * ord(key[0]) for key in keys]) == NEAR_BIRDS
-    assert neighbours_of(NEAR_BIRDS) == NEAR_BIRDS
-    assert neighbours_of([(np.int64(1),), ()]) == [[1], []]
+    assert (
+        taxonomy_of(keys).neighbours == taxonomy_of([len(key) * ord(key[0]) for key in keys]).neighbours == NEAR_BIRDS
+    )
+    assert taxonomy_of(NEAR_BIRDS).neighbours == NEAR_BIRDS
+    assert taxonomy_of([(np.int64(1),), ()]).neighbours == [[1], []]
     assert taxonomy_of(keys).classes is None
     assert taxonomy_of(taxonomy_of(keys)) == taxonomy_of(keys)
 
@@ -205,7 +208,7 @@ def test_the_same_classes_fit_however_they_are_written(taxonomy: Taxonomy) -> No
 def test_other_classes_are_named_with_their_places() -> None:
     with pytest.raises(SetupError, match=r"data: its .* the groups \(0: 'Wren', not 'Red Gull', 1: 'Red Gull', not"):
         GULLS.check_classes(['Wren', 'Red Gull', 'Blue Gull'], 'data')
-    with pytest.raises(SetupError, match='data has 2 classes, the groups are of 3'):
+    with pytest.raises(SetupError, match='data has 2 classes, but the groups have 3'):
         GULLS.check_classes(['Wren', 'Gull'], 'data')
 
 
@@ -229,20 +232,20 @@ def _second_word(name: str) -> str:
         (dict(rule='make'), r'dict\(rule=\.\.\., classes=\.\.\.\)'),
         (dict(rule='first', classes='CUB'), "rule 'first' is not one of last_word, make, body_type, superclass"),
         (dict(rule='make', classes='Nowhere'), "'Nowhere' is neither a text file nor a registered data set"),
-        (dict(rule='make', classes='ImageNet21k'), "'ImageNet21k' is neither .* whose METAINFO holds classes"),
+        (dict(rule='make', classes='ImageNet21k'), "'ImageNet21k' is neither .* with classes in its METAINFO"),
         (dict(rule='make', classes=[]), 'no class names'),
-        (dict(rule='make', classes=5), 'classes must be .* a list of names, but are 5'),
+        (dict(rule='make', classes=5), 'classes must be .* a list of names, but is 5'),
         (dict(rule=5, classes=['a', 'b']), 'rule must be one of last_word, .* or a function, but is 5'),
         (dict(file=3, classes=['a', 'b']), 'file must be the path of a file, but is 3'),
         (dict(rule=_letters, classes=['a b', 'c']), r'rule _letters fails for a b \(TypeError: unhashable'),
         (dict(rule=_second_word, classes=['a b', 'c_']), r'rule _second_word fails for c_ \(IndexError: list index'),
-        (dict(rule='make', classes=['a b', '1.a_b', 'c']), 'hold a b more than once'),
+        (dict(rule='make', classes=['a b', '1.a_b', 'c']), 'have a b more than once'),
         (dict(rule='superclass', classes='CUB'), 'superclass fails for Black_footed_Albatross'),
         ([[1], [0, 2]], r'lists of 1 \(2 out of range\)'),
         ([[1], [-1]], r'lists of 1 \(-1 out of range\)'),
         ([[1], ['c0']], r'lists of 1 \(c0 out of range\)'),
-        ([[0], [0]], r'lists of 0 \(holds itself\)'),
-        ([[1, 1], [0]], r'lists of 0 \(holds a class twice\)'),
+        ([[0], [0]], r'lists of 0 \(contains itself\)'),
+        ([[1, 1], [0]], r'lists of 0 \(contains a class twice\)'),
     ],
 )
 def test_wrong_groups_are_refused_in_one_sentence(groups: Any, message: str) -> None:
@@ -255,8 +258,8 @@ def test_wrong_groups_are_refused_in_one_sentence(groups: Any, message: str) -> 
     ('text', 'message'),
     [
         ('a\tx\nb\tx\n', 'has no line for c;'),
-        ('a\tx\nb\tx\nc\ty\nd\ty\ne\ty\n', 'names d, e, which are none of the 3 classes'),
-        ('a\tx\nb\tx\na\ty\n', 'hold a more than once'),
+        ('a\tx\nb\tx\nc\ty\nd\ty\ne\ty\n', 'names d, e, which are not among the 3 classes'),
+        ('a\tx\nb\tx\na\ty\n', 'have a more than once'),
         ('a\nb\tx\nc\tx\n', 'has no group for a;'),
     ],
 )
@@ -288,7 +291,7 @@ def test_files_are_in_utf_8_on_every_machine(tmp_path: Path, file: str, monkeypa
         (json.dumps(['a']), 'not one JSON object'),
         (json.dumps(dict(a='b', b=[])), 'not one JSON object'),
         (json.dumps(dict(a=['b', 'c'], b=[])), 'near classes that it does not define: c'),
-        (json.dumps(dict(a=['a'], b=[])), r'lists of a \(holds itself\)'),
+        (json.dumps(dict(a=['a'], b=[])), r'lists of a \(contains itself\)'),
     ],
 )
 def test_wrong_json_is_refused(tmp_path: Path, content: str, message: str) -> None:

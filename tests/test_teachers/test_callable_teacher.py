@@ -96,6 +96,6 @@ def test_faults(fn: Any, message: str) -> None:
         CallableTeacher(fn, **HALVES)
 
 
-def test_an_unknown_format_is_asked_for() -> None:
+def test_an_unknown_format_raises() -> None:
     with pytest.raises(SetupError, match="teacher's mean and std are unknown"):
         CallableTeacher(channel_means).prepare(PixelFormat.of(MEAN, STD, 'rgb'))

@@ -255,7 +255,7 @@ def test_names_come_from_the_checkpoint_by_name_teaches_through_the_runner(tmp_p
 
 
 @pytest.mark.parametrize('known', [True, False])
-def test_another_order_is_refused_before_the_first_step(known: bool, tmp_path: Path) -> None:
+def test_another_order_raises_before_the_first_step(known: bool, tmp_path: Path) -> None:
     """When the model is built if the config knows the names, else when the data set does."""
     cfg = config(distilled(resnet(), _named_teacher(tmp_path, ['c0', 'c2', 'c1', 'c3'])), tmp_path)
     if known:
@@ -301,7 +301,7 @@ def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize('known', [True, False])
-def test_classes_taken_for_imagenets_are_said(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assumed_imagenet_classes_are_logged(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', messages.append)
     path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)

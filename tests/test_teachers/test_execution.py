@@ -13,7 +13,7 @@ from fnkd_plugin import Prediction
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses import KDLoss
 from fnkd_plugin.teachers import CallableTeacher, PixelFormat
-from fnkd_plugin.teachers.execution import Execution, Way
+from fnkd_plugin.teachers.execution import Execution, ExecutionMode
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import CLASSES, SIZE, build, distilled, resnet, timm_teacher
 
@@ -156,7 +156,7 @@ def test_a_cast_network_runs_in_its_own_dtype(dtype: torch.dtype, autocast: bool
 
 
 @pytest.mark.parametrize('execution', ['auto', dict(dtype='bfloat16'), dict(dtype='float32')])
-def test_a_cast_network_takes_no_other_dtype(execution: Any) -> None:
+def test_dtype_of_a_half_precision_network_raises(execution: Any) -> None:
     net = _Net().half()
     with pytest.raises(SetupError, match=r'Net: execution: its weights are torch\.float16.* give no dtype'):
         ModelTeacher(net, net, RGB, 'Net', 8, execution=execution)
@@ -190,24 +190,24 @@ def test_compiled_it_predicts_the_same_and_is_compiled_once() -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> dict[Way, float]:
-    """What each way takes, in seconds; it is run once all the same."""
-    seconds: dict[Way, float] = {}
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[ExecutionMode, float]:
+    """Sets the seconds of each mode; it is still run once."""
+    seconds: dict[ExecutionMode, float] = {}
 
-    def timed(self: Execution, way: Way, images: Tensor) -> float:
-        self._run(images, way)
-        return seconds[way]
+    def timed(self: Execution, mode: ExecutionMode, images: Tensor) -> float:
+        self._run(images, mode)
+        return seconds[mode]
 
     monkeypatch.setattr(Execution, '_timed', timed)
     return seconds
 
 
-WAYS = [Way(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]
+MODES = [ExecutionMode(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]
 
 
-@pytest.mark.parametrize('fastest', WAYS)
-def test_auto_keeps_the_fastest(fastest: Way, clock: dict[Way, float]) -> None:
-    clock.update({way: 0.2 - 0.1 * (way == fastest) for way in WAYS})
+@pytest.mark.parametrize('fastest', MODES)
+def test_auto_keeps_the_fastest(fastest: ExecutionMode, clock: dict[ExecutionMode, float]) -> None:
+    clock.update({mode: 0.2 - 0.1 * (mode == fastest) for mode in MODES})
     teacher = _teacher('auto')
     prediction = teacher.predict(IMAGES)
     teacher.model.seen.clear()
@@ -216,15 +216,15 @@ def test_auto_keeps_the_fastest(fastest: Way, clock: dict[Way, float]) -> None:
     torch.testing.assert_close(prediction.logits.float(), EXACT.logits, rtol=0.02, atol=0.02)
 
 
-def test_auto_passes_over_ways_in_which_it_cannot_be_run(clock: dict[Way, float]) -> None:
-    clock.update({way: 0.1 if way[1] else 0.2 for way in WAYS})
+def test_auto_passes_over_modes_that_fail(clock: dict[ExecutionMode, float]) -> None:
+    clock.update({mode: 0.1 if mode[1] else 0.2 for mode in MODES})
     teacher = _teacher('auto', viewing=True)
     assert torch.equal(teacher.predict(IMAGES).logits, EXACT.logits)
 
 
-def test_auto_gives_a_hopeless_way_one_image(clock: dict[Way, float]) -> None:
+def test_auto_stops_a_slow_mode_after_one_image(clock: dict[ExecutionMode, float]) -> None:
     """bf16 on a CPU without instructions for it may take many times as long."""
-    clock.update({way: 0.2 if way.dtype == torch.float32 else 30.0 for way in WAYS})
+    clock.update({mode: 0.2 if mode.dtype == torch.float32 else 30.0 for mode in MODES})
     teacher = _teacher('auto')
     teacher.predict(IMAGES)
     assert sum(dtype == torch.bfloat16 for dtype, _ in teacher.model.seen) == 2
@@ -254,6 +254,6 @@ def test_auto_leaves_nothing_to_timing_under_deterministic_algorithms() -> None:
         (dict(compile='inductor'), r"compile in \(True, False\), but is .*'inductor'"),
     ],
 )
-def test_unknown_options_are_refused_when_it_is_built(execution: Any, message: str) -> None:
+def test_unknown_execution_options_raise(execution: Any, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         CallableTeacher(_Net(), input_size=8, execution=execution)

@@ -68,7 +68,7 @@ def test_grey_images_have_no_order() -> None:
         (PixelFormat.of([1.0], [1.0]), RGB, "1 channels, the teacher's 3"),
     ],
 )
-def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, message: str) -> None:
+def test_unknown_formats_raise(source: PixelFormat, target: PixelFormat, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         converter(source, target)
 

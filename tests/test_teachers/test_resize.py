@@ -145,7 +145,7 @@ def test_a_callables_is_stated() -> None:
         CallableTeacher(net, MEAN, STD, interpolation='cubic')
 
 
-def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_formats_are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', messages.append)
     second = timm_teacher(

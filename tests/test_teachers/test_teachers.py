@@ -192,7 +192,7 @@ def test_a_wrong_option_is_named_with_those_there_are(zoo: tuple[Path, Path, Any
         TimmTeacher('test_resnet', timm_checkpoint(tmp_path), inputsize=32)
 
 
-def test_every_kind_takes_every_option(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_every_teacher_accepts_every_option(zoo: tuple[Path, Path, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = dict(
         mean=MEAN,
         std=STD,

@@ -89,7 +89,7 @@ def test_groups_flip_within_them() -> None:
     for i in range(40):
         sample = dataset.get_data_info(i)
         assert sample['gt_label'] in [sample['clean_label'], *GROUPS[sample['clean_label']]]
-    with pytest.raises(SetupError, match='RandomImages has 4 classes, the groups are of 2'):
+    with pytest.raises(SetupError, match='RandomImages has 4 classes, but the groups have 2'):
         _build(groups=[[1], [0]])
 
 

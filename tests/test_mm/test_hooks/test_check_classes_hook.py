@@ -71,14 +71,14 @@ def test_names_are_looked_for_inside_wrappers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(('model', 'owner'), [(resnet, 'LinearClsHead'), (timm_student, 'TimmStudent')])
 def test_another_number_of_classes_is_refused_when_the_model_is_built(tmp_path: Path, model: Any, owner: str) -> None:
-    with pytest.raises(SetupError, match=f'{owner} has 4 classes, the groups are of 5'):
+    with pytest.raises(SetupError, match=f'{owner} has 4 classes, but the groups have 5'):
         build_runner(_config(tmp_path, ['a', 'a', 'b', 'b', 'b'], model()))
 
 
 def test_the_same_in_a_distilled_model(tmp_path: Path) -> None:
     cfg = _config(tmp_path, ['a', 'a', 'b', 'b', 'b'])
     cfg.model = distilled(cfg.model, timm_teacher(tmp_path))
-    with pytest.raises(SetupError, match='the student has 4 classes, the groups are of 5'):
+    with pytest.raises(SetupError, match='the student has 4 classes, but the groups have 5'):
         build_runner(cfg)
 
 
