@@ -8,8 +8,10 @@ class SetupError(ValueError):
     """An option of a config or command line does not fit; raised before training starts."""
 
 
-def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
+def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = 1e12) -> float:
     """Return ``value`` as a finite float in [0, below), or in (0, below) if ``positive``.
+
+    The largest by default (our choice) keeps products of a few such numbers finite in fp32.
 
     Raises:
         SetupError: If it is not; the message names the owner, the option, its value and its range.
@@ -19,17 +21,21 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
         if (number > 0 or (number == 0 and not positive)) and number < below:
             return number
     lower = '> 0' if positive else '>= 0'
-    upper = '' if below == math.inf else f' and < {below:g}'
-    raise SetupError(f'{owner}: {name} must be a finite number {lower}{upper}, but is {value!r}.')
+    raise SetupError(f'{owner}: {name} must be a finite number {lower} and < {below:g}, but is {value!r}.')
 
 
 def check_temperature(owner: str, value: object) -> float:
-    """A temperature in (0, 1e6): above, the differences of softened distributions are below fp32's noise.
+    """A temperature in [1e-6, 1e6).
+
+    Above, the differences of softened distributions are below fp32's noise; far below, logits overflow.
 
     Raises:
         SetupError: As :func:`check_number`.
     """
-    return check_number(owner, 'temperature', value, positive=True, below=1e6)
+    number = check_number(owner, 'temperature', value, positive=True, below=1e6)
+    if number < 1e-6:
+        raise SetupError(f'{owner}: temperature must be a finite number > 0, at least 1e-06, but is {value!r}.')
+    return number
 
 
 def check_several_classes(owner: str, count: int) -> None:
@@ -47,4 +53,4 @@ def check_several_classes(owner: str, count: int) -> None:
 def first_few(entries: Sequence[object], few: int = 5) -> str:
     """The first entries for a message, and how many more there are."""
     more = f' and {len(entries) - few} more' if len(entries) > few else ''
-    return ', '.join(map(str, entries[:few])) + more
+    return ', '.join(f'{entry!s:.200}' for entry in entries[:few]) + more

@@ -204,6 +204,7 @@ def test_imagenets_own_order_is_recognised() -> None:
         ([True, False], LETTERS, None, 'indices alone or names alone'),
         ([0.0, 1.0], LETTERS, None, 'indices alone or names alone'),
         (3, LETTERS, None, 'indices alone or names alone, but is 3'),
+        (dict(a='b', b='a'), LETTERS, None, 'indices alone or names alone'),
         ([1], LETTERS, None, 'teacher Teacher has 1 class'),
         ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
         ('by-name', LETTERS, None, r'needs the names of the student.*Distiller\(classes='),
@@ -221,6 +222,12 @@ def test_imagenets_own_order_is_recognised() -> None:
 def test_faults(mapping: Any, classes: Any, student: Any, said: str) -> None:
     with pytest.raises(SetupError, match=said):
         _index(mapping, classes, student)
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    with pytest.raises(SetupError, match='not among') as error:
+        _index(['x' * 100_000], LETTERS)
+    assert len(str(error.value)) < 1000
 
 
 def test_stated_names_must_be_as_many_as_the_classes(tmp_path: Path) -> None:
