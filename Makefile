@@ -1,29 +1,30 @@
-# All that a developer does here, on Python 3.10 to 3.13 and nothing else; `make help` lists it.
+# The developer's commands; they need Python 3.10 to 3.13 only. `make help` lists them.
 PYTHON ?= python3
 STACK ?= onedl
-# Outside the checkout, so that clones with equal requirements share one environment of 6 GB.
+# The environment (6 GB) is outside the checkout, so that clones with equal requirements share it.
 ifeq ($(VENV),)
 override VENV := $(shell "$(PYTHON)" requirements/environment.py path "$(STACK)")
 endif
 RUN = "$(VENV)/bin/python"
-# A process for each core; TEST_ARGS=-n0 runs the tests in this one.
+# One test process for each core; TEST_ARGS=-n0 uses a single process.
 PYTEST = $(RUN) -m pytest -n auto --dist worksteal
 
-# The environment holds third-party packages only: the checkout's own package comes first, here and
-# in every process that the tests and the demo start.
+# The environment has third-party packages only, so the checkout is on the path, also in the processes that
+# the tests and the demo start.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help setup demo test test-all lint ruff mypy format docs clean
+.PHONY: help setup demo test test-all test-cuda lint ruff mypy format docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make setup     create the environment when it is missing'
+	@echo 'make setup     create the environment if it is missing'
 	@echo 'make demo      a teacher and its students on real digits: a table and a picture'
 	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
 	@echo 'make test-all  every test'
+	@echo 'make test-cuda what holds on a GPU alone'
 	@echo 'make docs      the documentation, in docs/_build/html'
-	@echo 'make lint      ruff and mypy; make format lets ruff fix what it can'
-	@echo 'make clean     remove what the tools left in this checkout'
+	@echo 'make lint      ruff and mypy; make format applies the fixes of ruff'
+	@echo 'make clean     remove caches and build files from this checkout'
 	@echo
 	@echo 'STACK=$(STACK) (onedl or openmmlab)  PYTHON=$(PYTHON)'
 	@echo 'VENV=$(VENV)'
@@ -39,6 +40,10 @@ test: setup
 
 test-all: setup
 	$(PYTEST) $(TEST_ARGS)
+
+# One process: the tests share the GPU.
+test-cuda: setup
+	FNKD_TEST_CUDA=1 $(RUN) -m pytest tests/test_cuda $(TEST_ARGS)
 
 lint: ruff mypy
 

@@ -76,6 +76,7 @@ def train(prog: str | None = None) -> Parser:
         help='continue from a checkpoint, by default the latest of the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--compile', action='store_true', help='compile student, teacher and loss (docs/speed.md)')
     parser.add_argument('--no-validate', action='store_true', help='no evaluation while training')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size')
     parser.add_argument('--no-pin-memory', action='store_true', help='no pinned memory in data loaders')

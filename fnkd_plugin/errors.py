@@ -1,11 +1,11 @@
-"""Errors of one sentence: what is wrong, where, and the fix."""
+"""The error of a wrong setup, and checks that raise it; each message names the fault, its place and the fix."""
 
 import math
 from collections.abc import Sequence
 
 
 class SetupError(ValueError):
-    """An option of a config or command line does not fit; raised before training starts."""
+    """A wrong option of a config or command line, found before training starts."""
 
 
 def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = 1e12) -> float:
@@ -14,7 +14,7 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
     The largest by default (our choice) keeps products of a few such numbers finite in fp32.
 
     Raises:
-        SetupError: If it is not; the message names the owner, the option, its value and its range.
+        SetupError: Otherwise; the message names the owner, the option, its value and its range.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         number = float(value)
@@ -25,12 +25,12 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
 
 
 def check_temperature(owner: str, value: object) -> float:
-    """A temperature in [1e-6, 1e6).
+    """Return ``value`` as a float in [1e-6, 1e6).
 
-    Above, the differences of softened distributions are below fp32's noise; far below, logits overflow.
+    Above, softened distributions differ by less than fp32 rounding; far below, logits overflow.
 
     Raises:
-        SetupError: As :func:`check_number`.
+        SetupError: See :func:`check_number`.
     """
     number = check_number(owner, 'temperature', value, positive=True, below=1e6)
     if number < 1e-6:
@@ -39,18 +39,18 @@ def check_temperature(owner: str, value: object) -> float:
 
 
 def check_several_classes(owner: str, count: int) -> None:
-    """Refuse a classifier of one class, whose softmax is 1 for any logit.
+    """Check that a classifier has at least two classes; the softmax of one logit is always 1.
 
     Raises:
         SetupError: If ``count`` is below 2.
     """
     if count < 2:
         raise SetupError(
-            f'{owner} has {count} class, of which a softmax is 1 whatever the logit; train it with two classes.'
+            f'{owner} has {count} class, for which the softmax is always 1; train it with at least two classes.'
         )
 
 
 def first_few(entries: Sequence[object], few: int = 5) -> str:
-    """The first entries for a message, and how many more there are."""
+    """Format the first ``few`` entries and the number of the others, for a message."""
     more = f' and {len(entries) - few} more' if len(entries) > few else ''
     return ', '.join(f'{entry!s:.200}' for entry in entries[:few]) + more

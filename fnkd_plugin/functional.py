@@ -1,10 +1,10 @@
-r"""The mathematics of softened labels: tensors in, tensors out, torch only.
+r"""Softened labels as functions of tensors; depends on torch only.
 
-LSR, ALSR, KD and FNKD replace the one-hot label :math:`q` by a better distribution. LSR and ALSR write that
-distribution down (:func:`lsr_target`, :func:`alsr_target`); KD and FNKD take it from a teacher's logits
-under a temperature policy (:func:`scale_by_temperature`, :func:`scale_by_feature_norm`) and compare it with
-the student's by :func:`soft_cross_entropy`. As distributions they are compared by the compensation :math:`\eta`
-that each adds to :math:`q` (Eq. 1; ``*_compensation``), of which :func:`denoised_target` makes the label again.
+LSR, ALSR, KD and FNKD replace the one-hot label :math:`q` by another distribution. LSR and ALSR compute it from the
+label (:func:`lsr_target`, :func:`alsr_target`). KD and FNKD compute it from a teacher's logits under a temperature
+policy (:func:`scale_by_temperature`, :func:`scale_by_feature_norm`); :func:`soft_cross_entropy` compares it with the
+student's. The compensation :math:`\eta` is what a method adds to :math:`q` (Eq. 1; ``*_compensation``);
+:func:`denoised_target` is the resulting label.
 
 Half-precision inputs are computed in fp32; fp64 stays fp64.
 """
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """``x`` in fp32 if it is in half precision, else as it is."""
+    """``x`` in fp32 if it has half precision, else unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -47,12 +47,12 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
     .. math:: \frac1N \sum_n w_n H(\sigma(v_n), \sigma(z_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     Its gradient with respect to :math:`z_n` is :math:`w_n (\sigma(z_n) - \sigma(v_n)) / N`. Source: the soft
-    terms of Eq. 4 and Eq. 11 of the paper. On a GPU the losses compute it, and the scaling of the logits, in a kernel
+    terms of Eq. 4 and Eq. 11 of the paper. On a GPU the losses compute it together with the scaling in one kernel
     (:func:`fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`).
 
     Args:
         student_logits: :math:`z`, scaled by the temperature policy, [N, K].
-        teacher_logits: :math:`v`, scaled by the same policy, [N, K]. No gradient is stopped here.
+        teacher_logits: :math:`v`, scaled by the same policy, [N, K]; not detached.
         weight: :math:`w_n \ge 0`, [N], or one for all.
 
     Returns:
@@ -63,7 +63,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
 
 
 def scale_about_origin(logits: Tensor, scale: Tensor | float, origin: Tensor | None = None) -> Tensor:
-    r"""Logits scaled about those of the zero feature, :math:`z' = b + s (z - b)`: what every temperature policy does.
+    r"""Logits scaled about those of the zero feature, :math:`z' = b + s (z - b)`; the form of every temperature policy.
 
     KD has :math:`s = 1/T` and :math:`b = 0`, FNKD :math:`s = \tau / \lVert f \rVert` and the bias.
 
@@ -73,7 +73,7 @@ def scale_about_origin(logits: Tensor, scale: Tensor | float, origin: Tensor | N
         origin: :math:`b`, [K]; None for 0.
 
     Returns:
-        :math:`z'`, [N, K], fp32, or fp64 if any input is. At :math:`s = 1` it is :math:`z` exactly.
+        :math:`z'`, [N, K], fp32, or fp64 if any input is. Equal to :math:`z` at :math:`s = 1`.
     """
     dtypes = [x.dtype for x in (logits, scale, origin) if isinstance(x, Tensor)]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -111,17 +111,17 @@ def scale_by_feature_norm(
         s = \begin{cases} \min(1, \tau / r) & \text{clip, the authors' code} \\
                           \tau / r          & \text{normalize, Eq. 10} \end{cases}
 
-    so the bias is not scaled, as in the authors' code. At :math:`r = 0`, or so near that
-    :math:`\tau / r` has no finite gradient, both take :math:`s = 1` (our choice: the paper's scale is
-    infinite there, and :math:`z - b = 0` makes any finite scale equal).
-    Gradient flows through the logits, the norm and the origin; detach what shall be held fixed.
+    so the bias is not scaled, as in the authors' code. At :math:`r = 0`, or where :math:`\tau / r` has no finite
+    gradient, :math:`s = 1` in both modes (our choice: the paper's scale is infinite there, and all finite scales are
+    equivalent since :math:`z - b = 0`).
+    Gradient flows through the logits, the norm and the origin, unless the caller detaches them.
 
     Args:
         logits: :math:`z`, [N, K].
         feature_norm: :math:`r \ge 0`, [N].
         origin: :math:`b`, the logits of the zero feature, [K]; None for a layer without bias.
         tau: The norm to rescale to, > 0, in the unit of ``feature_norm``, a number or a scalar tensor. For
-            :math:`\tau \to \infty` ``clip`` leaves the logits alone.
+            :math:`\tau \to \infty` ``clip`` does not change the logits.
         mode: ``'clip'`` or ``'normalize'``.
 
     Returns:
@@ -139,7 +139,7 @@ def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') ->
     if mode == 'clip':
         return tau / r.clamp_min(tau)
     if mode == 'normalize':
-        # Nearer to 0 than this, z - b is rounding noise, and the gradient of tau / r overflows.
+        # Below this, z - b is rounding noise, and the gradient of tau / r overflows.
         return tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
     raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
 
@@ -147,8 +147,8 @@ def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') ->
 def logit_std(logits: Tensor) -> Tensor:
     r"""Standard deviation of each sample's logits over the classes, :math:`\sqrt{\frac1K \sum_k (z_k - \bar z)^2}`.
 
-    Where it is 0, or so near that its inverse has no finite gradient, it is taken as 1 (our choice: all logits are
-    equal there, and so is their softmax at any temperature).
+    1 where it is 0 or its inverse has no finite gradient (our choice: equal logits have the same softmax at any
+    temperature).
 
     Args:
         logits: [N, K].
@@ -163,8 +163,8 @@ def logit_std(logits: Tensor) -> Tensor:
 def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Each sample's logits as z-scores over the classes, :math:`(z - \bar z) / (T \operatorname{std}(z))`.
 
-    The softmax does not see the mean: this is :math:`z / T_n` with a temperature
-    :math:`T_n = T \operatorname{std}(z_n)` for each sample. Shifting and scaling the logits changes nothing.
+    Since the softmax does not depend on the mean, this is :math:`z / T_n` with a temperature
+    :math:`T_n = T \operatorname{std}(z_n)` for each sample. Invariant to shifts and positive scales of the logits.
     Source: Sun et al., *Logit Standardization in Knowledge Distillation*, CVPR 2024, algorithm 1.
 
     Args:
@@ -180,7 +180,7 @@ def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``, whatever the scale of the rows.
+    """Pearson's correlation coefficient of each row of ``a`` with that of ``b``, for rows of any scale.
 
     Args:
         a: [N, K].
@@ -195,11 +195,11 @@ def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less their mean and of norm 1, and whether they vary beyond rounding noise, [N]; the others as they are."""
+    """Centred rows of norm 1, and which rows vary beyond rounding noise, [N]; the others are divided by sqrt(K)."""
     x = at_least_fp32(x)
     centred = x - x.mean(dim=1, keepdim=True)
     with torch.no_grad():
-        # First scaled to about 1, so that no square underflows; a correlation does not depend on it.
+        # Scaled to about 1 first, so that squares do not underflow; correlations are invariant to it.
         scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
         noise = (4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)).clamp_min(finfo.tiny / finfo.eps)
         varies = scale > noise
@@ -226,11 +226,11 @@ def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:
 def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform: float, eps_near: float) -> Tensor:
     r"""Anisotropic label smoothing, :math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho` (Eq. 3).
 
-    :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours falls back to LSR
+    :math:`\rho_k = 1/|A|` on the classes near the true one. A class without neighbours gets LSR
     with :math:`\epsilon_1` (our choice).
 
     Args:
-        labels: Class indices [N], or distributions [N, K]: the targets of their classes are mixed.
+        labels: Class indices [N], or distributions [N, K], whose targets are mixed alike.
         neighbours: For each of the K classes the indices of its near classes :math:`A`.
         eps_uniform: :math:`\epsilon_1 \ge 0`.
         eps_near: :math:`\epsilon_2 \ge 0`, :math:`\epsilon_1 + \epsilon_2 < 1`.
@@ -242,7 +242,7 @@ def alsr_target(labels: Tensor, neighbours: Sequence[Sequence[int]], eps_uniform
 
 
 class Neighbours(nn.Module):
-    """Near classes as indices, K rows of the length of the longest; no table of K x K.
+    """Near classes as padded index lists, without a K x K table.
 
     Args:
         neighbours: For each of the K classes the indices of its near classes.
@@ -254,9 +254,9 @@ class Neighbours(nn.Module):
     def __init__(self, neighbours: Sequence[Sequence[int]]) -> None:
         super().__init__()
         num_classes, longest = len(neighbours), max(map(len, neighbours), default=0)
-        # The missing ones stand for class K, which is cut off in the end.
+        # Padded with class K, which is cut off in the end.
         rows = [[*near, *[num_classes] * (longest - len(near))] for near in neighbours]
-        # Not in a state_dict: a student's checkpoint has the same keys under any loss.
+        # Not persistent: a student's checkpoint has the same keys under any loss.
         self.register_buffer('index', torch.tensor(rows, dtype=torch.long).view(num_classes, longest), persistent=False)
         self.register_buffer('count', torch.tensor([len(near) for near in neighbours]), persistent=False)
 
@@ -274,7 +274,7 @@ class Neighbours(nn.Module):
             each = self.index[labels]
             return found.scatter(1, each, share[labels, None].expand_as(each))[:, :-1]
         found = labels.new_zeros(len(labels), len(self.count) + 1, dtype=torch.promote_types(labels.dtype, share.dtype))
-        for column in self.index.T:  # not at once, which would take N x K x longest
+        for column in self.index.T:  # column by column, to avoid N x K x longest elements
             found.index_add_(1, column, labels * share.to(found))
         return found[:, :-1]
 
@@ -282,7 +282,7 @@ class Neighbours(nn.Module):
 def kd_target(labels: Tensor, q_kd: Tensor, alpha: float) -> Tensor:
     r"""KD at :math:`T = 1` as a label, :math:`q_t = (1-\alpha) q + \alpha q_{kd}` (Eq. 7).
 
-    Cross-entropy with it *is* KD's loss (Eq. 6).
+    Cross-entropy with it equals KD's loss (Eq. 6).
 
     Args:
         labels: Class indices [N], or distributions [N, K].
@@ -296,10 +296,10 @@ def kd_target(labels: Tensor, q_kd: Tensor, alpha: float) -> Tensor:
 
 
 def lsr_compensation(labels: Tensor, num_classes: int, eps: float) -> Tensor:
-    r"""What LSR adds to a label, :math:`\eta = \frac{\epsilon}{1-\epsilon} u` (Eq. 1 and 2): the same for all.
+    r"""What LSR adds to a label, :math:`\eta = \frac{\epsilon}{1-\epsilon} u` (Eq. 1 and 2), equal for all classes.
 
     Args:
-        labels: Class indices [N]; only their number counts.
+        labels: Class indices [N]; only N is used.
         num_classes: :math:`K`.
         eps: :math:`0 \le \epsilon < 1`.
 
@@ -314,7 +314,7 @@ def alsr_compensation(
 ) -> Tensor:
     r"""What ALSR adds, :math:`\eta = (\epsilon_1 u + \epsilon_2 \rho) / (1-\epsilon_1-\epsilon_2)` (Eq. 1 and 3).
 
-    For a class without neighbours it is LSR's with :math:`\epsilon_1`.
+    A class without neighbours gets that of LSR with :math:`\epsilon_1`.
 
     Args:
         labels: Class indices [N].
@@ -346,9 +346,9 @@ def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
 def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
     r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
 
-    FNKD is not a cross-entropy with one label. But Eq. 12's gradient,
-    :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, holds the labels only as :math:`-(q + \eta)`, as KD's does;
-    its weight differs by sample: the smaller the norm, the more the teacher's distribution weighs.
+    FNKD is not a cross-entropy with one label. But in its gradient (Eq. 12),
+    :math:`p - q + \lambda^2 s (p_{fn} - q_{fn})`, the labels occur only as :math:`-(q + \eta)`, as in that of KD. The
+    weight of the teacher's distribution is larger for a smaller feature norm.
 
     Args:
         q_fn: The teacher's distributions (Eq. 10), [N, K].
@@ -366,7 +366,7 @@ def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weigh
 def denoised_target(labels: Tensor, compensation: Tensor) -> Tensor:
     r"""The label with its compensation, :math:`\hat q = (q + \eta) / (1 + \sum_k \eta_k)` (Eq. 1).
 
-    Eq. 1 is normalised here, so that a distribution comes out. With the compensations above it is exactly
+    Eq. 1 is normalised here to give a distribution. With the compensations above it equals
     :func:`lsr_target`, :func:`alsr_target` and :func:`kd_target`.
 
     Args:
@@ -381,7 +381,7 @@ def denoised_target(labels: Tensor, compensation: Tensor) -> Tensor:
 
 
 def _distributions(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Labels as distributions; one-hot ones in ``dtype``, or in fp32 if that is less."""
+    """Labels as distributions; one-hot labels have ``dtype``, or fp32 if that is wider."""
     if labels.ndim == 2:
         return labels if labels.is_floating_point() else labels.to(dtype)
     return F.one_hot(labels, num_classes).to(torch.promote_types(dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Predictions of a batch: what any temperature policy reads of a model."""
+"""Predictions of a batch: logits, and what temperature policies need to rescale them."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from fnkd_plugin.functional import at_least_fp32
 
 
 class Prediction(NamedTuple):
-    r"""Logits, and what rescales them exactly.
+    r"""Logits of a batch, with the feature norm and bias that rescale them exactly.
 
     Attributes:
         logits: :math:`z = W f + b`, [N, K].
-        feature_norm: :math:`\lVert f \rVert_2` of the last affine layer's actual input (after any head
-            dropout), [N]; None for a model without one single such layer.
-        origin: The logits of the zero feature, that is the bias :math:`b`, [K]; None where there is no
-            bias or no such layer. A student's is the live parameter.
+        feature_norm: :math:`\lVert f \rVert_2` of the input of the last affine layer (after any head dropout),
+            [N]; None for a model without a single such layer.
+        origin: The logits of the zero feature, i.e. the bias :math:`b`, [K]; None without a bias or such a layer. For
+            a student it is the parameter itself.
     """
 
     logits: Tensor
@@ -27,18 +27,17 @@ class Prediction(NamedTuple):
 
 
 class EnsemblePrediction(Prediction):
-    r"""Predictions of several teachers: their weighted mean distribution.
+    r"""Predictions of several teachers, for their weighted mean distribution.
 
     A cross-entropy is linear in its target, so under a temperature policy :math:`\pi` the loss on the mean of the
     members' distributions, :math:`\sum_m w_m \sigma(\pi(v_m))`, is the weighted mean of the losses on each. Losses that
-    compare single sets of logits, and the log, see one: ``logits`` are
-    :math:`\log \sum_m w_m \sigma(v_m)`, whose softmax is the mean distribution without any policy (our choice).
-    ``feature_norm`` is the weighted mean of the members', from which ``tau='auto'`` follows, one for all of them (our
-    choice); None if a member has none. ``origin`` is None: no one layer made these logits.
+    need one set of logits, and the log, use ``logits``, :math:`\log \sum_m w_m \sigma(v_m)`, whose softmax is the mean
+    distribution without any policy (our choice). ``feature_norm`` is the weighted mean over the members, from
+    which ``tau='auto'`` gives one tau for all (our choice); None if a member has none. ``origin`` is None.
 
     Attributes:
-        members: The predictions, one a teacher.
-        weights: :math:`w_m > 0`, of sum 1.
+        members: One prediction per teacher.
+        weights: :math:`w_m > 0`, with sum 1.
     """
 
     members: tuple[Prediction, ...]
@@ -46,7 +45,7 @@ class EnsemblePrediction(Prediction):
 
     @classmethod
     def of(cls, members: Sequence[Prediction], weights: Sequence[float]) -> 'EnsemblePrediction':
-        """Of one prediction and one weight for each teacher."""
+        """Build from one prediction and one weight per teacher."""
         pairs = list(zip(weights, members, strict=True))
         logs = [math.log(w) + torch.log_softmax(at_least_fp32(m.logits), dim=1) for w, m in pairs]
         norms = [w * m.feature_norm for w, m in pairs if m.feature_norm is not None]
@@ -57,12 +56,12 @@ class EnsemblePrediction(Prediction):
 
 
 class SparsePrediction(Prediction):
-    """The largest logits of a batch, and moments of the others; see :mod:`fnkd_plugin.losses.top_k`.
+    """The largest logits of each image, and moments of the others; see :mod:`fnkd_plugin.losses.top_k`.
 
-    ``logits`` are the k largest of each image in falling order, [N, k]; ``origin`` is of all classes.
+    ``logits`` are the k largest of each image in descending order, [N, k]; ``origin`` has all classes, [K].
 
     Attributes:
-        classes: Which classes these are, [N, k].
+        classes: The classes of ``logits``, [N, k].
         tail: Mean and variance of v - b over the other classes, and its covariance with b, [N, 3].
         num_classes: K.
     """
@@ -73,7 +72,7 @@ class SparsePrediction(Prediction):
 
     @classmethod
     def of(cls, dense: Prediction, classes: Tensor, tail: Tensor, num_classes: int) -> 'SparsePrediction':
-        """Of a prediction whose ``logits`` are the largest."""
+        """Build from a prediction whose ``logits`` are the k largest."""
         made = cls(*dense)
         made.classes, made.tail, made.num_classes = classes, tail, num_classes
         return made
@@ -87,7 +86,7 @@ def most_likely(prediction: Prediction) -> Tensor:
 
 
 def members_of(prediction: Prediction) -> list[tuple[float, Prediction]]:
-    """Each teacher's share, of sum 1, and its own prediction, in ensembles of ensembles too; a single one's is 1."""
+    """The weight and prediction of each teacher; the weights sum to 1. Nested ensembles are flattened."""
     if isinstance(prediction, EnsemblePrediction):
         pairs = zip(prediction.weights, prediction.members, strict=True)
         return [(weight * share, one) for weight, member in pairs for share, one in members_of(member)]

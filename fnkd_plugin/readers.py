@@ -1,4 +1,4 @@
-"""Finds the layer that makes a classifier's logits, if possible an affine one, and reads them there."""
+"""Finds the layer that computes a classifier's logits, and reads its input and output with forward hooks."""
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ Model = TypeVar('Model', bound=nn.Module)
 
 
 class Ran(NamedTuple):
-    """How a module ran in :func:`probe`: its output, that one's version then, and how it was called."""
+    """A call of a module in :func:`probe`: its output, the output's version counter, and its arguments."""
 
     output: Tensor
     version: int
@@ -40,7 +40,7 @@ def _is_affine(module: nn.Module) -> bool:
         isinstance(module, nn.Conv2d) and (module.kernel_size != (1, 1) or module.groups != 1)
     ):
         return False
-    # A subclass with a forward of its own may do anything: normalise feature and weight, as ArcFace's does.
+    # A subclass with its own forward may not be affine, e.g. ArcFace's normalises feature and weight.
     return type(module).forward is kind.forward or _maps_affinely(module)
 
 
@@ -53,9 +53,9 @@ def _maps_affinely(layer: nn.Linear | nn.Conv2d) -> bool:
     return found.numel() == expected.numel() and torch.allclose(found.view_as(expected), expected, 1e-2, 1e-2)
 
 
-def _same_numbers(a: Any, ran: Ran) -> bool:
-    # The same storage, not equal values: a flattened or permuted view is still the layer's own output. An in-place
-    # operation since leaves the storage, but counts up the version.
+def _is_output_of(a: Any, ran: Ran) -> bool:
+    # Compares the storage, not values: a flattened or permuted view is still the layer's output. A later in-place
+    # operation keeps the storage but increments the version counter.
     return (
         isinstance(a, Tensor)
         and a.numel() == ran.output.numel()
@@ -65,7 +65,7 @@ def _same_numbers(a: Any, ran: Ran) -> bool:
 
 
 def image_size(size: Any) -> ImageSize | None:
-    """A model's ``img_size`` or ``input_size`` as [..., H, W] or a number; None if it is neither."""
+    """Parse a model's ``img_size`` or ``input_size``, given as [..., H, W] or a number; None if it is neither."""
     if isinstance(size, (tuple, list)) and size and all(isinstance(side, int) for side in size):
         height, width = size[-2:] if len(size) > 1 else (size[0], size[0])
         return height if height == width else (height, width)
@@ -83,40 +83,40 @@ def _size_hints(model: nn.Module) -> list[ImageSize]:
 
 
 def _channel_hints(model: nn.Module) -> list[int]:
-    # Of the first convolution; it may see something else than the image, such as pixels made into channels.
+    # Of the first convolution. Its input may differ from the image, e.g. after a pixel unshuffle.
     return [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)][:1]
 
 
 def only_size(model: nn.Module, forward: Callable[[Tensor], Any]) -> ImageSize | None:
-    """The only image size that a model takes, such as an MLP-Mixer's; None if it is unknown or if others work."""
+    """The image size of a model that accepts no other, e.g. an MLP-Mixer; None if unknown or if other sizes work."""
 
-    def takes(size: ImageSize) -> bool:
+    def accepts(size: ImageSize) -> bool:
         try:
             probe(model, forward, size)
         except SetupError:
             return False
         return True
 
-    own = next((size for size in _size_hints(model) if takes(size)), None)
+    own = next((size for size in _size_hints(model) if accepts(size)), None)
     if own is None:
         return None
     height, width = (own, own) if isinstance(own, int) else own
-    return None if takes((height // 2, width // 2)) or takes((2 * height, 2 * width)) else own
+    return None if accepts((height // 2, width // 2)) or accepts((2 * height, 2 * width)) else own
 
 
 def probe(
     model: nn.Module, forward: Callable[[Tensor], Any], size: ImageSize | None = None, channels: int | None = None
 ) -> tuple[Any, LayerOutputs]:
-    """Run ``forward`` once on one image in eval mode, leaving the model and the random streams as they were.
+    """Run ``forward`` once on one image in eval mode; the model and the random states are restored.
 
     Args:
-        model: The model whose modules are watched.
+        model: The model whose modules are recorded.
         forward: Images [1, C, H, W] to the model's output.
-        size: The image size, if known; otherwise the model's own hints and common sizes are tried.
-        channels: C of a model whose first convolution does not see the image; 3 if None.
+        size: The image size, if known; otherwise sizes stored in the model and common ones are tried.
+        channels: C, tried after that of the first convolution; 3 if None.
 
     Returns:
-        The output, and how each module inside the model ran whose own output is one vector.
+        The output, and the call of each submodule whose output is a single vector.
 
     Raises:
         SetupError: If no size fits; the first error is its cause.
@@ -136,7 +136,7 @@ def probe(
     depths = dict.fromkeys([*_channel_hints(model), channels or 3])
     first_error: Exception | None = None
     try:
-        # In some models eval() and train() do more than set flags: they gather biases, freeze stages.
+        # Some models override eval() and train(), e.g. to merge biases or freeze stages.
         model.eval()
         for depth, side in itertools.product(depths, sizes):
             height, width = (side, side) if isinstance(side, int) else side
@@ -145,7 +145,7 @@ def probe(
             try:
                 with isolated_rng(), torch.no_grad():
                     return forward(image), outputs
-            except Exception as error:  # a size that does not fit fails in as many ways as there are models
+            except Exception as error:  # models raise any type of error for a size that does not fit
                 first_error = first_error or error
     finally:
         for handle in handles:
@@ -162,25 +162,24 @@ def probe(
 
 
 def find_last_affine(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
-    """The affine layer whose own output is the model's output, or None.
+    """The affine layer whose output is the model's output.
 
-    A mean of two heads, a cosine or a scaled output is not an affine layer's own output; then there is not one feature
-    norm, and None is returned.
+    None if there is no such layer, and hence no single feature norm: the mean of two heads, a cosine, scaled logits.
     """
-    found = [layer for layer, ran in layer_outputs.items() if _same_numbers(output, ran)]
+    found = [layer for layer, ran in layer_outputs.items() if _is_output_of(output, ran)]
     return next((layer for layer in reversed(found) if _is_affine(layer)), None)
 
 
 def find_last_module(output: Any, layer_outputs: LayerOutputs) -> nn.Module | None:
-    """The outermost module inside the model whose own output, one vector, is the model's output, or None."""
-    return next((module for module, ran in reversed(layer_outputs.items()) if _same_numbers(output, ran)), None)
+    """The outermost submodule whose output, a single vector, is the model's output; None if there is none."""
+    return next((module for module, ran in reversed(layer_outputs.items()) if _is_output_of(output, ran)), None)
 
 
 class Reader(ABC):
-    """Reads what a module makes of a batch, inside ``with reader:``, by a forward hook.
+    """Reads the predictions of a module inside ``with reader:``, by a forward hook.
 
-    The hook is there only meanwhile, so that nothing of ours is on the model that others script, quantise or copy;
-    unless it is attached for good, which a compiled graph needs: a hook registered while it runs would break it.
+    Outside of the context the hook is removed, so that the model can be scripted, quantised or copied. A compiled model
+    needs a permanent hook (:meth:`attach`), since registering one would break its graph.
 
     Args:
         module: The module to read.
@@ -213,7 +212,7 @@ class Reader(ABC):
             self._handle = None
 
     def __deepcopy__(self, memo: dict) -> 'Reader':
-        # An EMA copy of the model copies the hook with it; one reader serves both.
+        # An EMA copy of the model shares the reader of its hook.
         return self
 
     def _hook(self, module: Any, args: tuple, kwargs: dict, output: Any) -> None:
@@ -224,13 +223,13 @@ class Reader(ABC):
     def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction: ...
 
     def take(self) -> Prediction | None:
-        """The prediction read since the last call, if any."""
+        """Return and forget the last prediction; None if there is none."""
         read, self._read = self._read, None
         return read
 
 
 def without_readers(model: Model) -> Model:
-    """A copy of a model without the hooks of attached readers."""
+    """A copy of the model without the hooks of attached readers."""
     model = copy.deepcopy(model)
     for module in model.modules():
         for key, hook in list(module._forward_hooks.items()):
@@ -250,14 +249,14 @@ class AffineReader(Reader):
 
 
 class LogitReader(Reader):
-    """Reads the logits alone, of a module that makes them in no one affine layer.
+    """Reads the logits of a module that is not affine.
 
-    They are those of prediction (our choice): a head that takes the labels, too, in its loss (ArcFace, whose margin
-    lowers the true class's logit) is called once more without them.
+    They are the logits of inference (our choice): a head that also takes labels in training (ArcFace, whose margin
+    lowers the logit of the true class) is called a second time without them.
 
     Args:
         module: The module whose output is the model's.
-        predicting: How it was called when the model predicted.
+        predicting: The call of the module in inference.
     """
 
     def __init__(self, module: nn.Module, predicting: Ran) -> None:
@@ -272,7 +271,7 @@ class LogitReader(Reader):
 
 
 class SumReader(Reader):
-    """Reads the logits alone, of a module that gives them as a tuple of summands, each [N, K]."""
+    """Reads the logits of a module that returns them as a tuple of summands, each [N, K]."""
 
     def _prediction(self, module: Any, args: tuple, kwargs: dict, output: Any) -> Prediction:
         return Prediction(sum(output))

@@ -1,4 +1,4 @@
-"""Keeping what we add away from the random streams of the student's training."""
+"""Isolation from the global random generators."""
 
 import random
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Restore torch's (CPU and current accelerator), numpy's and Python's generators on leaving.
+    """Restore the states of torch's (CPU and current GPU), NumPy's and Python's random generators on exit.
 
-    Under ``torch.compile`` nothing is done: compiled graphs carry random states of their own, and reading
-    the global ones would break the graph.
+    Does nothing under ``torch.compile``: compiled graphs have their own random states, and reading the global ones
+    would break the graph.
     """
     if torch.compiler.is_compiling():
         yield

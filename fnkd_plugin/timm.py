@@ -1,4 +1,4 @@
-"""Distillation as training tasks of timm, for timm's trainer and plain torch; without OpenMMLab."""
+"""Distillation as training tasks of timm, for timm's trainer or plain torch, without OpenMMLab."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -29,33 +29,33 @@ _logger = logging.getLogger(__name__)
 class DistillationTask(TrainingTask):
     r"""A soft loss of this package as one of timm's training tasks.
 
-    The student is :attr:`trainable_module`: checkpoints (:meth:`get_checkpoint_state`), EMA, DDP, optimisers and what
-    scripts or quantises it see the plain model. The teacher is in no ``state_dict`` and no ``parameters()``, frozen, in
-    eval mode, on the images' device; a module that is given stays as it is, since the task runs a copy of it that
-    shares its weights. It sees the student's images, mixup included, under its own normalisation; with a soft weight of
-    0 it is not run, and training is timm's ``ClassificationTask`` bit for bit.
+    The student is :attr:`trainable_module`: checkpoints (:meth:`get_checkpoint_state`), EMA, DDP, optimisers, scripting
+    and quantisation use the plain model. The teacher is frozen, in eval mode and on the device of the images, and not
+    part of ``state_dict()`` or ``parameters()``. A teacher given as a module is not changed; the task runs a copy that
+    shares its weights. It gets the student's images, after mixup, under its own normalisation. With a soft weight of 0
+    it is not run, and training equals timm's ``ClassificationTask`` bit for bit.
 
     Args:
         student_model: The model to train, on its device, not yet wrapped.
-        teacher_model: timm's name of the trained teacher, a module, or a :class:`~fnkd_plugin.teachers.Teacher`. A
-            module's normalisation is that of its ``pretrained_cfg``, as timm's models have it.
-        criterion: The loss on the labels. Created by ``timm.loss.create_classification_loss`` when None.
-        criterion_kwargs: Arguments of that when ``criterion`` is None.
-        teacher_pretrained_path: The weights of a teacher given by name; timm's published ones if None.
+        teacher_model: The trained teacher: timm's name of it, a module, or a :class:`~fnkd_plugin.teachers.Teacher`. A
+            module's normalisation is that of its ``pretrained_cfg``.
+        criterion: The loss on the labels; from ``timm.loss.create_classification_loss`` if None.
+        criterion_kwargs: Arguments of that function if ``criterion`` is None.
+        teacher_pretrained_path: The weights of a teacher given by name; timm's pretrained weights if None.
         teacher_pretrained_cfg_overlay: Changes to the ``pretrained_cfg`` of a teacher given by name.
-        soft_loss: What is learned from the teacher; its ``loss_weight`` counts.
-        task_loss_weight: What the loss on the labels is multiplied by, >= 0.
-        classes: The names of the student's classes (a list or a text file), to be compared with the teacher's, or found
-            among them by its ``class_map='by-name'``.
-        mean: What the images are normalised by, on timm's 0 to 1 scale; that of the student's ``pretrained_cfg`` if
-            None. Where neither is known, the teacher's must be as unknown, and it sees the images as they are.
-        std: As ``mean``.
+        soft_loss: The distillation loss, including its ``loss_weight``.
+        task_loss_weight: The weight of the loss on the labels, >= 0.
+        classes: The names of the student's classes (a list or a text file), to compare with the teacher's, or to find
+            among them if its ``class_map`` is ``'by-name'``.
+        mean: The mean of the images' normalisation, on timm's 0 to 1 scale; from the student's ``pretrained_cfg`` if
+            None. If neither is known, that of the teacher must be unknown too, and images are passed on unchanged.
+        std: Likewise.
         device: Device of the criterion, as in timm's tasks.
         dtype: As in timm's tasks.
-        verbose: Whether to log what learns from what.
+        verbose: Whether to log student, teacher, soft loss and image format.
 
     Raises:
-        SetupError: If student, teacher and soft loss do not fit; it names both sides and the fix.
+        SetupError: If student, teacher and soft loss do not fit.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class DistillationTask(TrainingTask):
                 teacher = teacher_model
             else:
                 teacher = _teacher_of(owner, teacher_model, student_model)
-        # Plain objects both, so that nothing finds or trains the teacher.
+        # A Teacher is not a module, so that it is not registered as a submodule.
         self.teacher = teacher
         named = None if classes is None else Classes.of(classes, owner)
         teacher.match_classes(count, named)
@@ -104,17 +104,17 @@ class DistillationTask(TrainingTask):
         teacher.prepare(images)
         if self.verbose:
             _logger.info(
-                f'{owner}: {type(student_model).__name__} learns from {teacher.name} by '
+                f'{owner}: student {type(student_model).__name__}, teacher {teacher.name}, soft loss '
                 f'{type(soft_loss).__name__}; images: {images}'
             )
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'DistillationTask':
-        """See timm's tasks: the student alone is wrapped in DDP."""
+        """See timm's tasks; only the student is wrapped in DDP."""
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
-        """See timm's tasks: the student alone is compiled."""
+        """See timm's tasks; only the student is compiled."""
         if self._reader is not None:
             self._reader.attach()
         compiled: Any = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
@@ -122,14 +122,14 @@ class DistillationTask(TrainingTask):
         return compiled
 
     def student(self) -> nn.Module:
-        """The plain student; after :meth:`compile` a copy, since the compiled one is read by a hook."""
+        """The plain student; after :meth:`compile` a copy, since the compiled student has a forward hook."""
         module: Any = self.trainable_module
         while hasattr(module, '_orig_mod') or isinstance(module, DistributedDataParallel):
             module = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
         return module if self._reader is None or not self._reader.attached else without_readers(module)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The state of the soft loss (``tau='auto'``), for checkpoints."""
+        """The state of the soft loss (of ``tau='auto'``), for checkpoints."""
         state = {} if ema else self.soft_loss.state_dict()
         return {'soft_loss': state} if state else {}
 
@@ -145,18 +145,18 @@ class DistillationTask(TrainingTask):
             self.soft_loss.load_state_dict(state['soft_loss'], strict=strict)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """One batch through teacher and student.
+        """Run teacher and student on one batch.
 
         Args:
             input: Images [N, C, H, W].
             target: Class indices [N], or distributions [N, K] (mixup, CutMix).
 
         Returns:
-            ``loss``, the sum of the weighted losses; ``output``, the student's logits; ``task_loss``, the loss on the
-            labels without its weight; ``kd_loss``, the soft loss with its weight; ``tau`` of FNKD.
+            ``loss``: the weighted sum; ``output``: the student's logits; ``task_loss``: the unweighted loss on the
+            labels; ``kd_loss``: the weighted soft loss; ``tau`` for FNKD.
 
         Raises:
-            ValueError: If the first targets of this form are not distributions, as those of several labels an image.
+            ValueError: If the first targets [N, K] are not distributions, e.g. multi-label targets.
         """
         if target.ndim == 2 and not self._targets_checked:
             self._check_distributions(target)
@@ -180,7 +180,7 @@ class DistillationTask(TrainingTask):
         if not torch.allclose(sums, torch.ones_like(sums), atol=0.01):
             raise ValueError(
                 f'{type(self).__name__}: targets must be class indices or distributions, but the rows of the first '
-                f'batch sum to {sums.min():.3g} to {sums.max():.3g}; soft targets are for one label an image.'
+                f'batch sum to {sums.min():.3g} to {sums.max():.3g}; multi-label targets are not supported.'
             )
 
     def _run_student(self, images: Tensor) -> tuple[Tensor, Prediction]:
@@ -192,8 +192,8 @@ class DistillationTask(TrainingTask):
         student = self._reader.take()
         if student is None:
             raise RuntimeError(
-                f'{type(self).__name__}: the student does not call its last affine layer as a module while it trains, '
-                'so that its feature norm cannot be read.'
+                f'{type(self).__name__}: in training the student does not call its last affine layer as a module, so '
+                'its feature norm cannot be read.'
             )
         return output, student
 
@@ -207,15 +207,15 @@ class FNKDTask(DistillationTask):
 
     Args:
         *args: See :class:`DistillationTask`.
-        tau: The norm that features are rescaled to, > 0; or ``'auto'``, a third of the teacher's mean feature norm. See
+        tau: The target feature norm, > 0; or ``'auto'``, a third of the teacher's mean feature norm. See
             :class:`~fnkd_plugin.losses.FNKDLoss`.
         distill_loss_weight: :math:`\lambda^2 \ge 0`.
         mode: ``'clip'`` (the authors' code) or ``'normalize'`` (Eq. 10).
-        detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
+        detach_norm: Whether to detach the student's norm, as in Eq. 12.
         **kwargs: See :class:`DistillationTask`.
 
     Raises:
-        SetupError: As :class:`DistillationTask`; also if a model has no last affine layer, whose input has the norm.
+        SetupError: See :class:`DistillationTask`; also if a model has no last affine layer and so no feature norm.
 
     Examples:
         >>> import timm, torch
@@ -238,11 +238,11 @@ class FNKDTask(DistillationTask):
 
 
 def _student_logits(owner: str, student: nn.Module) -> tuple[int, nn.Module | None]:
-    """The student's number of classes, and its last affine layer, if there is one."""
+    """The student's number of classes and last affine layer, if any."""
     output, ran = probe(student, student)
     if not isinstance(output, Tensor) or output.ndim != 2 or _headless(student):
         raise SetupError(
-            f'{owner}: the student {type(student).__name__} makes no logits [N, K] of images; give a student with a '
+            f'{owner}: the student {type(student).__name__} does not return logits [N, K]; give a student with a '
             'classifier (num_classes > 0).'
         )
     check_several_classes(f'{owner}: the student {type(student).__name__}', output.shape[1])
@@ -275,7 +275,7 @@ def _headless(model: nn.Module) -> bool:
 def _pixels(
     owner: str, model: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> PixelFormat:
-    """How images are normalised for a model: as given, or as in its ``pretrained_cfg``; in RGB, as timm loads them."""
+    """The image format of a model: the given mean and std, or those of its ``pretrained_cfg``; RGB, as in timm."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     mean, std = cfg.get('mean') if mean is None else mean, cfg.get('std') if std is None else std
     if mean is None and std is None:
@@ -289,7 +289,7 @@ def _pixels(
 def _fit(
     owner: str, student: nn.Module, layer: nn.Module | None, teacher: Teacher, soft_loss: SoftLoss
 ) -> AffineReader | None:
-    """What reads the student's feature norm, if the soft loss needs it."""
+    """The reader of the student's feature norm, if the soft loss needs it."""
     if not soft_loss.needs_feature_norm or soft_loss.loss_weight == 0:
         return None
     unfit = f'the teacher {", ".join(teacher.without_norm)}' if teacher.without_norm else None
@@ -297,8 +297,8 @@ def _fit(
         unfit = f'the student {type(student).__name__}'
     if unfit:
         raise SetupError(
-            f'{owner}: {type(soft_loss).__name__} needs feature norms, but the logits of {unfit} come from no single '
-            'last affine layer (a mean of two heads has two norms, cosines have none); use '
+            f'{owner}: {type(soft_loss).__name__} needs feature norms, but {unfit} has no single last affine '
+            'layer (a mean of two heads has two norms, cosine logits have none); use '
             'DistillationTask(..., soft_loss=KDLoss()).'
         )
     return AffineReader(layer)  # type: ignore[arg-type]

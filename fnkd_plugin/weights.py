@@ -1,9 +1,8 @@
-"""Checkpoints as data: whatever a file names, nothing in it runs and nothing foreign is built.
+"""Safe reading of checkpoints: no code from a file runs, and no class that it names is instantiated.
 
-The reader knows torch's functions that rebuild tensors, plain containers, numbers and strings. Every other class or
-function in a file, such as the ``argparse.Namespace`` that timm's trainer stores beside its weights, becomes a
-:class:`Foreign`. It keeps no state outside of the call, so that threads may read at once, and it allocates no more
-than the file's own size suggests.
+The reader builds tensors, plain containers, numbers and strings. Any other class or function in a file, such as the
+``argparse.Namespace`` that timm's trainer stores beside its weights, becomes a :class:`Foreign`. The reader has no
+global state, so that threads may read concurrently, and its memory is bounded by the size of the file.
 """
 
 import io
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from fnkd_plugin.errors import SetupError
 
 TIMM_EMA = ('state_dict_ema', 'model_ema')
-"""Where checkpoints of timm, DeiT and torchvision keep averaged weights."""
+"""Keys of the averaged weights in checkpoints of timm, DeiT and torchvision."""
 
 _NOT_WEIGHTS = ('n_averaged', 'total_ops', 'total_params')
 _SHAPE = r'torch\.Size\(\[(.*?)\]\)'
@@ -37,56 +36,56 @@ _MISMATCH = re.compile(rf'size mismatch for (\S+): .*? {_SHAPE} .*? {_SHAPE}')
 
 
 class UnreadableCheckpointError(SetupError):
-    """A checkpoint that is missing, truncated, or holds no weights."""
+    """A checkpoint that is missing or truncated, or has no weights."""
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Read all that a checkpoint of MMEngine, timm or plain torch holds; tensors are on the CPU.
+    """Read the content of a checkpoint of MMEngine, timm or plain torch; tensors are on the CPU.
 
     Args:
         source: A path, or a URL, which is downloaded into torch's hub folder.
 
     Returns:
-        Numbers, strings, tensors, and dicts, lists, tuples and sets of these. NumPy's numbers become Python's and its
-        arrays tensors; anything else is a :class:`Foreign`.
+        Numbers, strings, tensors, and dicts, lists, tuples and sets of these. NumPy scalars become Python numbers and
+        arrays become tensors; anything else is a :class:`Foreign`.
 
     Raises:
-        UnreadableCheckpointError: If the file is missing, truncated, no checkpoint, or larger in memory than on disk.
+        UnreadableCheckpointError: If the file is missing, truncated or not a checkpoint, or too large in memory.
     """
     path = download(str(source)) if str(source).startswith(('http://', 'https://')) else os.path.expanduser(source)
     if not os.path.isfile(path):
         fault = 'is not a file' if os.path.exists(path) else 'does not exist'
         raise UnreadableCheckpointError(f'Checkpoint {source} {fault}.')
     if str(path).endswith('.safetensors'):
-        return _described(source, lambda: safetensors.torch.load_file(path))
+        return _read_or_raise(source, lambda: safetensors.torch.load_file(path))
     return read_stream(lambda: open(path, 'rb'), source)
 
 
-def read_stream(opened: Callable[[], BinaryIO], source: str | Path) -> dict[str, Any]:
-    """As :func:`read_checkpoint`, from what ``opened()`` gives; ``source`` names it in errors."""
+def read_stream(open_file: Callable[[], BinaryIO], source: str | Path) -> dict[str, Any]:
+    """See :func:`read_checkpoint`, but from the file that ``open_file()`` returns; ``source`` is its name in errors."""
 
     def read() -> Any:
-        with opened() as file:
+        with open_file() as file:
             return _read(file)
 
-    content = _described(source, read)
+    content = _read_or_raise(source, read)
     if isinstance(content, dict):
         return content
     kind = content.name if isinstance(content, Foreign) else type(content).__name__
-    raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict, but a {kind}; save its state_dict.')
+    raise UnreadableCheckpointError(f'Checkpoint {source} has a {kind} instead of a state_dict; save the state_dict.')
 
 
-def _described(source: str | Path, read: Callable[[], Any]) -> Any:
+def _read_or_raise(source: str | Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes to get wrong
+    except Exception as error:  # a damaged file can raise any type of error
         raise UnreadableCheckpointError(
             f'Checkpoint {source} cannot be read ({_reason(error)}); it may be truncated, or not a checkpoint.'
         ) from error
 
 
 def download(url: str, folder: str | None = None) -> str:
-    """The path of the file at ``url`` in ``folder``, by default torch's hub folder; downloaded unless it is there.
+    """Download ``url`` into ``folder`` (default: torch's hub folder), unless the file exists; return its path.
 
     Raises:
         UnreadableCheckpointError: If it cannot be downloaded.
@@ -107,19 +106,19 @@ def _reason(error: BaseException) -> str:
 
 
 def read_state_dict(source: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint: :func:`find_state_dict` of :func:`read_checkpoint`.
+    """Read the weights of a checkpoint.
 
     Raises:
-        UnreadableCheckpointError: If the file cannot be read, or holds no weights.
+        UnreadableCheckpointError: If the file cannot be read or has no weights.
     """
     return find_state_dict(read_checkpoint(source), source)
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The weights in what :func:`read_checkpoint` gave.
+    """The weights in a checkpoint that :func:`read_checkpoint` returned.
 
-    Of several sets the EMA weights come first, as timm reads its own. Prefixes of DDP, ``AveragedModel`` and
-    ``torch.compile`` are cut where all keys have them.
+    EMA weights are preferred, as in timm. Prefixes of DDP, ``AveragedModel`` and ``torch.compile`` are removed if all
+    keys have them.
 
     Raises:
         UnreadableCheckpointError: If there are none.
@@ -128,7 +127,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], source: str | Path) -> dict[s
     sets = [part for name in names if isinstance(part := checkpoint.get(name), dict)]
     state = next(filter(None, map(_tensors, [*sets, checkpoint])), None)
     if state is None:
-        raise UnreadableCheckpointError(f'Checkpoint {source} holds no state_dict.')
+        raise UnreadableCheckpointError(f'Checkpoint {source} has no state_dict.')
     for prefix in ('module.', '_orig_mod.', 'module.'):
         weights = [key for key in state if key not in _NOT_WEIGHTS]
         if all(key.startswith(prefix) for key in weights):
@@ -143,31 +142,31 @@ def _tensors(part: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load ``state`` into ``model``, and refuse to leave anything random.
+    """Load ``state`` into ``model``; no parameter may stay at its random initialisation.
 
     Args:
         model: The model.
-        state: Weights under the model's own keys. Keys that the model lacks are refused, unless they are counters
-            and averages that training tools add (``n_averaged``, ``total_ops``, mmcv's ``ema_*``).
-        what: Which model and which file, for the error.
+        state: Weights under the model's own keys. Unknown keys raise, except for counters and averages that training
+            tools add (``n_averaged``, ``total_ops``, mmcv's ``ema_*``).
+        what: The model and the file, for the error.
 
     Raises:
-        SetupError: If keys are missing or unknown, or shapes differ; it names the first of each.
+        SetupError: If keys are missing or unknown, or shapes differ; the message names the first of each.
     """
-    # From the loading itself, since models resize and rename weights while they load them.
+    # Recorded during loading, since models resize and rename weights in their load hooks.
     missing: list[str] = []
     unknown: list[str] = []
     shapes: list[str] = []
     faults: list[str] = []
 
-    def note(_: nn.Module, incompatible: Any) -> None:
+    def record(_: nn.Module, incompatible: Any) -> None:
         missing.extend(key for key in incompatible.missing_keys if not key.endswith('num_batches_tracked'))
-        unknown.extend(key for key in incompatible.unexpected_keys if not _is_surplus(key))
+        unknown.extend(key for key in incompatible.unexpected_keys if not _is_ignored(key))
 
-    handle = model.register_load_state_dict_post_hook(note)
+    handle = model.register_load_state_dict_post_hook(record)
     try:
         model.load_state_dict(state, strict=False)
-    except Exception as error:  # the model's own hooks may fail in any way on weights that are not its own
+    except Exception as error:  # a model's load hooks may raise any type of error on other weights
         shapes = [f'{key} is ({its}), not ({own})' for key, its, own in _MISMATCH.findall(str(error))]
         faults = [] if shapes else [_reason(error)]
     finally:
@@ -184,27 +183,27 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
         )
 
 
-def _is_surplus(key: str) -> bool:
+def _is_ignored(key: str) -> bool:
     return key.rpartition('.')[2] in _NOT_WEIGHTS or key.startswith(('data_preprocessor.', 'ema_'))
 
 
 class Foreign:
-    """What a file holds of a class that the reader does not know: its name; nothing was called.
+    """Placeholder for an object of a class that the reader does not build.
 
     Attributes:
-        name: Its module and name.
-        state: For MMEngine's training logs, what they hold; else None.
+        name: The module and name of the class.
+        state: The content of MMEngine's training logs; None for other classes.
     """
 
     def __init__(self, name: str, args: tuple = (), state: Any = None) -> None:
         self.name, self.args, self.state = name, args, state
 
     def __repr__(self) -> str:
-        return f'<{self.name}, not built>'
+        return f'<{self.name}, not loaded>'
 
 
 class _Global:
-    """A class or function that a file names."""
+    """A class or function referenced by a file."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -215,20 +214,20 @@ class _Global:
 
 
 class _Metadata(OrderedDict):
-    """An ``OrderedDict`` with the attribute in which ``state_dict`` keeps the versions of modules."""
+    """An ``OrderedDict`` with the ``_metadata`` of a ``state_dict``, the versions of its modules."""
 
     _metadata: Any = None
 
 
 class _Storage:
-    """Bytes that tensors of ``dtype`` are views of."""
+    """The bytes behind tensors of ``dtype``."""
 
     def __init__(self, data: Tensor, dtype: torch.dtype, budget: '_Budget') -> None:
         self.data, self.dtype, self.budget = data, dtype, budget
 
 
 class _Budget:
-    """How many bytes a file may still fill."""
+    """The number of bytes that may still be allocated for a file."""
 
     def __init__(self, size: int) -> None:
         self.left = size
@@ -257,9 +256,9 @@ _STORAGES = {
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    """A view of a storage; after gradient and hooks, ``rest`` may hold its dtype."""
+    """A view of a storage; ``rest`` is ``requires_grad``, hooks and possibly the dtype."""
     if isinstance(storage, Foreign):
-        return Foreign('torch.Tensor')  # of quantised numbers
+        return Foreign('torch.Tensor')  # quantised
     dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.dtype
     offset, size, stride = operator.index(offset), tuple(map(operator.index, size)), tuple(map(operator.index, stride))
     count = math.prod(size)
@@ -274,16 +273,12 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
     return storage.data[:whole].view(dtype).as_strided(size, stride, offset)
 
 
-def _rebuild_from_type(build: _Global, kind: Any, args: tuple, *_: Any) -> Any:
-    return build(*args)
-
-
 def _encode(text: str, encoding: str) -> bytes:
     return text.encode('latin1' if encoding == 'latin1' else 'ascii')
 
 
 def _is_key(value: Any) -> bool:
-    # Nothing whose hash a file could make slow or deep.
+    # Only types whose hash cannot be made slow or deeply recursive by a file.
     return isinstance(value, (str, bytes)) or (isinstance(value, int) and abs(value) < 2**32)
 
 
@@ -293,12 +288,12 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor_v3': _rebuild_tensor,
     'torch._utils._rebuild_parameter': lambda data, *_: data,
     'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
-    'torch._tensor._rebuild_from_type_v2': _rebuild_from_type,
+    'torch._tensor._rebuild_from_type_v2': lambda build, kind, args, *_: build(*args),
     'torch.Size': torch.Size,
     'torch.device': torch.device,
     'collections.OrderedDict': lambda *_: _Metadata(),
     'collections.defaultdict': lambda *_: {},
-    # Of milestones of learning rates, which a checkpoint of MMEngine holds.
+    # The learning rate milestones in checkpoints of MMEngine.
     'collections.Counter': lambda counts=(): {k: v for k, v in dict(counts).items() if _is_key(k)},
     'builtins.set': lambda entries=(): {entry for entry in entries if _is_key(entry)},
     'builtins.frozenset': lambda entries=(): {entry for entry in entries if _is_key(entry)},
@@ -307,7 +302,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 class _Stream:
-    """A pickle's bytes; at most so many reads, each of no more than there is."""
+    """The bytes of a pickle, with limits on the number and size of reads."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size, self.reads = file, size, 0
@@ -315,7 +310,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         self.reads += 1
         if self.reads > 8_000_000:
-            raise pickle.UnpicklingError('it holds millions of objects that are not weights')
+            raise pickle.UnpicklingError('it has millions of objects that are not weights')
         if size > self.size:
             raise EOFError('it ends early')
         return self.file.read(size)
@@ -337,17 +332,17 @@ _OPERATIONS = (
 
 
 class _Unpickler(pickle._Unpickler):
-    """Builds containers, numbers, strings and tensors, and nothing else.
+    """Builds only containers, numbers, strings and tensors.
 
-    The pure Python unpickler: in the C one a file of some bytes can make the memo take gigabytes, and here each
-    operation that builds, calls or sets something has its own rule.
+    Based on the Python unpickler, since in the C unpickler a tiny file can allocate gigabytes for the memo. Every
+    operation that builds, calls or sets something is overridden.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         operation[0]: pickle._Unpickler.dispatch[operation[0]] for operation in _OPERATIONS
     }
 
-    # Of the base class, which typeshed describes in part.
+    # Attributes of the base class that typeshed lacks.
     stack: list[Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
@@ -371,7 +366,7 @@ class _Unpickler(pickle._Unpickler):
     def _call(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, (_Global, Foreign)):
-            raise pickle.UnpicklingError('it calls what is not a function')
+            raise pickle.UnpicklingError('it calls an object that is not a function')
         self.append(function(*args) if isinstance(function, _Global) else Foreign(function.name))
 
     def _call_with_names(self) -> None:
@@ -433,7 +428,7 @@ class _Unpickler(pickle._Unpickler):
             pickle.APPENDS[0]: _appends,
             pickle.ADDITEMS[0]: _add,
             pickle.FROZENSET[0]: _frozenset,
-            pickle.BYTEARRAY8[0]: dispatch[pickle.BINBYTES8[0]],  # its own allocates what the file asks for
+            pickle.BYTEARRAY8[0]: dispatch[pickle.BINBYTES8[0]],  # the original allocates the size stated in the file
         }
     )
 
@@ -455,7 +450,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
     def record(name: str) -> Tensor:
         info = records[f'{root}/{name}']
         if info.compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError('it is compressed, which torch.save never does')
+            raise pickle.UnpicklingError('it is compressed, unlike files of torch.save')
         on_disk.take(info.file_size)
         file.seek(info.header_offset)
         lengths = struct.unpack('<26xHH', file.read(30))
@@ -463,7 +458,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
         return _fill(file, info.file_size)
 
     if f'{root}/byteorder' in records and record('byteorder').numpy().tobytes().decode() != sys.byteorder:
-        raise pickle.UnpicklingError('it was saved on a machine of another byte order')
+        raise pickle.UnpicklingError('it was saved on a machine with another byte order')
     loaded: dict[str, _Storage] = {}
 
     def storage(key: str, dtype: torch.dtype, count: int) -> _Storage:
@@ -484,7 +479,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
 
     def storage(key: str, dtype: torch.dtype, count: int, view: Any = None) -> _Storage:
         if view is not None:
-            raise pickle.UnpicklingError('it is of a time before PyTorch 1.0')
+            raise pickle.UnpicklingError('it is from before PyTorch 1.0')
         if key not in loaded:
             on_disk.take(count)
             loaded[key] = _Storage(torch.empty(count, dtype=torch.uint8), dtype, in_memory)
@@ -492,7 +487,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
 
     stream = _Stream(file, size)
     if _Unpickler(stream, storage).load() != 0x1950A86A20F9469CFC6C:
-        raise pickle.UnpicklingError('it does not begin as a checkpoint does')
+        raise pickle.UnpicklingError('it does not start like a checkpoint')
     for _ in ('version', 'sizes of types'):
         _Unpickler(stream, storage).load()
     content = _Unpickler(stream, storage).load()
@@ -500,7 +495,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         data = loaded[str(key)].data
         (count,) = struct.unpack('<q', file.read(8))
         if count * loaded[str(key)].dtype.itemsize != len(data):
-            raise pickle.UnpicklingError('a storage is of another size than its record')
+            raise pickle.UnpicklingError('the size of a storage differs from that of its record')
         data.copy_(_fill(file, len(data)))
     return _Plain(content, stream.reads).value
 
@@ -513,7 +508,7 @@ def _fill(file: BinaryIO, size: int) -> Tensor:
 
 
 class _Plain:
-    """A copy of ``value`` without the reader's own classes; refused if it is deep, or wide by repetition."""
+    """A copy of ``value`` without the reader's classes; raises if it is too deep or expands too far by references."""
 
     def __init__(self, value: Any, objects: int) -> None:
         self._left = 4 * objects + 1000
@@ -522,7 +517,7 @@ class _Plain:
     def _of(self, value: Any, depth: int) -> Any:
         self._left -= 1
         if depth > 64 or self._left < 0:
-            raise pickle.UnpicklingError('its lists are too deep, or repeat each other')
+            raise pickle.UnpicklingError('its containers are nested too deep, or repeat each other')
         deeper = depth + 1
         if isinstance(value, _Metadata):
             plain = OrderedDict((key, self._of(entry, deeper)) for key, entry in value.items())
@@ -551,7 +546,7 @@ class _Plain:
 
 
 def _numbers(dtype: Any, data: Any) -> np.ndarray | None:
-    """NumPy's numbers from a pickled dtype and bytes."""
+    """A NumPy array from a pickled dtype and bytes; None if it is not numeric."""
     if not isinstance(dtype, Foreign) or dtype.name != 'numpy.dtype' or not isinstance(data, bytes):
         return None
     kind, order = dtype.args[0], dtype.state[1] if dtype.state else '|'

@@ -1,10 +1,10 @@
-"""The environment that ``make`` works in: where it lives, and building it once.
+"""The environment that ``make`` uses: its folder, and building it once.
 
     python requirements/environment.py path STACK
     python requirements/environment.py build STACK FOLDER
 
-It holds third-party packages only, so that one environment serves every checkout with the same
-requirements; ``make`` puts the checkout itself on PYTHONPATH.
+It has third-party packages only, so that all checkouts with the same requirements share it.
+``make`` puts the checkout itself on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STACKS = ('onedl', 'openmmlab')
-# Inside the environment. Its presence says that the folder is ours to clear, its lock that somebody
-# is building, its content (the key) that the build was finished, and for which requirements.
+# A file inside the environment. If it exists, the folder is ours and may be cleared. Its lock is held while
+# building. Its content is the key of the requirements for which the build was finished.
 MARK = 'fnkd_plugin.env'
 
 
@@ -36,7 +36,7 @@ def requirements(stack: str) -> list[Path]:
 
 
 def key(stack: str) -> str:
-    """What an environment depends on, as a hash."""
+    """A hash of everything that an environment depends on."""
     digest = hashlib.sha256(f'{platform.python_version()} {platform.machine()}'.encode())
     for file in (constraints(stack), *requirements(stack)):
         digest.update(file.read_bytes())
@@ -50,18 +50,18 @@ def default_folder(stack: str) -> Path:
 
 
 def is_ready(stack: str, folder: Path) -> bool:
-    """Whether a finished environment with the present requirements is there."""
+    """Whether a finished environment with the current requirements exists."""
     mark = folder / MARK
     return (folder / 'bin/python').exists() and mark.is_file() and mark.read_text() == key(stack)
 
 
 def build(stack: str, folder: Path) -> None:
-    """Create the environment, or do it again where a run was killed or requirements changed."""
+    """Create the environment, or rebuild it if a build was killed or the requirements changed."""
     if is_ready(stack, folder):
         return
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         sys.exit(
-            f'{folder} is not an environment that `make setup` made, so it is left alone: '
+            f'{folder} was not made by `make setup`, so it is not changed: '
             'name another VENV, or install there yourself with `pip install -e ".[onedl,dev]"`.'
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,23 +82,23 @@ def build(stack: str, folder: Path) -> None:
 
 
 def fill(stack: str, folder: Path, lock: int) -> None:
-    """Run venv and pip; they inherit the lock, so that what outlives a killed make holds it."""
-    # As variables, not as an option, so that the pins hold in pip's build environments too. pip
-    # splits them at blanks, which a checkout's path may have: relative names, pip runs in HERE.
+    """Run venv and pip. They inherit the lock, so that it is held as long as any of them runs."""
+    # Environment variables also apply in pip's build environments, unlike options. pip splits them at
+    # spaces, which a checkout's path may have, so the names are relative and pip runs in HERE.
     pins = constraints(stack).name
     env = {**os.environ, 'PIP_CONSTRAINT': pins, 'PIP_BUILD_CONSTRAINT': pins}
-    env.pop('PYTHONPATH', None)  # the checkout is no part of the environment
+    env.pop('PYTHONPATH', None)  # the checkout is not part of the environment
     python = str(folder / 'bin/python')
 
     def run(*command: str) -> None:
         if subprocess.run(command, cwd=HERE, env=env, pass_fds=[lock]).returncode:
-            sys.exit(f'`{" ".join(command[:4])} ...` failed; the next `make setup` starts afresh.')
+            sys.exit(f'`{" ".join(command[:4])} ...` failed; the next `make setup` starts again.')
 
     run(sys.executable, '-m', 'venv', str(folder))
     files = [arg for file in requirements(stack) for arg in ('-r', str(file))]
     run(python, '-m', 'pip', 'install', '--no-input', *files)
-    # The OpenMMLab packages ask for opencv-python, which does not import on a machine without the
-    # system's libGL; its headless twin is the same module without windows.
+    # The OpenMMLab packages require opencv-python, which cannot be imported without the system's libGL.
+    # opencv-python-headless is the same module without windows.
     run(python, '-m', 'pip', 'uninstall', '--quiet', '--yes', 'opencv-python')
     run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', 'opencv-python-headless')
 

@@ -2,8 +2,8 @@
 
     python requirements/lock.py onedl python3.10 python3.11 python3.12 python3.13
 
-writes ``constraints-onedl.txt``. Every interpreter named resolves for itself, because a package may
-drop an old Python: where the versions differ, the pins carry environment markers.
+writes ``constraints-onedl.txt``. Each interpreter resolves separately, because a package may drop an old
+Python. Where the versions differ, the pins have environment markers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ HERE = Path(__file__).resolve().parent
 
 
 def resolve(python: str, stack: str) -> tuple[str, dict[str, str]]:
-    """Ask one interpreter's pip what it would install into an empty environment."""
+    """The versions that one interpreter's pip would install into an empty environment."""
     files = [
         arg
         for n in ('core', stack, 'tools', 'huggingface', 'export', 'docs', 'dev')
         for arg in ('-r', str(HERE / f'{n}.txt'))
     ]
-    # Wheels lying about on this machine must not decide the pins.
+    # Local wheels of this machine must not affect the pins.
     env = {k: v for k, v in os.environ.items() if k not in ('PIP_FIND_LINKS', 'PIP_CONSTRAINT')}
     command = [python, '-m', 'pip', 'install', '--quiet', '--dry-run', '--ignore-installed']
     report = subprocess.run([*command, '--report', '-', *files], env=env, check=True, stdout=subprocess.PIPE)
     data = json.loads(report.stdout)
     pins = {item['metadata']['name'].lower().replace('_', '-'): item['metadata']['version'] for item in data['install']}
-    pins['opencv-python-headless'] = pins['opencv-python']  # environment.py says why
+    pins['opencv-python-headless'] = pins['opencv-python']  # see environment.py
     return data['environment']['python_version'], pins
 
 

@@ -632,7 +632,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'unknown argument of timm': (
         _fit(teacher=dict(_SEVEN, depht=3)),
-        ['TimmTeacher(test_resnet)', 'timm cannot make it', 'depht'],
+        ['TimmTeacher(test_resnet)', 'timm cannot create it', 'depht'],
     ),
     'FNKD of two heads': (
         _fit(student=_DEIT, head=_FNKD),
@@ -662,7 +662,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'student distils already': (
         _fit(student=distilled(resnet(), dict(type='DrawingTeacher'))),
-        ['distils already', 'its own student'],
+        ['a Distiller already', 'its own student'],
     ),
     'student no model': (
         _fit(student=dict(type='CrossEntropyLoss')),
@@ -714,7 +714,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'unknown option of pixels': (
         _fit(pixels=dict(order='bgr')),
-        ['Distiller: pixels', 'mean, std and channel_order, but no order'],
+        ['Distiller: pixels', 'mean, std and channel_order, not order'],
     ),
     'mean without std': (
         _fit(student=resnet(data_preprocessor=_IN_PIPELINE), pixels=dict(mean=MEAN)),
@@ -722,7 +722,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
     ),
     'another number of channels': (
         _fit(pixels=dict(mean=[127.5], std=[1.0], channel_order='rgb')),
-        ['TimmTeacher(test_resnet)', '1 channels are not 3'],
+        ['TimmTeacher(test_resnet)', "1 channels, the teacher's 3"],
     ),
 }
 

@@ -384,7 +384,7 @@ def test_a_student_of_two_heads_learns_by_kd_and_says_why_not_by_fnkd() -> None:
     ('student', 'teacher', 'options', 'said'),
     [
         (_model, lambda: _model(num_classes=0), {}, 'teacher ResNet has no classifier'),
-        (lambda: _model(num_classes=0), _model, {}, r'student ResNet makes no logits .*num_classes > 0'),
+        (lambda: _model(num_classes=0), _model, {}, r'student ResNet does not return logits .*num_classes > 0'),
         (_model, lambda: _model(num_classes=7), {}, 'the student has 4 classes, the teacher ResNet has 7'),
         (_model, lambda: 'test_resnett', {}, 'has no model .*test_resnet'),
         (_model, lambda: 'test_resnet', dict(teacher_pretrained_path='no.pth'), 'no.pth does not exist'),

@@ -36,12 +36,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(
             found.name, help=(module.__doc__ or '').split('\n')[0], description=module.__doc__
         )
-        command.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / f'{found.name}.json')
+        command.add_argument('--out', type=Path, help='(benchmarks/NAME.json; of --preset gpu in benchmarks/gpu)')
         command.add_argument('--show', action='store_true', help='measure nothing, show what --out holds')
         command.add_argument('--docs', action='store_true', help='put the table where README.md or docs/ shows it')
         module.add_arguments(command)
         command.set_defaults(module=module)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.on_gpu = getattr(args, 'preset', 'cpu') == 'gpu'
+    args.out = args.out or ROOT / 'benchmarks' / ('gpu' if args.on_gpu else '') / f'{args.name}.json'
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     text = args.module.table(json.loads(args.out.read_text()))
     print(text)
     if args.docs:
-        name = f'benchmark-{args.name}'
+        name = f'benchmark-{"gpu-" if args.on_gpu else ""}{args.name}'
         replace_between(document_of(ROOT, name), name, text)
 
 

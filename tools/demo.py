@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""A teacher and its students on real 8x8 digits: plain, LSR, KD and FNKD, compared fairly.
+"""A teacher and its students on real 8x8 digits: a fair comparison of plain, LSR, KD and FNKD.
 
-Every method gets the same number of trials on the validation split: the same learning rates, each with
-another soft weight of the method's own range (a Latin square; plain has no weight). The best trial's values,
-the smaller learning rate in a tie, are then trained anew with each seed and tested once, on the test split.
+Each method gets the same number of trials on the validation split: the same learning rates, each with another loss
+weight from the method's range (a Latin square; plain has no weight). The best trial's values (in a tie, the smaller
+learning rate) are then trained with each seed and tested once on the test split.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# One thread a process, and none that spins: the processes are as many as the cores.
+# One thread for each process, without busy waiting: there are as many processes as cores.
 os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
-# The checkout's own package, installed or not; for the worker processes, too.
+# Use the package of this checkout, also in the worker processes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo_picture import draw
@@ -27,11 +27,11 @@ from experiments.study import Study, StudyError
 from experiments.tables import CONFIGS, digits
 from rich.console import Console
 
-MAX_WORKERS = 4  # each takes some 0.7 GB
+MAX_WORKERS = 4  # each needs about 0.7 GB
 
 
 def fresh_folder(wanted: Path) -> Path:
-    """``wanted``, or the first of wanted_2, wanted_3, ... that is free: earlier results stay."""
+    """``wanted``, or the first unused one of wanted_2, wanted_3, ..., so that earlier results are kept."""
     folder, number = wanted, 1
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
@@ -41,7 +41,7 @@ def fresh_folder(wanted: Path) -> Path:
 
 
 def write_files(study: Study, out: Path) -> dict[str, Path]:
-    """Picture and FNKD student beside the results; what there is, by title."""
+    """Write the picture and the FNKD student next to the results; return all files by title."""
     files = {
         'picture': out / 'demo.png',
         'results': study.results.path,
@@ -63,7 +63,7 @@ def write_files(study: Study, out: Path) -> dict[str, Path]:
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text} is no whole number > 0')
+        raise argparse.ArgumentTypeError(f'{text} is not a positive integer')
     return int(text)
 
 
@@ -77,17 +77,19 @@ def _option(text: str) -> tuple[str, str]:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'), help='folder; if in use, OUT_2 and so on')
-    parser.add_argument('--seeds', type=_count, default=3, help='trainings of each method with its chosen values')
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/demo'), help='output folder; if it exists, OUT_2 and so on'
+    )
+    parser.add_argument('--seeds', type=_count, default=3, help='final trainings of each method')
     parser.add_argument('--trials', type=_count, default=4, help='trials of each method on the validation split')
     parser.add_argument(
-        '--cfg-options', nargs='+', type=_option, default=[], metavar='KEY=VALUE', help='handed to every training'
+        '--cfg-options', nargs='+', type=_option, default=[], metavar='KEY=VALUE', help='options of every training'
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, print the table, write the files, say where they are."""
+    """Train, print the table, write the files and print their paths."""
     args = parse_args(argv)
     console = Console()
     began = time.perf_counter()
@@ -96,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results(out / 'results.json')
     study = Study(digits(args.trials), results, out / 'runs', range(args.seeds), dict(args.cfg_options))
     methods = study.table.methods
-    console.print(f'{study.count(methods)} trainings in {workers} processes; files go to {os.path.relpath(out)}')
+    console.print(
+        f'{study.count(methods)} trainings in {workers} processes; files are written to {os.path.relpath(out)}'
+    )
     study.run(methods, workers, console)
     files = write_files(study, out)
     console.print(as_rich(study))

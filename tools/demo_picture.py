@@ -1,4 +1,4 @@
-"""The demo's picture: accuracies, and the feature norms that FNKD works with."""
+"""The demo's picture: accuracies and feature norms."""
 
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ def draw(path: Path, finals: dict[str, list[float]], teacher: float, norms: dict
 
     Args:
         path: The file.
-        finals: Test accuracies of each method, one a seed.
+        finals: Test accuracies of each method, one for each seed.
         teacher: The teacher's test accuracy.
-        norms: For each model by name ``norm`` and ``right`` of each test image.
+        norms: For each model, by name, ``norm`` and ``right`` (whether the prediction is correct) of each test image.
     """
     style = {
         'font.size': 10.5,
@@ -69,7 +69,7 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
 def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
     bins = np.linspace(norm.min(), norm.max(), 25)
     top = 0.0
-    # The right ones upwards, the wrong ones downwards, each as shares of their own number.
+    # Correct predictions upwards, wrong ones downwards, each in percent of its own number.
     for label, chosen, color, sign in (('right', right, _RIGHT, 1), ('wrong', ~right, _WRONG, -1)):
         if not chosen.any():
             continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# slurm_train.sh PARTITION JOB CONFIG WORK_DIR [flags of train.py]; GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS say how much.
+# slurm_train.sh PARTITION JOB CONFIG WORK_DIR [flags of train.py]; set GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS as needed.
 set -eu
 PARTITION=$1
 JOB=$2

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Distil all that there is: every classification config of MMPretrain, every family of timm's models.
+"""Try distillation with every classification config of MMPretrain, or every family of timm's models.
 
-``--out FILE`` holds one entry for each, and grows: a second call goes on where the first was stopped, and tries again
-what FNKD did not work with. ``--docs docs/compatibility.md`` writes the tables there.
+The results file ``--out`` has one entry for each. The same command continues an interrupted sweep, and repeats entries
+for which FNKD did not work. ``--docs docs/compatibility.md`` writes the tables there.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 
 from fnkd_plugin.cli.doctor import surroundings
 
-# The checkout's own package, installed or not.
+# Use the package of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sweeps import mmpretrain_configs, timm_families
@@ -29,16 +29,18 @@ from sweeps import mmpretrain_configs, timm_families
 SWEEPS = dict(mmpretrain=mmpretrain_configs, timm=timm_families)
 
 RETRIED = {'failed', 'broken', 'refused', 'reason'}
-"""Keys of entries that a change of ours may mend."""
+"""Entries with one of these keys are tried again: a change of this package may fix them."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Sweep, or show."""
+    """Run a sweep, or write its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('what', choices=SWEEPS)
     parser.add_argument('--out', type=Path, required=True, help='results file (JSON)')
-    parser.add_argument('--only', default='', metavar='TEXT', help='those with this in their name')
-    parser.add_argument('--docs', type=Path, help='put the tables into this file, between two comments; run nothing')
+    parser.add_argument('--only', default='', metavar='TEXT', help='only names that contain this text')
+    parser.add_argument(
+        '--docs', type=Path, help='write the tables into this file, between two comments, and run nothing'
+    )
     args = parser.parse_args(argv)
     sweep = SWEEPS[args.what]
     results = json.loads(args.out.read_text()) if args.out.is_file() else {**surroundings(), 'entries': {}}
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         replace_between(args.docs, args.what, sweep.table(results['entries']))
         return
     if results['versions'] != surroundings()['versions']:
-        parser.error(f'{args.out} is of other versions ({results["versions"]}); give another file.')
+        parser.error(f'{args.out} was made with other versions ({results["versions"]}); give another file.')
     init_default_scope('mmpretrain')
     MMLogger.get_current_instance().setLevel(logging.ERROR)
     warnings.simplefilter('ignore')
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def timed(sweep: Any, name: str) -> dict[str, Any]:
-    """The entry of one, with its ``seconds``; the memory is freed."""
+    """The entry of one name, with its ``seconds``. Memory is freed afterwards."""
     start = time.perf_counter()
     entry = sweep.attempt(name)
     gc.collect()

@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-# The checkout's own package, installed or not.
+# Use the package of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fnkd_cli import run

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Write configs/*/metafile.yml from the results files in benchmarks/, and the table of docs/zoo.md from the metafiles.
 
-Only what was run and tested gets in. Parameters and FLOPs (multiply-adds, as OpenMMLab counts them) are measured here;
-the address of published weights is the one thing that is written into a metafile by hand, and stays.
+Only tested trainings are included. Parameters and FLOPs (multiply-adds, as OpenMMLab counts them) are measured here.
+Only the address of published weights is added to a metafile by hand, and is kept.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmpretrain import get_model
 
-# The checkout's own package, installed or not.
+# Use the package of this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fnkd_plugin  # noqa: F401
@@ -33,7 +33,7 @@ SOURCES = {
     'cub2010': ['cub2010.json', 'cub2010_small.json'],
     'demo': ['digits.json'],
 }
-"""Which results in benchmarks/ the models of a folder of configs have."""
+"""The results files in benchmarks/ for each folder of configs."""
 TESTED = re.compile(r'teacher|.*_seed\d+')
 PAPER = {
     'Title': 'Feature Normalized Knowledge Distillation for Image Classification',
@@ -43,9 +43,9 @@ TOP1, SPREAD = 'Top 1 Accuracy', 'Top 1 Accuracy Standard Deviation'
 
 
 def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of a results file that were scored on the test set, by their config and the flags mixed into it.
+    """The runs of a results file that were scored on the test set, by :func:`command_of`.
 
-    Of the rows of a table that share these, with other options, it is the first.
+    If several rows of a table share a command with different options, the first row is used.
     """
     runs = defaultdict(list)
     for name, run in results['runs'].items():
@@ -57,12 +57,12 @@ def tested_runs(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def command_of(run: dict[str, Any]) -> str:
-    """What follows ``tools/train.py``: the config and the flags mixed into it."""
+    """The arguments of ``tools/train.py``: the config and the flags that change its method."""
     return ' '.join([run['config'], *run.get('flags', ())])
 
 
 def model_name(command: str) -> str:
-    """``fnkd_lite0_cub2010.py`` is ``fnkd-lite0_cub2010``, in OpenMMLab's way: method and network, data set.
+    """The name in OpenMMLab's style: ``fnkd_lite0_cub2010.py`` becomes ``fnkd-lite0_cub2010``.
 
     The method of ``fnkd_lite0_cub2010.py --distill kd`` is ``kd``. The teacher is left out.
     """
@@ -73,7 +73,7 @@ def model_name(command: str) -> str:
 
 
 def input_shape(cfg: Config) -> tuple[int, int, int]:
-    """What the model sees: the channels of its data preprocessor, and the last size that its pipelines crop to."""
+    """The model's input: the channels of its data preprocessor and the last crop size of its pipelines."""
     sizes = [
         size
         for loader in (cfg.train_dataloader, cfg.test_dataloader)
@@ -94,7 +94,7 @@ def complexity(config: Path) -> dict[str, int]:
 
 
 def model_entry(root: Path, folder: Path, runs: list[dict[str, Any]], collection: str, source: str) -> dict[str, Any]:
-    """One model: its config, what was mixed in and tuned, and the mean over its seeds."""
+    """The entry of one model: its config, flags, options and the mean accuracy over its seeds."""
     command = command_of(runs[0])
     name, *flags = command.split()
     config = folder / name
@@ -118,14 +118,14 @@ def model_entry(root: Path, folder: Path, runs: list[dict[str, Any]], collection
 
 
 def write_metafiles(root: Path) -> None:
-    """``metafile.yml`` in each folder of configs whose results are there."""
+    """Write ``metafile.yml`` in each folder of configs that has results."""
     for name, files in SOURCES.items():
         folder = root / 'configs' / name
         sources = [path for file in files if (path := root / 'benchmarks' / file).exists()]
         if not sources:
             continue
         collection = (folder / 'README.md').read_text().splitlines()[0].lstrip('# ')
-        # The first file that has a config: tables share teachers.
+        # Tables share teachers: the first file with a config is used.
         found = {
             config: (runs, source)
             for source in reversed(sources)
@@ -139,9 +139,9 @@ def write_metafiles(root: Path) -> None:
 
 
 def write_metafile(path: Path, collection: str, entries: list[dict[str, Any]]) -> None:
-    """Write the file; ``Weights`` of the one before are kept.
+    """Write the file and keep the ``Weights`` of the previous one.
 
-    The format's own check reads ``README`` from the file's folder, ``Config`` from the root.
+    OpenMMLab's check of the format reads ``README`` relative to the file, and ``Config`` relative to the root.
     """
     old = yaml.safe_load(path.read_text())['Models'] if path.exists() else []
     weights = {model['Name']: model['Weights'] for model in old if 'Weights' in model}
@@ -182,7 +182,7 @@ def _weights(model: dict[str, Any]) -> str:
 
 
 def main(root: Path = ROOT) -> None:
-    """Metafiles, then the table."""
+    """Write the metafiles, then the table."""
     write_metafiles(root)
     replace_between(document_of(root, 'zoo'), 'zoo', table(root))
 

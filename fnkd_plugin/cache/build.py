@@ -1,4 +1,4 @@
-"""Making a cache: the teacher of a distilled config predicts every view of every training image once."""
+"""Builds a cache: the teacher of a distilled config predicts every view of every training image once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -30,23 +30,24 @@ from fnkd_plugin.teachers.pixels import format_of_preprocessor
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 Block = tuple[int, int, int]
-"""A view, its first row, and the row after its last."""
+"""A view, the first row of a block in it, and the row after its last."""
 
 
 class Source:
     """The live teacher and the training images of a distilled config.
 
     Args:
-        cfg: Its ``model.teacher`` is a single live one. All of its classes are stored, whatever its class map.
-        replay: The views to store. If the student's data preprocessor mixes the images of a batch, the training
-            batches are fixed, and the predictions are those of the mixed images.
-        device: Where the teacher runs.
-        dtype: Of the stored logits.
-        top_k: Store the largest logits alone, and moments of the others (:mod:`fnkd_plugin.losses.top_k`).
+        cfg: The config; ``model.teacher`` is a single live one. All its classes are stored, without its class map.
+        replay: The views to store. If the student's data preprocessor mixes the images of a batch, training batches are
+            fixed, and predictions are those of the mixed images.
+        device: Device of the teacher.
+        dtype: Type of the stored logits.
+        top_k: Number of logits to store per image, the largest, with moments of the others
+            (:mod:`fnkd_plugin.losses.top_k`); None for all.
 
     Raises:
-        SetupError: If it is not a single live teacher, has no more classes than ``top_k``, or images are mixed in a way
-            that cannot be repeated.
+        SetupError: If the teacher is not a single live one, ``top_k`` is not below its number of classes, or the mixing
+            of images is not repeatable.
     """
 
     def __init__(
@@ -90,10 +91,10 @@ class Source:
         return len(self.dataset) * self.replay.views * self.row_type.itemsize
 
     def open_store(self, folder: Path) -> Store:
-        """The store in ``folder``, made by the first of several processes if there is none.
+        """The store in ``folder``, created by the first process if it does not exist.
 
         Raises:
-            SetupError: If the folder holds a cache of something else, or other files.
+            SetupError: If the folder holds another cache, or other files.
         """
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
         manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
@@ -101,23 +102,23 @@ class Source:
             try:
                 Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
             except SetupError:
-                if not Store.exists(folder):  # else another program was first, and its cache is compared with ours
+                if not Store.exists(folder):  # else another program was faster; its cache is compared below
                     raise
         barrier()
         store = Store(folder)
         different = differences(_comparable(store.manifest), _comparable({**store.manifest, **manifest}))
         if different:
             raise SetupError(
-                f'{folder} is a cache of something else: {first_few(different)}; continue with the arguments that it '
-                'was made with, or give another folder.'
+                f'{folder} is another cache: {first_few(different)}; continue with the arguments that it was made '
+                'with, or give another folder.'
             )
         return store
 
     def batches(self, blocks: Iterable[Block], size: int) -> Iterator[list[SampleIndex]]:
-        """The images of these blocks of rows, in batches of ``size``, or of those in which they were mixed."""
-        for view, of_view in groupby(blocks, key=itemgetter(0)):
+        """The images of these blocks in batches of ``size``, which for mixed images is that of the mixed batches."""
+        for view, in_view in groupby(blocks, key=itemgetter(0)):
             order = self._order(view)
-            for _, start, end in of_view:
+            for _, start, end in in_view:
                 for first in range(start, end, size):
                     samples = order[first : min(first + size, end)].tolist()
                     yield [SampleIndex(i, view, batch=first // size) for i in samples]
@@ -127,7 +128,7 @@ class Source:
         return order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
 
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
-        """See :func:`~fnkd_plugin.cache.rows.predict_rows`, of these batches."""
+        """The rows and images of these batches, see :func:`~fnkd_plugin.cache.rows.predict_rows`."""
         loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
@@ -162,9 +163,9 @@ class Source:
 
 
 def share(store: Store) -> list[Block]:
-    """The blocks that this one of several processes has to fill."""
+    """The blocks that this process has to fill."""
     todo = list(store.pending())
-    barrier()  # all have read what is to be done, before any of it is done
+    barrier()  # all processes have read the pending blocks before the first is written
     rank, world = get_dist_info()
     return todo[rank::world]
 
@@ -183,32 +184,32 @@ def fill(
         source: The teacher and the images.
         store: A store of that source.
         blocks: The blocks to fill.
-        batch_size: Images that the teacher sees at once; it changes logits by rounding. Mixed images come in the
-            batches in which they were mixed.
-        num_workers: Processes that load images.
+        batch_size: Images per batch of the teacher; it changes logits by rounding. Ignored for mixed images, which come
+            in the batches in which they are mixed.
+        num_workers: Number of processes that load images.
         advance: Called with the number of rows of each batch.
 
     Raises:
-        SetupError: If images have several sizes, a logit does not fit, or another process has replaced the cache.
+        SetupError: If images differ in size, a logit does not fit, or another process has replaced the cache.
         OSError: If the disk is full.
     """
     batch_size = source.replay.batch_size or batch_size
-    made = source.rows(source.batches(blocks, batch_size), num_workers)
+    predicted = source.rows(source.batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
         rows = []
         for first in range(start, end, batch_size):
-            found, images = next(made)
+            of_batch, images = next(predicted)
             if list(images.shape[1:]) != store.manifest['image']:
                 raise _several_sizes(f'image {first} of view {view}', images.shape[1:], store.manifest['image'])
-            rows.append(found)
-            advance(len(found))
+            rows.append(of_batch)
+            advance(len(of_batch))
         store.write(view, start, np.concatenate(rows))
     store.check_unchanged()
     barrier()
 
 
 def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
-    """A batch; images of several sizes would be padded otherwise in each batch."""
+    """A collated batch of images of one size; others would be padded differently in each batch."""
     first, *others = samples
     for sample in others:
         if sample['inputs'].shape != first['inputs'].shape:
@@ -227,7 +228,7 @@ def _several_sizes(name: str, one: Sequence[int], other: Sequence[int]) -> Setup
 def _teacher_config(cfg: Config) -> dict[str, Any]:
     if not is_distilled(cfg):
         raise SetupError('Cache: the config has no teacher; its model is not a Distiller.')
-    # items() imports the classes that pure-Python configs name.
+    # items() imports the classes in pure-Python configs.
     teacher = dict(cfg.model.teacher.items())
     if teacher.get('execution') == AUTO:
         raise SetupError(
@@ -239,6 +240,6 @@ def _teacher_config(cfg: Config) -> dict[str, Any]:
 
 
 def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Without the path of the weights, which are compared by their hash."""
+    """The manifest without the path of the weights, which are compared by their hash."""
     config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
     return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

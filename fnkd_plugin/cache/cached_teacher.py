@@ -27,31 +27,30 @@ from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher, Teacher
 
 VERIFY_TOLERANCE = 2e-3
-"""How far stored numbers may be from the live teacher's, as a share of the largest; fp16 rounds by 5e-4."""
+"""Allowed difference from the live teacher, relative to the largest value; fp16 rounds by 5e-4."""
 
 
 @MODELS.register_module()
 class CachedTeacher(Teacher):
-    """Teacher that reads the logits which ``tools/cache_teacher.py`` stored for each view of each training image.
+    """Teacher that reads the logits stored by ``tools/cache_teacher.py`` for each view of each training image.
 
-    Training repeats those views: epoch e augments as view ``e % views`` of the cache, whatever the seed of the run.
-    Data and pipeline are compared with the cache's before the first step, and the pixels of each image with those that
-    the teacher saw, by checksum. The soft loss is free. If images are mixed (Mixup, CutMix), the cache's batches and
-    mixtures are repeated, too, for any number of processes.
+    Training repeats those views: epoch e has the augmentations of view ``e % views``, whatever the seed of the run.
+    Before the first step, data and pipeline are compared with the cache's; in each step, the checksums of the images.
+    Any soft loss can be used. If images are mixed (Mixup, CutMix), the cache's batches and mixing are repeated, too,
+    for any number of processes.
 
     Args:
         path: The folder of the cache.
-        verify: Compare the rows of this many images with the live teacher before training; of mixed images as many
-            batches as hold this many.
-        live: The config of that teacher, as the cache was made with. The one in the cache is data and is never built,
-            since a teacher's config can name code.
-        class_map: For each class of the student, its index or name among the teacher's classes here; a text file of
-            these, one a line; or ``'by-name'``.
-        classes: The names of the teacher's classes (a list, a text file, a data set of MMPretrain), if the cache has
-            none.
+        verify: Number of images whose rows are compared with the live teacher before training; for mixed images,
+            rounded up to whole batches.
+        live: The config of that teacher, with which the cache was made. The copy in the cache is not used, since a
+            teacher's config can run code.
+        class_map: For each class of the student, its index or name among the teacher's classes; a text file of these,
+            one per line; or ``'by-name'``.
+        classes: Names of the teacher's classes (a list, a text file, a data set of MMPretrain), if the cache has none.
 
     Raises:
-        SetupError: If there is no cache, it is incomplete or damaged, its classes do not fit, or ``verify`` lacks
+        SetupError: If the cache does not exist, is incomplete or damaged, its classes do not fit, or ``verify`` lacks
             ``live``.
     """
 
@@ -142,7 +141,7 @@ class CachedTeacher(Teacher):
 
     @torch.compiler.disable
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
-        """See :meth:`Teacher.predict`; the samples' stamps say which views of which images they are."""
+        """See :meth:`Teacher.predict`; rows are found by the stamps of the samples."""
         rows = self._rows(images, data_samples or ())
         device = images.device
         logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
@@ -151,7 +150,7 @@ class CachedTeacher(Teacher):
         prediction = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
             return self._classes.restrict(prediction)
-        classes = _sent(rows['classes'].astype('i8'), device)
+        classes = _to_device(rows['classes'].astype('i8'), device)
         return SparsePrediction.of(prediction, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _compare_with_live(self, dataset: Any, preprocessor: nn.Module) -> None:
@@ -166,15 +165,15 @@ class CachedTeacher(Teacher):
         kind = row_type(teacher['num_classes'], 'float32', self.top_k)
         for samples in self._to_verify():
             batch = default_collate([dataset[sample] for sample in samples])
-            now, images = predict_rows(live, preprocessor, batch, kind)
-            self._check_rows(now, self._rows(images, batch['data_samples']))
+            of_live, images = predict_rows(live, preprocessor, batch, kind)
+            self._check_rows(of_live, self._rows(images, batch['data_samples']))
 
     def _to_verify(self) -> Iterator[list[SampleIndex]]:
         """Samples spread over the whole cache, or the batches in which as many were mixed."""
         store, size = self._store, self._store.batch_size or 1
-        a_view = -(-store.samples // size)
-        chosen = np.linspace(0, store.views * a_view - 1, -(-self._verify // size)).astype(int)
-        places = [divmod(place, a_view) for place in chosen.tolist()]
+        per_view = -(-store.samples // size)
+        chosen = np.linspace(0, store.views * per_view - 1, -(-self._verify // size)).astype(int)
+        places = [divmod(place, per_view) for place in chosen.tolist()]
         if store.batch_size is None:
             yield [SampleIndex(i, view) for view, i in places]
             return
@@ -182,9 +181,9 @@ class CachedTeacher(Teacher):
             order = order_of(self.replay.data_seed, view, store.samples)
             yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
 
-    def _check_rows(self, now: np.ndarray, then: np.ndarray) -> None:
+    def _check_rows(self, live: np.ndarray, cached: np.ndarray) -> None:
         for name in ('logits', 'norm'):
-            a, b = now[name].astype('f4'), then[name].astype('f4')
+            a, b = live[name].astype('f4'), cached[name].astype('f4')
             largest = np.nanmax(np.abs(a), initial=1)
             error = np.nanmax(np.abs(a - b), initial=0)
             if error > VERIFY_TOLERANCE * largest:
@@ -198,7 +197,7 @@ class CachedTeacher(Teacher):
         stamps = [getattr(sample, 'stamp', None) for sample in data_samples]
         if len(stamps) != len(images) or None in stamps:
             raise SetupError(
-                f'{self.name}: it has predictions of training images that ReproducibleHook replays, and no others; add '
+                f'{self.name}: it has predictions of training images replayed by ReproducibleHook only; add '
                 "default_hooks=dict(reproducible=dict(type='ReproducibleHook')), as tools/train.py does. It cannot be "
                 'evaluated.'
             )
@@ -222,8 +221,8 @@ class CachedTeacher(Teacher):
             return places
         raise RuntimeError(
             f'{self.name}: the {len(views)} images of this batch are not the {len(places)} of batch {batches[0]} of '
-            f'view {views[0]}, which the teacher saw mixed with each other; something between the sampler and the '
-            'model changes batches.'
+            f'view {views[0]}, which the teacher saw mixed with each other; batches are changed between the sampler '
+            'and the model.'
         )
 
     def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:
@@ -231,7 +230,7 @@ class CachedTeacher(Teacher):
         if shape != self._store.manifest['image']:
             raise SetupError(
                 f"{self.name}: the student's images are {shape} after its data preprocessor, those of the cache "
-                f'{self._store.manifest["image"]}; pad as in the config that the cache was made with.'
+                f'{self._store.manifest["image"]}; pad as in the config of the cache.'
             )
         if other.any():
             names = [
@@ -240,8 +239,8 @@ class CachedTeacher(Teacher):
             software = self._other_software() or 'the same versions of all software'
             raise RuntimeError(
                 f'{self.name}: {len(names)} of {len(other)} images are not those that the teacher saw '
-                f'({first_few(names)}). Something random in the pipeline is not seeded, a file has changed, or another '
-                f'version makes other pixels ({software}).'
+                f'({first_few(names)}). Something random in the pipeline is not seeded, a file has changed, or '
+                f'versions differ ({software}).'
             )
 
     def _other_software(self) -> str:
@@ -249,11 +248,11 @@ class CachedTeacher(Teacher):
 
 
 def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
-    # Sent as it is stored, and made fp32 there.
-    return _sent(np.ascontiguousarray(column), device).float()
+    # Converted to fp32 on the device.
+    return _to_device(np.ascontiguousarray(column), device).float()
 
 
-def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
-    # From pinned memory, so that the host does not wait for what the device has still to do.
+    # From pinned memory, so that the host does not wait for the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Cache fingerprint: which data, teacher and software a cache belongs to, as plain data."""
+"""Cache fingerprint: the data, teacher and software of a cache as plain data."""
 
 from hashlib import sha256
 from importlib import import_module
@@ -16,39 +16,39 @@ _SOFTWARE = ('torch', 'torchvision', 'numpy', 'PIL', 'cv2', 'mmcv', 'mmpretrain'
 
 
 def describe_data(dataset: Any) -> dict[str, Any]:
-    """The images, their labels, and their pipeline.
+    """The images, their labels and their pipeline.
 
     Images are described by their paths below ``data_root``, or by their pixels if they are in memory.
 
     Raises:
-        SetupError: If ``num_batch_per_epoch`` takes more images than there are.
+        SetupError: If ``num_batch_per_epoch`` exceeds the number of images.
     """
-    whole = getattr(dataset, '_dataset', dataset)  # MMEngine's slice of a data set, which may be longer than it
+    whole = getattr(dataset, '_dataset', dataset)  # MMEngine's num_batch_per_epoch wraps the data set
     if len(whole) < len(dataset):
         raise SetupError(
             f'train_dataloader.num_batch_per_epoch: its batches hold {len(dataset)} images, but the data set has '
-            f'{len(whole)}; take fewer.'
+            f'{len(whole)}; use fewer.'
         )
     return dict(describe_pipeline(dataset), annotations=_annotations(dataset))
 
 
 def describe_weights(model: nn.Module) -> str:
-    """SHA-256 of a model's weights and buffers, under their names."""
+    """SHA-256 of a model's weights and buffers with their names."""
     digest = sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
-        # As bytes, for NumPy knows no bfloat16.
+        # As bytes: NumPy does not have bfloat16.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def describe_software() -> dict[str, str]:
-    """The versions of the packages that make pixels and logits."""
+    """Versions of the packages that affect pixels and logits."""
     return {name: import_module(name).__version__ for name in _SOFTWARE}
 
 
 def differences(stored: Any, found: Any, name: str = '') -> list[str]:
-    """A sentence for each entry that differs; of a list for the first."""
+    """A message for each entry that differs; for lists, only the first one."""
     if isinstance(stored, dict) and isinstance(found, dict):
         parts = [differences(stored.get(k), found.get(k), f'{name}.{k}' if name else k) for k in {**stored, **found}]
         return [one for part in parts for one in part]
@@ -59,7 +59,7 @@ def differences(stored: Any, found: Any, name: str = '') -> list[str]:
 
 
 def plain(node: Any) -> Any:
-    """A part of a config in JSON's types; classes by their dotted names."""
+    """A part of a config in JSON's types; classes as their dotted names."""
     if isinstance(node, dict):
         return {str(key): plain(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

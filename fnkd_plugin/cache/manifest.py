@@ -1,4 +1,4 @@
-"""What ``manifest.json`` of a cache may hold."""
+"""The schema of a cache's ``manifest.json``."""
 
 from typing import Any
 
@@ -33,10 +33,10 @@ _SCHEMA: dict[str, Any] = dict(
 
 
 def check_manifest(manifest: Any, name: str) -> None:
-    """Refuse a manifest that the rest could not work with.
+    """Check a manifest against the schema.
 
     Raises:
-        SetupError: If an entry is missing or of another kind; it names the entry.
+        SetupError: If an entry is missing, of another type or out of range; it names the entry.
     """
     wrong = _misfit(manifest, _SCHEMA)
     if wrong is None:
@@ -54,10 +54,11 @@ def check_manifest(manifest: Any, name: str) -> None:
 
 
 def _misfit(value: Any, kind: Any) -> str | None:
-    """Where a value is not of a kind, or None.
+    """The path of the first value that does not fit a kind, or None.
 
-    Kinds: a type, a range of integers, a list with the kind of its entries, a dict of the kinds of its entries, a
-    constant, or a tuple of kinds to choose from.
+    Kinds: a type, a range of integers, a list with the kind of its entries, a dict of kinds by key, a constant, or a
+        tuple
+    of alternatives.
     """
     if isinstance(kind, dict):
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""From a batch of a data loader to rows of a cache."""
+"""Predicts the rows of a cache for a batch of a data loader."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def predict_rows(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype) -> tuple[np.ndarray, Tensor]:
-    """A live teacher's predictions of a batch, made as in a training step.
+    """A live teacher's predictions of a batch, computed as in a training step.
 
     Args:
         teacher: Prepared for the student's images.
         preprocessor: The student's data preprocessor, on the device to run on.
-        batch: Collated, its samples stamped.
-        kind: Of the rows, see :func:`~fnkd_plugin.cache.store.row_type`.
+        batch: A collated batch of stamped samples.
+        kind: Type of the rows, see :func:`~fnkd_plugin.cache.store.row_type`.
 
     Returns:
         Rows [N], and the preprocessed images [N, C, H, W].

@@ -1,4 +1,4 @@
-"""The files of a cache: one row for each image and view, with a checksum (docs/cache.md has the format)."""
+"""The files of a cache: one row for each image and view, with a checksum (format: docs/cache.md)."""
 
 import json
 import mmap
@@ -21,7 +21,7 @@ from fnkd_plugin.losses.top_k import compress
 
 FORMAT = 3
 BLOCK = 1024
-"""Rows that are marked as done together; for mixed images rounded up to whole batches."""
+"""Rows per block, which is marked as done as a whole; for mixed images rounded up to whole batches."""
 
 _MOST_MAPPED = 32
 _MANIFEST = 'manifest.json'
@@ -29,10 +29,10 @@ _WORD = np.dtype('<u4')
 
 
 def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype:
-    """A row: its checksum, that of the image, the feature norm (NaN if there is none), the logits [K].
+    """The type of a row: its checksum, that of the image, the feature norm (NaN for none), the logits [K].
 
     With ``top_k`` the largest logits, the moments of the others and the classes, see :mod:`fnkd_plugin.losses.top_k`.
-    Padded to whole words of 32 bits.
+    Padded to a multiple of 4 bytes.
     """
     logits = np.dtype(dtype).newbyteorder('<')
     fields: list[tuple] = [('check', _WORD), ('pixels', _WORD), ('norm', '<f4')]
@@ -48,14 +48,14 @@ def row_type(num_classes: int, dtype: str, top_k: int | None = None) -> np.dtype
 def rows_of(
     kind: np.dtype, pixels: np.ndarray, norms: Tensor | None, logits: Tensor, origin: Tensor | None = None
 ) -> np.ndarray:
-    """Rows [N] of a :func:`row_type`, still without their own checksums.
+    """Rows [N] of a :func:`row_type`, without their own checksums.
 
     Args:
-        kind: The type.
+        kind: Type of the rows.
         pixels: Checksums of the images [N].
         norms: Feature norms [N], or None.
-        logits: Of all classes, [N, K].
-        origin: Their origin, [K], or None; read for rows of the largest logits.
+        logits: Logits of all classes [N, K].
+        origin: Logits of the zero feature [K], or None; used with ``top_k`` only.
     """
     rows = np.zeros(len(pixels), kind)
     rows['pixels'], rows['norm'] = pixels, np.nan if norms is None else norms.cpu()
@@ -68,25 +68,25 @@ def rows_of(
 
 
 class Store:
-    """The files of one folder.
+    """The files of a cache in one folder.
 
-    Rows are read through memory mappings, so that memory does not grow with the cache, and each is compared with its
-    checksum. Any number of processes may write, each its own blocks; a block is marked as done when its rows have
-    reached the disk, so that what is marked is complete, whenever the writer is killed or the disk is full.
+    Rows are read through memory mappings, so that memory use does not grow with the cache, and verified by their
+    checksums. Any number of processes may write, each its own blocks. A block is marked as done after its rows have
+    reached the disk, so that marked blocks are complete even if the writer is killed or the disk is full.
 
     Args:
         folder: An existing cache.
 
     Attributes:
-        manifest: What the cache holds and belongs to, as in the file.
+        manifest: The content of ``manifest.json``.
         origin: The logits of the zero feature [K], or None.
-        row_type: Of its rows.
-        batch_size: Of the batches whose images were mixed, or None. Row i of a view is then the i-th image that the
-            view draws, batch after batch; of unmixed images it is image i of the data set.
-        block: How many rows are marked as done together.
+        row_type: Type of the rows.
+        batch_size: Size of the batches whose images were mixed, or None. Row i of a view is then the i-th image that
+            the view draws, batch after batch; without mixing it is image i of the data set.
+        block: Number of rows that are marked as done together.
 
     Raises:
-        SetupError: If there is no cache, it is of another format, or a file of it is missing or damaged.
+        SetupError: If there is no cache, it has another format, or a file is missing or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -99,9 +99,9 @@ class Store:
         self.block = _block(self.manifest)
         origin = self.manifest['origin']
         self.origin = None if origin is None else np.array(origin, dtype='<f4')
-        # Part of each row's checksum, so that a row of another cache does not pass.
+        # Part of each row's checksum, so that rows of another cache are detected.
         self._salt = int(self.manifest['checksum'][:8], 16)
-        # All files at once: not in the middle of a long training.
+        # Check all files now, not during a long training.
         for view in range(self.views):
             os.close(self._open(_rows_file(view), self._view_bytes))
             os.close(self._open(_done_file(view), self._blocks))
@@ -109,7 +109,7 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, manifest: dict[str, Any], origin: np.ndarray | None) -> 'Store':
-        """A new store, nothing of it done, in one step: of several processes that try, one succeeds.
+        """Create an empty store atomically: of several processes that try, one succeeds.
 
         Raises:
             SetupError: If the folder exists and is not empty, or the manifest does not fit.
@@ -122,8 +122,8 @@ class Store:
         samples = manifest['data']['samples']
         sizes = samples * _type_of(manifest).itemsize, -(-samples // _block(manifest))
         folder.parent.mkdir(parents=True, exist_ok=True)
-        whole = folder.absolute()
-        partial = whole.with_name(f'.{whole.name}.{uuid.uuid4().hex}')
+        target = folder.absolute()
+        partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex}')
         partial.mkdir()
         try:
             for view in range(manifest['views']):
@@ -147,14 +147,14 @@ class Store:
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
-        """Whether there is one."""
+        """Whether the folder holds a cache."""
         return (Path(folder) / _MANIFEST).is_file()
 
     def check_unchanged(self) -> None:
-        """Compare the manifest with that on disk.
+        """Compare the manifest with the one on disk.
 
         Raises:
-            SetupError: If another process has made another cache in this folder.
+            SetupError: If another process has replaced the cache in this folder.
         """
         if _read_manifest(self.folder) != self.manifest:
             raise SetupError(f'Cache {self.folder}: another process has replaced it meanwhile; make it again.')
@@ -163,15 +163,15 @@ class Store:
         """Copies of the rows at these places [N] of these views [N].
 
         Raises:
-            SetupError: If a row is not as it was written: it was damaged, or belongs elsewhere.
+            SetupError: If a row's checksum is wrong: it is damaged, or of another place or cache.
         """
         if (views == views[:1]).all():
             rows = self._view(int(views[0])).take(places)
         else:
             rows = np.empty(len(places), self.row_type)
             for view in np.unique(views):
-                of_view = views == view
-                rows[of_view] = self._view(int(view)).take(places[of_view])
+                mask = views == view
+                rows[mask] = self._view(int(view)).take(places[mask])
         wrong = np.flatnonzero(rows['check'] != self._checks(rows, views, places))
         if len(wrong):
             view, place = int(views[wrong[0]]), int(places[wrong[0]])
@@ -192,21 +192,21 @@ class Store:
                 yield view, block * self.block, min((block + 1) * self.block, self.samples)
 
     def write(self, view: int, start: int, rows: np.ndarray) -> None:
-        """Write the rows of one whole block, with their checksums, and mark it as done.
+        """Write the rows of one whole block with their checksums, and mark it as done.
 
         Raises:
-            OSError: If the disk is full; the block is then not done.
+            OSError: If the disk is full; the block is then not marked.
         """
         if start % self.block or len(rows) != min(self.block, self.samples - start) or rows.dtype != self.row_type:
             raise ValueError(f'not a block of this store: {len(rows)} rows of {rows.dtype} from {start}')
         rows = rows.copy()
         rows['check'] = self._checks(rows, np.full(len(rows), view), np.arange(start, start + len(rows)))
-        # Not through the mapping, in which a full disk is a signal and not an error.
+        # Not through a memory mapping, where a full disk raises a signal instead of an error.
         self._write(_rows_file(view), start * rows.itemsize, rows.tobytes())
         self._write(_done_file(view), start // self.block, b'\x01')
 
     def _checks(self, rows: np.ndarray, views: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Checksums of rows: their words times odd weights, modulo 2**32, so that no flipped bit cancels."""
+        """Checksums of rows: 32-bit words times odd weights, modulo 2**32, so that any flipped bit changes them."""
         words = rows.view(_WORD).reshape(len(rows), -1)
         of_row, of_view, of_place = _weights(words.shape[1])
         checks = np.einsum('nk,k->n', words, of_row)
@@ -234,7 +234,7 @@ class Store:
     def _view(self, view: int) -> np.ndarray:
         if view not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
-                self._mapped.pop(next(iter(self._mapped)))  # each holds a file open
+                self._mapped.pop(next(iter(self._mapped)))  # each keeps a file open
             descriptor = self._open(_rows_file(view), self._view_bytes)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
@@ -242,13 +242,13 @@ class Store:
                 os.close(descriptor)
             self._mapped[view] = mapped, np.frombuffer(mapped, self.row_type)
         mapped, rows = self._mapped[view]
-        # Reading beyond the end of a file that was cut would end the process with a signal.
+        # Reading beyond the end of a truncated file would kill the process with a signal.
         if mapped.size() < self._view_bytes:
             raise _damaged(self.folder / _rows_file(view), f'{mapped.size()} bytes, not {self._view_bytes}')
         return rows
 
     def _open(self, name: str, size: int) -> int:
-        """A descriptor of a file that is there and of this size."""
+        """A descriptor of an existing file of this size."""
         path = self.folder / name
         try:
             found = path.stat()
@@ -268,7 +268,7 @@ def _damaged(path: Path, what: str) -> SetupError:
 @cache
 def _weights(words: int) -> tuple[np.ndarray, np.uint32, np.uint32]:
     """Odd weights of a row's words (0 for the checksum itself), of its view and of its place."""
-    # NumPy keeps the streams of RandomState as they are in all its versions.
+    # The streams of RandomState are the same in all versions of NumPy.
     weights = np.random.RandomState(20260).randint(0, 2**32, words + 2, dtype=np.uint32) | np.uint32(1)
     weights[0] = 0
     return weights[:words].astype(_WORD), weights[words], weights[words + 1]
@@ -308,7 +308,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from error
     if isinstance(manifest, dict) and manifest.get('format') != FORMAT:
         raise SetupError(
-            f'Cache: {path} is of format {manifest.get("format")!r:.40}, this version reads {FORMAT}; make the cache '
+            f'Cache: {path} has format {manifest.get("format")!r:.40}, this version reads {FORMAT}; make the cache '
             'again.'
         )
     check_manifest(manifest, str(path))

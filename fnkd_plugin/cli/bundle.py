@@ -127,7 +127,13 @@ def export(path: Path, out: Path) -> float:
     images = torch.randn(2, 3, bundle.image_size, bundle.image_size)
     batch = {0: torch.export.Dim('batch')}
     program = torch.onnx.export(
-        model, (images,), dynamo=True, input_names=['images'], output_names=['logits'], dynamic_shapes=(batch,)
+        model,
+        (images,),
+        dynamo=True,
+        verbose=False,
+        input_names=['images'],
+        output_names=['logits'],
+        dynamic_shapes=(batch,),
     )
     assert program is not None
     proto = program.model_proto

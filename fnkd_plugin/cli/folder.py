@@ -36,6 +36,7 @@ class Trained:
         checkpoint: The weights of the best epoch.
         best: The best epoch's accuracy on the validation photos, in per cent.
         last: The last epoch's.
+        loss: The mean training loss of the last ten iterations.
         seconds: How long it took.
     """
 
@@ -44,6 +45,7 @@ class Trained:
     checkpoint: Path
     best: float
     last: float
+    loss: float
     seconds: float
 
 
@@ -68,7 +70,8 @@ class Workshop:
         Raises:
             SetupError: If the weights cannot be read or fetched.
         """
-        for role, (model, checkpoint) in models.items():
+        # Files first: a wrong name is found before anything is downloaded.
+        for role, (model, checkpoint) in sorted(models.items(), key=lambda item: not item[1][1]):
             try:
                 with silent_start():
                     MODELS.build(self.recipe.config(model, checkpoint, LEARNING_RATES[0]).model)
@@ -91,16 +94,19 @@ class Workshop:
             partial.replace(done)
         if not name.startswith(_TRIALS):
             console.print(f'{name}: {found["best"]:.1f} % in {duration(found["seconds"])}', markup=False)
-        return Trained(path, folder, folder / found['checkpoint'], found['best'], found['last'], found['seconds'])
+        return Trained(
+            path, folder, folder / found['checkpoint'], found['best'], found['last'], found['loss'], found['seconds']
+        )
 
     def tuned(self, name: str, model: str, checkpoint: str | None, method: str, teacher: dict[str, Any]) -> float:
-        """The learning rate with the best accuracy on the held-out part, the smaller of equals."""
-        scores = {}
+        """The learning rate with the best accuracy on the held-out part; of equals, of the smallest training loss."""
+        scores, losses = {}, {}
         for rate in LEARNING_RATES:
             plain = self._trials.config(model, checkpoint, rate)
             cfg = with_method(plain, method, teacher)
-            scores[rate] = self.train(f'{_TRIALS}{name}_lr{rate}', cfg).last
-        best = max(LEARNING_RATES, key=lambda rate: (scores[rate], -rate))
+            trial = self.train(f'{_TRIALS}{name}_lr{rate}', cfg)
+            scores[rate], losses[rate] = trial.last, trial.loss
+        best = max(LEARNING_RATES, key=lambda rate: (scores[rate], -losses[rate]))
         tried = ', '.join(f'{rate}: {score:.1f} %' for rate, score in scores.items())
         console.print(f'{name}: learning rate {best} (held-out photos, {tried})', markup=False)
         return best
@@ -201,6 +207,7 @@ def train_folder(
         found['plain'] = shop.student('plain', student, student_checkpoint, config)
     final = out / f'{student}.safetensors'
     shop.recipe.bundle(student).save(read_state_dict(found[method].checkpoint), final)
+    console.print('Validation accuracy of the best epoch:')
     for name, trained in found.items():
         who = f'teacher {teacher}' if name == 'teacher' else f'{name} student {student}'
         console.print(f'{who:<40} {trained.best:5.1f} %  ({duration(trained.seconds)})', markup=False)
@@ -256,6 +263,7 @@ def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
     return dict(
         best=float(runner.message_hub.get_info('best_score')),
         last=float(scores.current()),
+        loss=float(runner.message_hub.get_scalar('train/loss').mean(10)),
         checkpoint=best.name,
         seconds=time.monotonic() - began,
     )

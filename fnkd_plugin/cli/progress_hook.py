@@ -53,7 +53,8 @@ class ProgressHook(Hook):
     def _advance(self, runner: Any, done: int) -> None:
         assert self._bar is not None
         scalars = runner.message_hub.log_scalars
-        parts = [f'epoch {min(runner.epoch + 1, runner.max_epochs)}/{runner.max_epochs}']
+        epochs = runner.max_epochs  # 1 where iterations count
+        parts = [f'epoch {min(runner.epoch + 1, epochs)}/{epochs}'] if epochs > 1 else []
         if 'train/loss' in scalars:
             parts.append(f'loss {scalars["train/loss"].mean(self.interval):.3f}')
         for name, scalar in scalars.items():

@@ -77,6 +77,8 @@ def merge_arguments(cfg: Config, args: argparse.Namespace) -> None:
             raise SetupError("--amp needs a GPU (MMEngine's AmpOptimWrapper refuses CPUs); train without it.")
         cfg.optim_wrapper['type'] = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.compile:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type='CompileHook')]
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

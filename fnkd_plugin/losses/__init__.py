@@ -1,4 +1,4 @@
-"""Losses over :mod:`fnkd_plugin.functional`, in MMPretrain's registry where there is one."""
+"""Loss modules based on :mod:`fnkd_plugin.functional`."""
 
 from fnkd_plugin.losses.alsr_loss import ALSRLoss
 from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss

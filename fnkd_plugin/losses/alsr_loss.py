@@ -16,19 +16,18 @@ _logger = logging.getLogger(__name__)
 class ALSRLoss(DenoisedLabelLoss):
     r"""Anisotropic label smoothing, :math:`H((1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho, \sigma(z))`.
 
-    Eq. 3, as ``head.loss``: :math:`\rho` is uniform on A(x), the classes near the true one by their names. A class
-    without neighbours gets LSR with :math:`\epsilon_1` (our choice); their number is logged.
+    Eq. 3, for use as ``head.loss``: :math:`\rho` is uniform on A(x), the classes near the true one. A class without
+    neighbours gets LSR with :math:`\epsilon_1` (our choice); the number of such classes is logged.
 
     Args:
-        eps_uniform: :math:`\epsilon_1 \ge 0`. The paper does not print its value; 0.1 is our choice, as LSR's.
-        eps_near: :math:`\epsilon_2 \ge 0`, :math:`\epsilon_1 + \epsilon_2 < 1`. Not printed either; 0.1 is our choice.
-        groups: Which classes are near: ``'cub'``, ``'cifar100'``, ``'cars_make'``, ``'cars_body'``, a file, a rule, or
+        eps_uniform: :math:`\epsilon_1 \ge 0`. Not stated in the paper; 0.1 is our choice, as for LSR.
+        eps_near: :math:`\epsilon_2 \ge 0`, :math:`\epsilon_1 + \epsilon_2 < 1`. Not stated either; 0.1 is our choice.
+        groups: Groups of near classes: ``'cub'``, ``'cifar100'``, ``'cars_make'``, ``'cars_body'``, a file, a rule, or
             lists; see :func:`fnkd_plugin.taxonomy.taxonomy_of`.
-        loss_weight: A factor >= 0.
+        loss_weight: Weight of the loss, >= 0.
 
     Raises:
-        SetupError: If a number is out of range or not finite, the groups do not fit together, or no class has a
-            neighbour.
+        SetupError: If a number is out of range or non-finite, the groups are invalid, or no class has a neighbour.
     """
 
     def __init__(
@@ -44,9 +43,9 @@ class ALSRLoss(DenoisedLabelLoss):
             )
         self.taxonomy = taxonomy_of(groups)
         if not any(self.taxonomy.neighbours):
-            raise SetupError('ALSRLoss: by these groups no class has a neighbour; give others, or use LSRLoss.')
+            raise SetupError('ALSRLoss: no class has a neighbour in these groups; give other groups, or use LSRLoss.')
         self.neighbours = Neighbours(self.taxonomy.neighbours)
-        _logger.info(f'ALSRLoss: {self.taxonomy}; one without any gets LSR with eps {self.eps_uniform:g}.')
+        _logger.info(f'ALSRLoss: {self.taxonomy}; the others get LSR with eps {self.eps_uniform:g}.')
 
     def target(self, label: Tensor, num_classes: int) -> Tensor:
         r""":math:`(1-\epsilon_1-\epsilon_2) q + \epsilon_1 u + \epsilon_2 \rho`, [N, K]."""
@@ -54,14 +53,14 @@ class ALSRLoss(DenoisedLabelLoss):
         return self.neighbours.target(label, self.eps_uniform, self.eps_near)
 
     def check_class_count(self, num_classes: int, owner: str) -> None:
-        """Refuse another number of classes than the groups have.
+        """Check that a model has as many classes as the groups.
 
         Raises:
-            SetupError: With both numbers.
+            SetupError: If not; with both numbers.
         """
         self.taxonomy.check_class_count(num_classes, f'ALSRLoss: {owner}')
 
 
 def label_tables(model: nn.Module) -> list[tuple[nn.Module, ALSRLoss]]:
-    """The label tables in a model, each with the module that it is the loss of."""
+    """The :class:`ALSRLoss` modules in a model, each with its parent module."""
     return [(m, child) for m in model.modules() for child in m.children() if isinstance(child, ALSRLoss)]

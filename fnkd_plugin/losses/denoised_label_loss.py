@@ -1,4 +1,4 @@
-"""The one cross-entropy under which every fixed compensation of a hard label stands."""
+"""Base class of the losses that replace a hard label by a fixed distribution."""
 
 from abc import ABC, abstractmethod
 
@@ -10,7 +10,7 @@ from fnkd_plugin.functional import at_least_fp32
 
 
 class DenoisedLabelLoss(nn.Module, ABC):
-    r""":math:`w \, H(\hat q, \sigma(z))`, the denoised label :math:`\hat q` (Eq. 1) left to subclasses.
+    r"""Cross-entropy :math:`w \, H(\hat q, \sigma(z))`; subclasses define the denoised label :math:`\hat q` (Eq. 1).
 
     Args:
         loss_weight: :math:`w \ge 0`, finite.
@@ -22,7 +22,7 @@ class DenoisedLabelLoss(nn.Module, ABC):
 
     @abstractmethod
     def target(self, label: Tensor, num_classes: int) -> Tensor:
-        """The distributions [N, K] that replace ``label``, class indices [N] or distributions [N, K]."""
+        """The denoised labels [N, K] of ``label``, class indices [N] or distributions [N, K]."""
 
     def forward(
         self,
@@ -37,7 +37,7 @@ class DenoisedLabelLoss(nn.Module, ABC):
             cls_score: Logits [N, K].
             label: Class indices [N], or distributions [N, K] (mixup, CutMix).
             weight: A weight for each sample, [N].
-            avg_factor: What the sum over samples is divided by; N by default.
+            avg_factor: Divisor of the sum over samples; N by default.
         """
         logits = at_least_fp32(cls_score)
         target = self.target(label, cls_score.shape[1])

@@ -1,4 +1,4 @@
-"""Distillation by correlation."""
+"""DIST: distillation by correlation."""
 
 from torch import Tensor
 
@@ -9,26 +9,27 @@ from fnkd_plugin.prediction import Prediction
 
 
 class DISTLoss(SoftLoss):
-    r"""DIST: the student's probabilities shall correlate with the teacher's, not equal them.
+    r"""DIST: maximises the correlation of the student's and the teacher's probabilities.
 
     .. math:: w \, T^2 \Big(\frac\beta N \sum_n \big(1 - \rho(p_{n\cdot}, q_{n\cdot})\big)
         + \frac\gamma K \sum_k \big(1 - \rho(p_{\cdot k}, q_{\cdot k})\big)\Big)
 
     with :math:`p = \sigma(z/T)`, :math:`q = \sigma(v/T)` [N, K] and Pearson's :math:`\rho`: the first term compares the
     classes of each image (inter-class), the second the images of a batch in each class (intra-class). The batch is
-    that of one process and one step of an accumulation; a batch of one image has a constant second term.
-    Source: Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022; :math:`T^2` is the authors'
-    code's. Their code adds 1e-8 below the fraction of :math:`\rho`, which mutes the classes that hardly appear in
-    a batch; here all count alike, as in the formula, and :math:`\rho = 0` where a row or column is constant.
+    the local one of a process and accumulation step; for one image the second term is constant.
+    Source: Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022; :math:`T^2` is from the
+    authors' code. Their code adds 1e-8 to the denominator of :math:`\rho`, which suppresses classes with small
+    probabilities in a batch; here all classes count equally, as in the formula, and :math:`\rho` of a constant row or
+    column is 0, or 1 if both are constant.
 
     Args:
         beta: :math:`\beta \ge 0`, the inter-class weight.
         gamma: :math:`\gamma \ge 0`, the intra-class weight.
-        temperature: :math:`T > 0`; 4 for CIFAR-100, as far as we know the authors'.
+        temperature: :math:`T > 0`; for CIFAR-100 the authors use 4, as far as we know.
         loss_weight: :math:`w \ge 0`.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class DISTLoss(SoftLoss):
         self.temperature = check_temperature('DISTLoss', temperature)
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
-        """See :meth:`SoftLoss.forward`; labels are not read."""
+        """See :meth:`SoftLoss.forward`; labels are ignored."""
         p, q = (scale_by_temperature(x.logits, self.temperature).softmax(dim=1) for x in (student, teacher))
         inter, intra = 1 - pearson_correlation(p, q).mean(), 1 - pearson_correlation(p.T, q.T).mean()
         return self.loss_weight * self.temperature**2 * (self.beta * inter + self.gamma * intra)

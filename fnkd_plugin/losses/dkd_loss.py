@@ -14,22 +14,22 @@ class DKDLoss(SoftLoss):
 
     With :math:`t` the class of the image and :math:`p = \sigma(z/T)`, TCKD compares the pairs
     :math:`(p_t, 1 - p_t)` of teacher and student, NCKD their distributions over the other classes,
-    :math:`p_k / (1 - p_t)`. KD is :math:`\alpha = 1` and, for each image, :math:`\beta = 1 - p_t` of the teacher: the
-    surer the teacher, the less its dark knowledge counts, which DKD undoes. Source: Zhao et al., *Decoupled Knowledge
-    Distillation*, CVPR 2022, with the :math:`T^2` of the authors' code. Both terms are cross-entropies here, as
-    in :class:`SoftTargetLoss`; the paper's divergences have the same gradient.
+    :math:`p_k / (1 - p_t)`. KD is :math:`\alpha = 1` and, for each image, :math:`\beta = 1 - p_t` of the teacher: KD
+    gives the other classes less weight where the teacher is confident; DKD does not. Source: Zhao et al.,
+    *Decoupled Knowledge Distillation*, CVPR 2022, with the :math:`T^2` of the authors' code. Both terms are
+    cross-entropies here, as in :class:`SoftTargetLoss`; the paper's divergences have the same gradient.
 
-    The authors let the term grow over 20 epochs: ``DistillHead(warmup=20)``. Under mixup and CutMix :math:`t` is the
-    heavier class of an image (our choice; the paper has one label for each).
+    The authors warm the loss up over 20 epochs: ``DistillHead(warmup=20)``. Under mixup and CutMix :math:`t` is the
+    class of the larger share (our choice; the paper has one label per image).
 
     Args:
         alpha: :math:`\alpha \ge 0`.
-        beta: :math:`\beta \ge 0`. The authors' for CIFAR-100 is 8 for ResNet-32x4 to 8x4, 2 for ResNet-56 to 20.
+        beta: :math:`\beta \ge 0`. For CIFAR-100 the authors use 8 for ResNet-32x4 to 8x4, 2 for ResNet-56 to 20.
         temperature: :math:`T > 0`.
         loss_weight: :math:`w \ge 0`.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class DKDLoss(SoftLoss):
         """See :meth:`SoftLoss.forward`.
 
         Raises:
-            ValueError: If there are no labels, the images are not a multiple of them, or there is one class.
+            ValueError: If there are no labels, the number of images is not a multiple of theirs, or there is one class.
         """
         if labels is None:
-            raise ValueError('DKDLoss: the images have no labels; it needs the class of each, KDLoss does not.')
+            raise ValueError('DKDLoss: the images have no labels; give the class of each, or use KDLoss.')
         count, classes = student.logits.shape
         if len(labels) == 0 or count % len(labels) or classes < 2:
             raise ValueError(
-                'DKDLoss: it needs two classes or more and a label for each image, but got '
+                'DKDLoss: needs at least two classes and one label per image, but got '
                 f'{classes} classes, {count} images and {len(labels)} labels.'
             )
-        labels = labels.repeat(count // len(labels))  # of clean images, whose augmented copies follow (timm)
+        labels = labels.repeat(count // len(labels))  # with timm's AugMix, augmented copies follow the clean images
         z_pair, z_others = _decoupled(scale_by_temperature(student.logits, self.temperature), labels)
         v_pair, v_others = _decoupled(scale_by_temperature(teacher.logits, self.temperature), labels)
         tckd, nckd = soft_cross_entropy(z_pair, v_pair), soft_cross_entropy(z_others, v_others)
@@ -65,5 +65,5 @@ def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, 2] whose softmax is (p_t, 1 - p_t), and those of the other classes, [N, K - 1]."""
     t = labels[:, None]
     k = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = logits.gather(1, k + (k >= t))  # not by a mask, which would wait for the GPU
+    others = logits.gather(1, k + (k >= t))  # a boolean mask would synchronise with the GPU
     return torch.cat([logits.gather(1, t), others.logsumexp(dim=1, keepdim=True)], dim=1), others

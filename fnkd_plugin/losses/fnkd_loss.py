@@ -1,4 +1,4 @@
-"""Feature normalized knowledge distillation."""
+"""Feature normalised knowledge distillation."""
 
 import logging
 from typing import Any
@@ -13,32 +13,32 @@ from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
 
-MANY_TIMES = 4.0
+MAX_GRADIENT_RATIO = 4.0
 _logger = logging.getLogger(__name__)
 
 
 class FNKDLoss(SoftTargetLoss):
-    r"""Knowledge distillation whose temperature is each sample's own feature norm (Eq. 10 to 12).
+    r"""Feature normalised knowledge distillation: the temperature is each sample's feature norm (Eq. 10 to 12).
 
     .. math:: \lambda^2 H\big(\sigma(\tau v / \lVert f_t \rVert), \sigma(\tau z / \lVert f_s \rVert)\big)
 
-    with the bias left unscaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). The defaults are the
-    authors' code: norms below :math:`\tau` are left alone and gradient flows through the student's norm.
-    ``mode='normalize', detach_norm=True`` is Eq. 12 to the letter; it can collapse training, since nothing
-    then holds :math:`\lVert f_s \rVert` (a warning is logged).
+    where the bias is not scaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). The defaults are those of
+    the authors' code: norms below :math:`\tau` are not rescaled, and gradient flows through the student's norm.
+    ``mode='normalize', detach_norm=True`` is exactly Eq. 12; training can then collapse, since nothing bounds
+    :math:`\lVert f_s \rVert` (a warning is logged).
 
     Args:
-        tau: The norm to rescale features to, > 0; or ``'auto'``, a third of the teacher's mean feature norm
-            (our choice: it solves the paper's rule :math:`\lambda^2\tau^2/\text{mean}\lVert f\rVert^2 \approx 1` at
+        tau: The target feature norm, > 0; or ``'auto'``, a third of the teacher's mean feature norm
+            (our choice, from the paper's rule :math:`\lambda^2\tau^2/\text{mean}\lVert f\rVert^2 \approx 1` at
             :math:`\lambda = 3`), see :class:`AutoTau`.
         loss_weight: :math:`\lambda^2 \ge 0`.
-        mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). Where the student's norms (``student_norm`` in
-            the log) are below tau, ``'clip'`` compares its T = 1 with the teacher's softened distribution, which
-            its hard loss contradicts; ``'normalize'`` fits there (docs/results.md).
-        detach_norm: Whether to hold the student's norm fixed in the gradient, as Eq. 12 does.
+        mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). If the student's norms (``student_norm`` in
+            the log) are below tau, ``'clip'`` compares the student at T = 1 with the teacher's softened
+            distribution, in conflict with the hard loss; use ``'normalize'`` then (docs/results.md).
+        detach_norm: Whether to detach the student's norm, as in Eq. 12.
 
     Raises:
-        SetupError: If a number is out of range or not finite, or ``mode`` is unknown.
+        SetupError: If a number is out of range or non-finite, or ``mode`` is unknown.
     """
 
     needs_feature_norm = True
@@ -63,33 +63,38 @@ class FNKDLoss(SoftTargetLoss):
         self._balance_checked = False
         if mode == 'normalize' and detach_norm:
             _logger.warning(
-                "FNKDLoss: mode='normalize' with detach_norm=True is Eq. 12 to the letter; the student's "
-                'feature norm is then free to grow, and training can collapse. Watch student_norm in the log.'
+                "FNKDLoss: mode='normalize' with detach_norm=True is exactly Eq. 12; the student's feature norm is "
+                'then unbounded, and training can collapse. Watch student_norm in the log.'
             )
 
     @property
     def tau(self) -> float:
-        """The norm features are rescaled to; with ``'auto'`` the estimate so far (NaN before any batch)."""
+        """The target feature norm; with ``'auto'`` the current estimate (NaN before the first batch)."""
         return self._tau if self._auto is None else float(self._auto.tau)
 
     def observe(self, teacher: Prediction) -> None:
-        """Read the teacher's norms of the first batches, for ``tau='auto'`` and to check the balance of the losses."""
+        """Use the teacher's norms of the first batches to calibrate ``tau='auto'`` and to check the loss balance."""
         assert teacher.feature_norm is not None
-        if self._auto is not None and not self._auto.settled:
+        if self._auto is not None and not self._auto.calibrated:
             self._auto.update(teacher.feature_norm)
         if not self._balance_checked:
             self._balance_checked = True
             self._check_balance(teacher.feature_norm)
 
+    @property
+    def settled(self) -> bool:
+        """After the first batch, and with ``tau='auto'`` once tau is fixed."""
+        return self._balance_checked and (self._auto is None or self._auto.settled)
+
     @torch.compiler.disable
     def _check_balance(self, feature_norm: Tensor) -> None:
         norm = float(feature_norm.float().mean())
         ratio = self.loss_weight * float(norm_scale(torch.tensor([norm]), self.tau, self.mode)) ** 2
-        if ratio > MANY_TIMES:
+        if ratio > MAX_GRADIENT_RATIO:
             _logger.warning(
                 f'FNKDLoss: tau={self.tau:.4g} with loss_weight={self.loss_weight:g} makes the soft gradient about '
                 f"{ratio:.3g} times the hard one, by loss_weight * tau^2 / norm^2 with the teacher's mean feature norm "
-                f"{norm:.4g}; the paper's rule is 1. tau='auto' follows it."
+                f"{norm:.4g}; the paper's rule is 1; tau='auto' follows it."
             )
 
     def get_extra_state(self) -> dict[str, float]:
@@ -97,7 +102,7 @@ class FNKDLoss(SoftTargetLoss):
         return {} if self._auto is None else self._auto.state()
 
     def set_extra_state(self, state: Any) -> None:
-        """Continue from :meth:`get_extra_state`; nothing if tau is a number."""
+        """Load the result of :meth:`get_extra_state`; ignored if tau is a number."""
         if self._auto is not None and state:
             self._auto.restore(state)
 

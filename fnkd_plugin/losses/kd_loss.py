@@ -10,9 +10,9 @@ class KDLoss(SoftTargetLoss):
     r"""Knowledge distillation, :math:`w \, T^2 \, H(\sigma(v/T), \sigma(z/T))` (Eq. 4 and 5).
 
     The paper's :math:`(1-\alpha) H(q, \sigma(z)) + \alpha H(q_{kd}, \sigma(z/T))` is
-    ``DistillHead(hard_weight=1 - alpha, soft_loss=dict(type='KDLoss', loss_weight=alpha))``. Eq. 4 prints no
-    :math:`T^2`; the authors' code has it (``t_squared``), so that the soft gradient keeps its size as
-    :math:`T` grows.
+    ``DistillHead(hard_weight=1 - alpha, soft_loss=dict(type='KDLoss', loss_weight=alpha))``. Eq. 4 has no
+    :math:`T^2`; the authors' code has it (``t_squared``), so that the size of the soft gradient does not depend on
+    :math:`T`.
 
     Args:
         temperature: :math:`T > 0`.
@@ -20,7 +20,7 @@ class KDLoss(SoftTargetLoss):
         t_squared: Whether to multiply by :math:`T^2`.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     needs_all_logits = False

@@ -8,14 +8,16 @@ from fnkd_plugin.losses.denoised_label_loss import DenoisedLabelLoss
 
 
 class LSRLoss(DenoisedLabelLoss):
-    r"""Label-smoothing regularisation, :math:`H((1-\epsilon) q + \epsilon u, \sigma(z))` (Eq. 2), as ``head.loss``.
+    r"""Label-smoothing regularisation, :math:`H((1-\epsilon) q + \epsilon u, \sigma(z))` (Eq. 2).
+
+    For use as ``head.loss``.
 
     Args:
-        eps: :math:`0 \le \epsilon < 1`. The paper does not print its value; 0.1 is the field's custom.
-        loss_weight: A factor >= 0.
+        eps: :math:`0 \le \epsilon < 1`. Not stated in the paper; 0.1 is the common choice.
+        loss_weight: Weight of the loss, >= 0.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     def __init__(self, eps: float = 0.1, loss_weight: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Knowledge distillation with a temperature for each sample, from the spread of its logits."""
+"""NormKD: the temperature is proportional to the standard deviation of each sample's logits."""
 
 from torch import Tensor
 
@@ -12,18 +12,18 @@ from fnkd_plugin.prediction import Prediction
 class NormKDLoss(SoftTargetLoss):
     r"""NormKD, :math:`w \, T_v^2 \, H(\sigma(v/T_v), \sigma(z/T_z))`.
 
-    Each image has a temperature of its own, :math:`T_v = T \operatorname{std}(v)`, and the student another. The
-    distributions are those of :class:`LSKDLoss` at equal :math:`T`; what differs is the weight of an image, here
-    the square of the teacher's temperature. Source: Chi et al., *NormKD: Normalized Logits for Knowledge
-    Distillation*, arXiv 2308.00520, by the authors' code. That divides by :math:`K - 1` in the standard deviation,
-    ours by :math:`K`, as in :class:`LSKDLoss`.
+    Each image has the temperatures :math:`T_v = T \operatorname{std}(v)` and :math:`T_z = T \operatorname{std}(z)`. The
+    distributions equal those of :class:`LSKDLoss` at the same :math:`T`; the weight of an image differs, here the
+    square of the teacher's temperature. Source: Chi et al., *NormKD: Normalized Logits for Knowledge
+    Distillation*, arXiv 2308.00520, after the authors' code, whose standard deviation divides by :math:`K - 1`;
+    ours divides by :math:`K`, as in :class:`LSKDLoss`.
 
     Args:
         temperature: :math:`T > 0`, the authors' ``TEMPERATURE_NORM``.
-        loss_weight: :math:`w \ge 0`; 0.9 beside a hard weight of 0.1 is the authors' for CIFAR-100.
+        loss_weight: :math:`w \ge 0`; the authors use 0.9 with a hard weight of 0.1 for CIFAR-100.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     def __init__(self, temperature: float = 2.0, loss_weight: float = 1.0) -> None:

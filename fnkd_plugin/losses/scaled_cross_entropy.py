@@ -3,7 +3,7 @@ r"""Soft-target cross-entropy under any temperature policy.
 A temperature policy scales each sample's logits about an origin, :math:`z'_n = b + s_n (z_n - b)`
 (:class:`~fnkd_plugin.losses.scaled_logits.ScaledLogits`): KD by :math:`1/T` about 0, FNKD by
 :math:`\tau / \lVert f_n \rVert` about the bias, logit standardisation by :math:`1 / (T \operatorname{std}(z_n))`. Hence
-one loss for all of them. :func:`plain_cross_entropy` defines it; on a GPU a Triton kernel computes the same.
+one loss covers all of them. :func:`plain_cross_entropy` defines it; on a GPU a Triton kernel computes the same.
 """
 
 import warnings
@@ -21,10 +21,10 @@ __all__ = ['BatchStatistics', 'cross_entropy_with_statistics', 'plain_cross_entr
 
 
 class BatchStatistics(NamedTuple):
-    """Of each image 1 or 0, [N], fp32.
+    """Statistics of each image, 1 or 0, [N], fp32.
 
     Attributes:
-        agreement: Whether student and teacher predict one class.
+        agreement: Whether student and teacher predict the same class.
         teacher_correct: Whether the teacher predicts the label; None without labels.
         student_finite: Whether all logits of the student are finite.
         teacher_finite: Whether all logits of the teacher are finite.
@@ -42,13 +42,12 @@ def scaled_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Te
     .. math:: L = \frac1N \sum_n \sum_m w_{mn} H(\sigma(v'_{mn}), \sigma(z'_n)), \qquad H(a, b) = -\sum_k a_k \log b_k
 
     On a GPU with Triton this is one kernel forward and one backward (:mod:`fnkd_plugin.losses.cross_entropy_kernel`),
-    which computes in fp32 and can be differentiated once. Elsewhere, and under ``torch.compile``, which fuses by
-    itself, in fp64, and where a teacher or a weight wants a gradient, it is :func:`plain_cross_entropy`.
+    which computes in fp32 and is differentiable once. On other devices, under ``torch.compile`` (which fuses by
+    itself), in fp64, and if a teacher or a weight requires a gradient, it is :func:`plain_cross_entropy`.
 
     Args:
         student: :math:`z`, :math:`s` and :math:`b`. Gradient flows through all three.
-        targets: :math:`v`, :math:`s`, :math:`b` and :math:`w \ge 0` of each teacher, at least one. No gradient is
-            stopped here.
+        targets: :math:`v`, :math:`s`, :math:`b` and :math:`w \ge 0` of each teacher, at least one; not detached.
 
     Returns:
         A scalar; fp32, or fp64 if any input is. NaN for an empty batch.
@@ -84,18 +83,18 @@ def cross_entropy_with_statistics(
 
 
 def plain_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:
-    """The definition of :func:`scaled_cross_entropy`, in torch's operators."""
+    """The definition of :func:`scaled_cross_entropy`, in torch operators."""
     z = student.tensor()
     losses = [soft_cross_entropy(z, teacher.tensor(), weight) for teacher, weight in targets]
     return sum(losses[1:], losses[0])
 
 
 def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..., Tensor] | None:
-    """The kernel, if it serves here."""
+    """The kernel, if it supports these inputs."""
     z = student.logits
     if torch.compiler.is_compiling() or not z.is_cuda or z.numel() == 0:
         return None
-    if z.device.index != torch.cuda.current_device():  # where Triton would launch it
+    if z.device.index != torch.cuda.current_device():  # Triton launches on the current device
         return None
     fixed = [x for teacher, weight in targets for x in (*teacher.tensors(), weight) if isinstance(x, Tensor)]
     if any([x.dtype == torch.float64 or x.device != z.device for x in student.tensors() + fixed]):
@@ -107,7 +106,7 @@ def _kernel_for(student: ScaledLogits, targets: Sequence[Target]) -> Callable[..
 
 @cache
 def _fused_cross_entropy() -> Callable[..., Tensor] | None:
-    """The kernel, if Triton is installed and works, which it is tried for once (it may want a C compiler)."""
+    """The kernel, if Triton is installed and a first call succeeds (it may need a C compiler)."""
     try:
         from fnkd_plugin.losses.cross_entropy_kernel import fused_cross_entropy
     except ImportError:

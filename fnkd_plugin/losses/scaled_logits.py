@@ -1,4 +1,4 @@
-"""Logits together with how a temperature policy scales them."""
+"""Logits with the scale and origin of a temperature policy."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from fnkd_plugin.functional import norm_scale, scale_about_origin
 
 
 class FeatureNormScale(NamedTuple):
-    r"""The scale of :func:`~fnkd_plugin.functional.norm_scale` that is not computed yet, so that a kernel can do it.
+    r"""Arguments of :func:`~fnkd_plugin.functional.norm_scale`, so that a kernel can compute it.
 
     Attributes:
         norm: :math:`r \ge 0`, [N].
@@ -26,12 +26,12 @@ class FeatureNormScale(NamedTuple):
 
 
 class ScaledLogits(NamedTuple):
-    r"""Logits and how a temperature policy scales them, :math:`z' = b + s (z - b)`.
+    r"""Logits with the scale and origin of a temperature policy, :math:`z' = b + s (z - b)`.
 
     Attributes:
         logits: :math:`z`, [N, K].
         scale: :math:`s`, the inverse temperature of each sample, [N], or one for all.
-        origin: :math:`b`, the logits that scaling leaves alone, [K]; None for 0.
+        origin: :math:`b`, the fixed point of the scaling, [K]; None for 0.
     """
 
     logits: Tensor
@@ -39,12 +39,12 @@ class ScaledLogits(NamedTuple):
     origin: Tensor | None = None
 
     def tensor(self) -> Tensor:
-        """:math:`z'`, [N, K], fp32, or fp64 if any part is. Gradient flows through all parts."""
+        """:math:`z'`, [N, K], fp32, or fp64 if any input is. Gradient flows through all inputs."""
         scale = self.scale.tensor() if isinstance(self.scale, FeatureNormScale) else self.scale
         return scale_about_origin(self.logits, scale, self.origin)
 
     def tensors(self) -> list[Tensor]:
-        """The tensors of which it is made."""
+        """The tensors among the inputs."""
         scale = self.scale.norm if isinstance(self.scale, FeatureNormScale) else self.scale
         return [x for x in (self.logits, scale, self.origin) if isinstance(x, Tensor)]
 

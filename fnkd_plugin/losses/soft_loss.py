@@ -35,6 +35,11 @@ class SoftLoss(nn.Module, ABC):
     def observe(self, teacher: Prediction) -> None:
         """Called with the teacher's prediction of each training batch before :meth:`forward`."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether :meth:`observe` reads nothing on the host any more."""
+        return True
+
     def log_vars(self) -> dict[str, float]:
         """Numbers for the log."""
         return {}

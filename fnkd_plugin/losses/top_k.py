@@ -1,10 +1,10 @@
-r"""A teacher's k largest logits, and of the others what any temperature policy needs to know of them together.
+r"""A teacher's k largest logits, and moments of the others (the tail) that suffice for any temperature policy.
 
-With :math:`y = v - b` a policy makes of a logit :math:`\alpha y + \beta b`: KD has :math:`\alpha = \beta = 1/T`,
-FNKD :math:`\alpha = s_n, \beta = 1`. Over the :math:`n = K - k` classes that are left these have the mean :math:`m` and
-the variance :math:`\sigma^2`, which follow from five moments of :math:`y` and :math:`b`, whatever the policy. Were they
-normal, the sum of their exponentials would be :math:`n \exp(m + \sigma^2 / 2)`, which is taken for the tail's mass. It
-is spread evenly over the tail's classes (both our choice).
+With :math:`y = v - b` a policy maps a logit to :math:`\alpha y + \beta b`: KD has :math:`\alpha = \beta = 1/T`, FNKD
+:math:`\alpha = s_n, \beta = 1`. The scaled logits of the :math:`n = K - k` tail classes have a mean :math:`m` and a
+variance :math:`\sigma^2`, which follow from five moments of :math:`y` and :math:`b` for any policy. The sum of their
+exponentials is approximated by that of normal variables, :math:`n \exp(m + \sigma^2 / 2)`, and distributed uniformly
+over the tail classes (both our choice).
 """
 
 import math
@@ -19,7 +19,7 @@ from fnkd_plugin.prediction import Prediction, SparsePrediction
 
 
 def compress(logits: Tensor, origin: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of logits.
+    """Reduce logits to the k largest and the moments of the tail.
 
     Args:
         logits: :math:`v`, [N, K].
@@ -27,8 +27,8 @@ def compress(logits: Tensor, origin: Tensor | None, k: int) -> tuple[Tensor, Ten
         k: In [1, K).
 
     Returns:
-        The k largest logits in falling order and their classes, [N, k] each, and of the others the mean and
-        variance of y and its covariance with b, [N, 3].
+        The k largest logits in descending order and their classes, [N, k] each; the mean and variance of y and its
+        covariance with b over the tail, [N, 3].
     """
     values, classes = logits.topk(k, dim=1)
     tail = torch.ones_like(logits, dtype=torch.bool).scatter(1, classes, False)
@@ -41,18 +41,18 @@ def compress(logits: Tensor, origin: Tensor | None, k: int) -> tuple[Tensor, Ten
 
 
 def log_target(teacher: SparsePrediction, policy: Callable[[Prediction], Tensor]) -> Tensor:
-    """The log-probabilities of the top classes, and of all others together, under a policy, [N, k + 1].
+    """Log-probabilities of the top classes, and of the tail as a whole, under a policy, [N, k + 1].
 
     Args:
-        teacher: What is known.
-        policy: A prediction to its scaled logits; it must scale each logit by itself.
+        teacher: The teacher's prediction.
+        policy: Maps a prediction to its scaled logits; elementwise in the logits.
     """
     values, norm, origin = teacher
     count, k = values.shape
     b = values.new_zeros(teacher.num_classes) if origin is None else at_least_fp32(origin)
     one, zero = values.new_ones(count, 1), values.new_zeros(count, 1)
     of_top = b[teacher.classes]
-    # Two more logits tell what the policy makes of y and of b.
+    # Two additional logits give alpha (y = 1, b = 0) and beta (y = 0, b = 1).
     scaled = policy(Prediction(torch.cat([values, one, one], 1), norm, torch.cat([of_top, zero, one], 1)))
     top, alpha, beta = scaled[:, :k], scaled[:, k], scaled[:, k + 1]
     n = teacher.num_classes - k
@@ -68,16 +68,16 @@ def log_target(teacher: SparsePrediction, policy: Callable[[Prediction], Tensor]
 def sparse_cross_entropy(
     student_logits: Tensor, log_target: Tensor, classes: Tensor, weight: Tensor | float = 1.0
 ) -> Tensor:
-    r"""Cross-entropy with a target of which the top classes and the mass of the others are known.
+    r"""Cross-entropy with a target given by its top classes and the mass of the tail.
 
     .. math:: -\frac1N \sum_n w_n \Big( \sum_{k \in \text{top}} q_k \log p_k
         + \frac{Q}{K - |\text{top}|} \sum_{k \notin \text{top}} \log p_k \Big)
 
-    No [N, K] target is made.
+    Does not allocate a target [N, K].
 
     Args:
-        student_logits: Scaled by the policy, [N, K].
-        log_target: Of :func:`log_target`, [N, k + 1].
+        student_logits: Logits scaled by the policy, [N, K].
+        log_target: The result of :func:`log_target`, [N, k + 1].
         classes: The top classes, [N, k].
         weight: :math:`w_n \ge 0`, [N], or one for all.
 

@@ -1,4 +1,4 @@
-"""Distillation in which the teacher alone has a temperature."""
+"""TTM: distillation with a temperature on the teacher's side only."""
 
 import torch
 from torch import Tensor
@@ -14,17 +14,17 @@ from fnkd_plugin.prediction import Prediction
 class TTMLoss(SoftTargetLoss):
     r"""Transformed teacher matching, :math:`w \, H(\sigma(\gamma v), \sigma(z))`.
 
-    As a function of the teacher's probabilities the target is :math:`p^\gamma / \sum_k p_k^\gamma`, their power
-    transform. Without a temperature on the student's side this is KD plus a term that rewards the entropy of the
-    student's softened distribution. Source: Zheng and Yang, *Knowledge Distillation Based on Transformed Teacher
+    The target is the power transform :math:`p^\gamma / \sum_k p_k^\gamma` of the teacher's probabilities. Without a
+    temperature on the student's side this is KD plus a term that maximises the entropy of the student's softened
+    distribution. Source: Zheng and Yang, *Knowledge Distillation Based on Transformed Teacher
     Matching*, ICLR 2024.
 
     Args:
-        gamma: :math:`\gamma > 0`, the inverse of the teacher's temperature; 0.3 is the authors' for ResNet-56 to 20.
-        loss_weight: :math:`w \ge 0`; 7 beside a hard weight of 1 is the authors' for ResNet-56 to 20.
+        gamma: :math:`\gamma > 0`, the inverse of the teacher's temperature; the authors use 0.3 for ResNet-56 to 20.
+        loss_weight: :math:`w \ge 0`; the authors use 7 with a hard weight of 1 for ResNet-56 to 20.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     needs_all_logits = False
@@ -45,16 +45,15 @@ class TTMLoss(SoftTargetLoss):
 class WTTMLoss(TTMLoss):
     r"""Weighted transformed teacher matching, :math:`\frac wN \sum_n U_n H(\sigma(\gamma v_n), \sigma(z_n))`.
 
-    An image weighs :math:`U = \sum_k \sigma(v)_k^\gamma`, between 1 for a teacher that is sure and
-    :math:`K^{1-\gamma}` for one that knows nothing: the smoother its distribution, the more there is to learn. Source:
-    as :class:`TTMLoss`.
+    The weight of an image is :math:`U = \sum_k \sigma(v)_k^\gamma`, from 1 for a one-hot distribution of the teacher to
+    :math:`K^{1-\gamma}` for a uniform one. Source: see :class:`TTMLoss`.
 
     Args:
         gamma: See :class:`TTMLoss`.
-        loss_weight: :math:`w \ge 0`; 1.5 beside a hard weight of 1 is the authors' for ResNet-56 to 20.
+        loss_weight: :math:`w \ge 0`; the authors use 1.5 with a hard weight of 1 for ResNet-56 to 20.
 
     Raises:
-        SetupError: If a number is out of range or not finite.
+        SetupError: If a number is out of range or non-finite.
     """
 
     needs_all_logits = True
@@ -68,11 +67,18 @@ class WTTMLoss(TTMLoss):
 
 
 class FNTTMLoss(FNKDLoss):
-    r"""TTM by the norm, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
+    r"""TTM with the feature norm as temperature, :math:`w \, H(\sigma(\tau v / \lVert f_t \rVert), \sigma(z))`.
 
-    The teacher's temperature is its feature norm. Our combination of :class:`FNKDLoss`, whose arguments it has, and
-    :class:`TTMLoss`: with ``tau='auto'`` the mean of the temperatures is 3, near TTM's 1 / 0.3. The student's norm is
-    not used.
+    Our combination of :class:`FNKDLoss` and :class:`TTMLoss`. With ``tau='auto'`` the mean temperature is 3, close to
+    1 / 0.3 of TTM. The student's norm is not used.
+
+    Args:
+        tau: See :class:`FNKDLoss`.
+        loss_weight: :math:`w \ge 0`.
+        mode: See :class:`FNKDLoss`.
+
+    Raises:
+        SetupError: See :class:`FNKDLoss`.
     """
 
     def __init__(self, tau: float | str = 'auto', loss_weight: float = 7.0, mode: str = 'clip') -> None:

@@ -19,7 +19,7 @@ from mmengine.logging import print_log  # noqa: E402
 
 
 class _ToMMEngine(logging.Handler):
-    """Passes messages on to MMEngine's current logger, which is the Runner's while one trains."""
+    """Forwards records to MMEngine's current logger: the Runner's while one trains."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print_log(record.getMessage(), logger='current', level=record.levelno)

@@ -1,4 +1,4 @@
-"""Convolutions that channels-last memory order is unsafe for."""
+"""Convolutions whose training is unsafe in channels-last memory order."""
 
 import torch
 from torch import nn
@@ -7,9 +7,9 @@ from fnkd_plugin.errors import SetupError
 
 
 def unsafe_convolution(model: nn.Module) -> str | None:
-    """The first strided 1x1 convolution of fewer than 8 input channels, in words, or None.
+    """A description of the first strided 1x1 convolution with fewer than 8 input channels, or None.
 
-    On a CPU without AVX-512 its gradient overwrites memory in this order (oneDNN 3.13, in PyTorch 2.15).
+    In channels-last order its gradient overwrites memory on CPUs without AVX-512 (oneDNN 3.13, in PyTorch 2.15).
     """
     for name, module in model.named_modules():
         pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
@@ -18,11 +18,11 @@ def unsafe_convolution(model: nn.Module) -> str | None:
     return None
 
 
-def check_trainable_on(device: torch.device, owner: str, unsafe: str | None, mend: str) -> None:
-    """Refuse to train what :func:`unsafe_convolution` found on a CPU; elsewhere it is safe.
+def check_trainable_on(device: torch.device, owner: str, unsafe: str | None, fix: str) -> None:
+    """Refuse to train a model with an :func:`unsafe_convolution` on a CPU; on other devices it is safe.
 
     Raises:
-        SetupError: Beginning with ``owner`` and ending with ``mend``.
+        SetupError: Beginning with ``owner`` and ending with ``fix``.
     """
     if unsafe is not None and device.type == 'cpu':
-        raise SetupError(f'{owner}: {unsafe}, may overwrite memory on CPUs in channels-last order; {mend}.')
+        raise SetupError(f'{owner}: {unsafe}, may overwrite memory on CPUs in channels-last order; {fix}.')

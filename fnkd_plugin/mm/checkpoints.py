@@ -1,7 +1,7 @@
-"""MMEngine's checkpoints as data: read by :mod:`fnkd_plugin.weights`, checked where a run resumes, stored plainly.
+"""MMEngine checkpoints: read by :mod:`fnkd_plugin.weights`, validated before resuming, stored as plain data.
 
-``import fnkd_plugin`` replaces MMEngine's own reading (:func:`guard_framework_loaders`), which can run code: upstream's
-where the environment asks for it, the fork's where strict reading fails, and both where ``Runner.resume`` evaluates
+``import fnkd_plugin`` replaces MMEngine's own loaders (:func:`guard_framework_loaders`), which can run code: upstream's
+if an environment variable allows it, the fork's if strict reading fails, and both where ``Runner.resume`` evaluates
 ``meta['config']``.
 """
 
@@ -26,11 +26,11 @@ from fnkd_plugin.weights import Foreign, UnreadableCheckpointError
 
 _HISTORY = '_fnkd_history_buffer'
 _FILES = ('best_ckpt', 'keep_ckpt_ids', 'last_ckpt')
-"""What MMEngine's hub tells of checkpoints, some of which ``CheckpointHook`` removes."""
+"""Prefixes of the message hub's keys for checkpoint paths; ``CheckpointHook`` may delete these files."""
 
 
 def read_checkpoint(source: str | Path) -> dict[str, Any]:
-    """As :func:`fnkd_plugin.weights.read_checkpoint`, from every scheme of MMEngine (``openmmlab://``, ``s3://``).
+    """Like :func:`fnkd_plugin.weights.read_checkpoint`, for every scheme of MMEngine (``openmmlab://``, ``s3://``).
 
     Raises:
         UnreadableCheckpointError: If the file is missing, truncated, or holds no weights.
@@ -39,18 +39,18 @@ def read_checkpoint(source: str | Path) -> dict[str, Any]:
         return CheckpointLoader.load_checkpoint(str(source), map_location='cpu', logger='silent')
     except (SetupError, ImportError):
         raise
-    except Exception as error:  # unknown names of models, and whatever clients of storage raise
+    except Exception as error:  # unknown model names, errors of storage clients
         raise UnreadableCheckpointError(f'Checkpoint {source} cannot be read ({error!r:.200}).') from error
 
 
 def guard_framework_loaders() -> None:
-    """Make MMEngine's ``CheckpointLoader`` read files as data, on any scheme, and ``.safetensors`` files too.
+    """Make MMEngine's ``CheckpointLoader`` read files as data for every scheme, ``.safetensors`` included.
 
-    Tensors stay on the CPU whatever ``map_location`` is: loading copies them to the model's device.
+    ``map_location`` is ignored: tensors stay on the CPU, and loading copies them to the model's device.
     """
     CheckpointLoader.register_scheme('', _load_from_local, force=True)
     CheckpointLoader.register_scheme([r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], _load_from_ceph, force=True)
-    # Of the other schemes: a URL, or a downloaded file.
+    # The other schemes end in a URL or a downloaded file.
     _framework.load_url = _load_url
     if hasattr(_framework, '_safe_torch_load'):  # the fork's
         _framework._safe_torch_load = _load_from_local
@@ -72,7 +72,7 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
 
 
 def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
-    """What MMEngine may use without a look: no foreign objects where it expects its own, no code, no paths."""
+    """Remove what MMEngine would use unchecked: objects of unexpected types, code and paths."""
     if 'state_dict' not in checkpoint:
         rest = {key: value for key, value in checkpoint.items() if not isinstance(value, Tensor)}
         checkpoint = {**rest, 'state_dict': weights.find_state_dict(checkpoint, source)}
@@ -85,7 +85,7 @@ def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
         for key in [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
             del state[key]
     if isinstance(checkpoint.get('meta'), dict):
-        # MMEngine would run a config as Python.
+        # MMEngine executes a config as Python.
         unsafe = 'config', 'cfg'
         checkpoint['meta'] = {k: v for k, v in checkpoint['meta'].items() if isinstance(k, str) and k not in unsafe}
     else:
@@ -109,7 +109,7 @@ def _named(stored: Any, name: str) -> dict[str, Any]:
 
 
 def _history(stored: Any) -> HistoryBuffer | None:
-    """A training log from its plain form, or from what stock MMEngine stores."""
+    """A training log from its plain form or from stock MMEngine's; None if it is malformed."""
     if isinstance(stored, Foreign) and isinstance(stored.state, dict):
         names = ('_log_history', '_count_history', 'max_length')
         log, count, length = (stored.state.get(name) for name in names)
@@ -127,17 +127,17 @@ def _history(stored: Any) -> HistoryBuffer | None:
 def check_resumable(
     checkpoint: dict[str, Any], source: str, run: dict[str, Any], shapes: list[torch.Size], work_dir: Path
 ) -> None:
-    """Refuse to resume from what is not a run's checkpoint, and let none name files outside of ``work_dir``.
+    """Check that a run can resume from a checkpoint; checkpoint paths outside ``work_dir`` are dropped.
 
     Args:
-        checkpoint: What MMEngine's loader gave. Its message hub gets back the names of checkpoints that are inside.
+        checkpoint: As returned by MMEngine's loader; changed in place.
         source: Its file, for errors.
-        run: The run's own ``optimizer`` and ``param_schedulers``, whose form the checkpoint's must have.
-        shapes: Those of the optimizer's parameters.
+        run: The state of the run's ``optimizer`` and ``param_schedulers``, whose structure the checkpoint's must have.
+        shapes: Shapes of the optimizer's parameters.
         work_dir: The folder of the run's checkpoints.
 
     Raises:
-        SetupError: If a part is missing, of another type, or out of range.
+        SetupError: If an entry is missing, of another type, or out of range.
     """
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     if meta is None or hub is None:
@@ -170,7 +170,7 @@ def _is_inside(value: Any, folder: Path) -> bool:
 
 
 def _fault(found: Any, own: Any, where: str) -> str | None:
-    """Where ``found`` has another form than the run's own state, for an error."""
+    """The first difference in structure between ``found`` and the run's own state, or None."""
     if not _is_like(found, own):
         return f"{where} is {found!r:.80}, and the run's is {own!r:.80}"
     if isinstance(own, (list, tuple)):
@@ -186,7 +186,7 @@ def _fault(found: Any, own: Any, where: str) -> str | None:
 
 
 def _state_faults(optimizer: dict[str, Any], shapes: list[torch.Size]) -> list[str]:
-    """Of what an optimizer keeps for each parameter; averages have its shape."""
+    """Faults in an optimizer's state of each parameter; averages must have the parameter's shape."""
     indices = [index for group in optimizer['param_groups'] for index in group['params']]
     shape_of = dict(zip(indices, shapes, strict=False))
     averages = 'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'
@@ -213,9 +213,9 @@ def _is_like(found: Any, own: Any) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` with logs and arrays as tensors, numbers and strings, so that strict reading needs no exceptions.
+    """``value`` with logs and arrays as tensors, numbers and strings, for ``torch.load(weights_only=True)``.
 
-    What is none of these (an object of some class) is left out of dicts and sequences.
+    Dicts and sequences lose entries of other types.
     """
     if isinstance(value, HistoryBuffer):
         log, count = value.data
@@ -224,17 +224,16 @@ def to_plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return _array(value)
-    if isinstance(value, OrderedDict):
-        return OrderedDict((k, to_plain(v)) for k, v in value.items() if _is_plain(v))
     if isinstance(value, dict):
-        return {k: to_plain(v) for k, v in value.items() if _is_plain(v)}
+        mapping = OrderedDict if isinstance(value, OrderedDict) else dict
+        return mapping((k, to_plain(v)) for k, v in value.items() if _is_plain(v))
     if isinstance(value, (list, tuple)):
-        kept = [to_plain(v) for v in value if _is_plain(v)]
-        return tuple(kept) if isinstance(value, tuple) else kept
+        sequence = tuple if isinstance(value, tuple) else list
+        return sequence(to_plain(v) for v in value if _is_plain(v))
     kinds: tuple[Callable[[Any], Any], ...] = (bool, int, float, str, bytes)
     for kind in kinds:
         if isinstance(value, kind):  # type: ignore[arg-type]
-            return kind(value)  # of a subclass, such as an enum's, the plain one
+            return kind(value)  # the plain type of a subclass, such as an enum
     return value
 
 

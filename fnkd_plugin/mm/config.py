@@ -1,4 +1,4 @@
-"""Reading config files with their overrides, and the plain config of a distilled one."""
+"""Config files with overrides, and the plain config of a distilled one."""
 
 import ast
 import builtins
@@ -26,18 +26,19 @@ _OWN_HOOKS = (
     'ChannelsLastHook',
     'CheckClassesHook',
     'CheckWeightsHook',
+    'CompileHook',
     'EvaluateTeacherHook',
     'ReproducibleHook',
     'SafeCheckpointHook',
     'SavePredictionsHook',
     'SummaryHook',
 )
-# What MMEngine reads of a config; all else are variables of the file.
+# The keys that MMEngine reads; all others are variables of the file.
 _RUNNER_KEYS = {*inspect.signature(Runner.__init__).parameters, 'runner_type', 'sync_bn'}
 
 
 def config_file(path: str | Path) -> Path:
-    """The path of a config file; ``mmpretrain::resnet/resnet50_8xb32_in1k.py`` is one that MMPretrain ships."""
+    """The path of a config file; ``mmpretrain::resnet/resnet50_8xb32_in1k.py`` is one inside MMPretrain."""
     package, _, shipped = str(path).partition('::')
     if package == 'mmpretrain' and shipped:
         return Path(mmpretrain.__file__).parent / '.mim' / 'configs' / shipped
@@ -47,20 +48,19 @@ def config_file(path: str | Path) -> Path:
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None, owner: str = '') -> Config:
     """Read a config file and merge ``--cfg-options``.
 
-    An option that names a variable of the file, such as ``data_root``, is set where the file sets the variable, before
-    the file uses it; so all that the variable makes follows, and nothing else. All others are merged as by MMEngine. In
-    a distilled config, ``model.*`` written for the plain model goes to the student; ``model.student``,
-    ``model.teacher``, ``model.pixels``, ``model.classes`` and the options of ``DistillHead`` under ``model.head`` are
-    the distilled model's own.
+    An option that names a variable of the file, such as ``data_root``, is set right after the file's own assignment, so
+    that everything computed from it changes, and nothing else. All others are merged as by MMEngine. In a distilled
+    config ``model.*`` refers to the student, except ``model.student``, ``model.teacher``, ``model.pixels``,
+    ``model.classes`` and the options of ``DistillHead`` under ``model.head``.
 
     Args:
-        path: As for :func:`config_file`. The file is Python code and is executed.
+        path: See :func:`config_file`. The file is Python code and is executed.
         options: Overrides by dotted key.
-        owner: Begins the errors.
+        owner: Prefix of error messages.
 
     Raises:
-        SetupError: If there is no such file, it has no model, it needs an environment variable that is not set, or it
-            sets a variable of ``options`` where it cannot be followed.
+        SetupError: If the file does not exist, has no model, needs an environment variable that is not set, or assigns
+            a variable of ``options`` inside a block.
     """
     file = config_file(path)
     if not file.is_file():
@@ -70,7 +70,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, owne
     except KeyError as error:
         raise SetupError(f'{owner}{path} cannot be read: {_reason(error)}') from error
     if not cfg.get('model'):
-        raise SetupError(f'{owner}{path} has no model; is it a config of its own, or a base of others?')
+        raise SetupError(f'{owner}{path} has no model; is it a base of other configs?')
     merge_options(cfg, options or {})
     return cfg
 
@@ -82,7 +82,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _read(file: Path, options: Mapping[str, Any]) -> Config:
-    # For each name the last statement of the last file that binds it. Bases run before the files that inherit them.
+    # For each name the last statement that binds it. Base files run before the files that inherit them.
     bindings: dict[str, tuple[str, int, ast.stmt]] = {}
 
     def record(tree: ast.Module, filename: str) -> None:
@@ -98,8 +98,8 @@ def _read(file: Path, options: Mapping[str, Any]) -> Config:
         filename, _, statement = bindings[name]
         if not isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
             raise SetupError(
-                f'--cfg-options {name}: {filename} sets it inside the block of line {statement.lineno}, so what it '
-                'changes there cannot be followed; edit the file.'
+                f'--cfg-options {name}: {filename} sets it inside the block of line {statement.lineno}, where it '
+                'cannot be overridden; edit the file.'
             )
 
     def assign(tree: ast.Module, filename: str) -> None:
@@ -125,9 +125,9 @@ def _bound_names(statement: ast.stmt) -> set[str]:
 
 @contextmanager
 def _each_file(visit: Callable[[ast.Module, str], None]) -> Iterator[None]:
-    """Have ``visit`` see, and change, the syntax tree of each Python file that MMEngine executes for a config.
+    """Call ``visit``, which may change it, with the syntax tree of each Python file that MMEngine runs for a config.
 
-    For configs of both styles MMEngine compiles each file once, in this one module; it offers no other way in.
+    MMEngine has no hook for this, but compiles every file of either config style once, in this one module.
     """
 
     def visiting(source: Any, filename: str, mode: str) -> Any:
@@ -151,7 +151,7 @@ def _reason(error: KeyError) -> str:
 
 
 def is_mixed_in(key: str) -> bool:
-    """Whether a dotted key belongs to what distilling adds to a plain model's config: ``model.teacher.checkpoint``."""
+    """Whether a dotted key, such as ``model.teacher.checkpoint``, exists in distilled configs only."""
     model, part, option, *_ = [*key.split('.'), '', '']
     of_head = part == 'head' and option in inspect.signature(DistillHead).parameters
     return model == 'model' and (of_head or part in ('student', 'teacher', 'pixels', 'classes'))
@@ -165,7 +165,7 @@ def _student_key(key: str) -> str:
 
 
 def type_name(node: Any) -> str:
-    """The bare name of the type that a config names, whether as a string or as a class; '' if none."""
+    """The name of a config's ``type``, a string or a class, without its scope; '' if it has none."""
     kind = (node.get('type') or '') if isinstance(node, dict) else ''
     return kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
@@ -176,7 +176,7 @@ def is_distilled(cfg: Config) -> bool:
 
 
 def plain_model(cfg: Config) -> ConfigDict:
-    """A copy of the student's model config (the model's own for a plain config), with its data preprocessor."""
+    """A copy of the model config, of a distilled config the student's, with its data preprocessor."""
     model = copy.deepcopy(cfg.model.student if is_distilled(cfg) else cfg.model)
     shared = cfg.get('data_preprocessor')
     if is_distilled(cfg):
@@ -187,7 +187,7 @@ def plain_model(cfg: Config) -> ConfigDict:
 
 
 def without_pretrained(model: ConfigDict) -> ConfigDict:
-    """``model`` without the weights that building it would download or read: a checkpoint will replace them."""
+    """``model``, changed in place so that building it loads no pretrained weights."""
     for node in dicts_in(model):
         if node.get('pretrained'):
             node['pretrained'] = False if type_name(node).startswith(('Timm', 'TIMM')) else None
@@ -199,10 +199,10 @@ def without_pretrained(model: ConfigDict) -> ConfigDict:
 
 
 def plain_config(cfg: Config) -> Config:
-    """The student's config for MMPretrain alone, to test its checkpoints where this plugin is not installed.
+    """The student's config for stock MMPretrain, to test its checkpoints without this plugin.
 
-    A ``TimmStudent`` becomes the stock ``TimmClassifier``, which reads the same checkpoint. Our hooks are removed, and
-    so is the import of this plugin, unless the config uses one of its data sets or hard-label losses.
+    A ``TimmStudent`` becomes the stock ``TimmClassifier``, which reads the same checkpoint. The plugin's hooks are
+    removed, and so is its import, unless the config uses one of its data sets, models or hard-label losses.
     """
     plain = copy.deepcopy(cfg)
     plain._cfg_dict['model'] = _stock_model(without_pretrained(plain_model(cfg)))
@@ -229,7 +229,7 @@ def _stock_model(model: ConfigDict) -> ConfigDict:
 
 def _uses_plugin(cfg: Config) -> bool:
     registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
-    # Variables of the file may hold what this model does not use.
+    # Not the variables of the file, which may be unused.
     read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
     for node in dicts_in(read):
         kinds = [r.module_dict.get(type_name(node)) for r in registries]
@@ -244,7 +244,7 @@ def dicts_in(node: Any) -> Iterator[dict]:
 
 
 def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
-    """All dicts inside a part of a config, called ``name``, each with its dotted key."""
+    """All dicts inside a part of a config with their dotted keys, which begin with ``name``."""
     children: list[tuple] = []
     if isinstance(node, dict):
         yield name, node
@@ -256,14 +256,14 @@ def named_dicts(node: Any, name: str = '') -> Iterator[tuple[str, dict]]:
 
 
 def dataset_classes(cfg: Config) -> ClassNames | None:
-    """The classes of a config's training set, if they are known before it is built.
+    """The classes of a config's training set, found without building it.
 
     Returns:
-        The names that the config gives, or those of the folders of a ``CustomDataset``, or else the name of the data
-        set whose ``METAINFO`` holds them.
+        The config's class names, the name of a data set whose ``METAINFO`` has them, or the folders of a
+        ``CustomDataset``; None for other data sets.
     """
     for node in dicts_in((cfg.get('train_dataloader') or {}).get('dataset')):
-        # MMEngine's order; the argument of MMPretrain's data sets may be a text file.
+        # In MMEngine's order. MMPretrain's data sets also take a text file.
         stated = node.get('classes') or (node.get('metainfo') or {}).get('classes')
         if stated:
             return stated if isinstance(stated, str) else list(stated)
@@ -278,6 +278,6 @@ def dataset_classes(cfg: Config) -> ClassNames | None:
 
 
 def dataset_type(node: Mapping[str, Any]) -> type | None:
-    """The class of a data set's config; of ``FlippedLabels`` that of the data set whose labels it flips."""
+    """The class of a data set's config, for ``FlippedLabels`` that of the data set inside."""
     kind = node.get('of', node.get('type'))
     return registry.DATASETS.get(kind) if isinstance(kind, str) else kind

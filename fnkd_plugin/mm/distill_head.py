@@ -1,4 +1,4 @@
-"""The weights of the hard and the soft losses."""
+"""The soft losses of a distilled model and the weights of all its losses."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ _logger = logging.getLogger(__name__)
 
 @MODELS.register_module()
 class DistillHead(nn.Module):
-    """The soft losses of a distilled model, and the weight of its hard one.
+    """The soft losses of a distilled model, and the weight of its hard loss.
 
     Args:
-        soft_loss: A soft loss or its config, or several; their sum is the soft term.
-        hard_weight: What the student's own losses are multiplied by, >= 0.
-        warmup: Over how many epochs (or iterations) the soft term grows linearly to its full weight; 0 for
-            none. In epoch (iteration) ``i``, counted from 1, it has ``min(1, i / warmup)`` of it.
-        by_epoch: Whether ``warmup`` counts epochs or iterations. A loop by iterations counts one epoch only.
-        wrong_teacher_weight: A factor in [0, 1] of the soft loss of the images that the teacher (the mean of several)
-            gets wrong; 0 leaves them out. Under mixup and CutMix wrong is other than the heavier class.
+        soft_loss: A soft loss or its config, or several, which are summed.
+        hard_weight: Factor of the student's own losses, >= 0.
+        warmup: Number of epochs (or iterations) of a linear warm-up of the soft losses: in epoch (iteration) ``i``,
+            counted from 1, their factor is ``min(1, i / warmup)``. 0 for none.
+        by_epoch: Whether ``warmup`` counts epochs or iterations. An iteration-based loop has only one epoch.
+        wrong_teacher_weight: Factor in [0, 1] of the soft loss of images that the teacher (of an ensemble, the mean)
+            misclassifies; 0 excludes them. Under mixup and CutMix the label is the heavier class.
 
     Raises:
-        SetupError: If a number is out of range, if a soft loss is not one, or if it has no loss for each image (DIST,
-            DKD) and there is a ``wrong_teacher_weight``.
+        SetupError: If a number is out of range, ``soft_loss`` is not a soft loss, or ``wrong_teacher_weight`` is given
+            with a loss that is not a mean over images (DIST, DKD).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DistillHead(nn.Module):
     ) -> None:
         super().__init__()
         several: list[Any] = list(soft_loss) if isinstance(soft_loss, (list, tuple)) else [soft_loss]
-        # A plain list, as soft losses have no parameters.
+        # Not a ModuleList: soft losses have no parameters.
         self.soft_losses = [_build_soft_loss(loss) for loss in several]
         if not self.soft_losses:
             raise SetupError('DistillHead: soft_loss is empty; give at least one, such as KDLoss.')
@@ -64,24 +64,31 @@ class DistillHead(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether any soft loss has a weight; if not, the teacher is not run."""
-        return bool(self._weighed())
+        """Whether any soft loss has a weight > 0; if not, the teacher is not run."""
+        return bool(self._weighted())
+
+    @property
+    def settled(self) -> bool:
+        """Whether no soft loss with a weight reads the teacher's batches on the host any more."""
+        return all(loss.settled for loss in self._weighed())
 
     @property
     def needs_feature_norm(self) -> bool:
-        """Whether any soft loss with a weight reads feature norms."""
-        return any(loss.needs_feature_norm for loss in self._weighed())
+        """Whether any soft loss with a weight > 0 reads feature norms."""
+        return any(loss.needs_feature_norm for loss in self._weighted())
 
     @property
     def needs_all_logits(self) -> list[str]:
-        """The soft losses with a weight that cannot learn from a teacher's largest logits alone."""
-        return [type(loss).__name__ for loss in self.soft_losses if loss.needs_all_logits and loss.loss_weight > 0]
+        """Class names of the soft losses with a weight > 0 that do not work with top-k logits of the teacher."""
+        return [type(loss).__name__ for loss in self._weighted() if loss.needs_all_logits]
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """The soft losses by name.
+        """The soft losses by name: ``loss_soft``, or ``loss_soft_kd`` and the like if there are several.
 
-        ``loss_soft`` if there is one; ``loss_soft_kd`` and the like, after their classes, if there are several.
-        ``labels`` [N] are the classes of the images, for the losses that want them.
+        Args:
+            student: Prediction for N images.
+            teacher: Prediction for the same images.
+            labels: Class indices [N], which some losses need.
         """
         factor = self._warmup_factor()
         extra = {} if self.wrong_teacher_weight == 1 else {'image_weight': self._image_weight(teacher, labels)}
@@ -93,7 +100,7 @@ class DistillHead(nn.Module):
         return losses
 
     def log_vars(self) -> dict[str, float]:
-        """Further numbers for the log: ``tau``, or ``tau_fnkd`` and the like if there are several soft losses."""
+        """Further values to log: ``tau``, or ``tau_fnkd`` and the like if there are several soft losses."""
         return {
             f'{key}{name.removeprefix("loss_soft")}': value
             for name, loss in self._named().items()
@@ -106,10 +113,10 @@ class DistillHead(nn.Module):
         return {name: state for name, state in states.items() if state}
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Continue from a :meth:`state`; losses that it does not name begin anew.
+        """Restore a :meth:`state`; losses missing from it keep their initial state.
 
         Raises:
-            SetupError: If it is not one.
+            SetupError: If it is not a dict, or a loss cannot read its state.
         """
         if not isinstance(states, Mapping):
             raise SetupError(f'DistillHead: the stored state of the soft losses must be a dict, but is {states!r}.')
@@ -118,9 +125,9 @@ class DistillHead(nn.Module):
                 loss.load_state_dict({'_extra_state': states[name]})
 
     def scale_hard(self, losses: dict[str, Any]) -> dict[str, Any]:
-        """The student's own losses times ``hard_weight``, ``'loss'`` renamed to ``'loss_hard'``.
+        """The student's own losses times ``hard_weight``, with ``'loss'`` renamed to ``'loss_hard'``.
 
-        The Runner logs the sum of all losses as ``'loss'``; a loss of that name would hide it.
+        The Runner logs the sum of all losses as ``'loss'``.
         """
         scaled = {}
         for name, value in losses.items():
@@ -130,7 +137,7 @@ class DistillHead(nn.Module):
             scaled['loss_hard' if name == 'loss' else name] = value
         return scaled
 
-    def _weighed(self) -> list[SoftLoss]:
+    def _weighted(self) -> list[SoftLoss]:
         return [loss for loss in self.soft_losses if loss.loss_weight > 0]
 
     def _image_weight(self, teacher: Prediction, labels: Tensor | None) -> Tensor:
@@ -141,7 +148,7 @@ class DistillHead(nn.Module):
 
     def _named(self) -> dict[str, SoftLoss]:
         named: dict[str, SoftLoss] = {}
-        for loss in self._weighed():
+        for loss in self._weighted():
             name = 'loss_soft'
             if len(self.soft_losses) > 1:
                 name += '_' + type(loss).__name__.removesuffix('Loss').lower()
@@ -164,8 +171,8 @@ class DistillHead(nn.Module):
         if length is not None and self.warmup > length and not self._warmup_warned:
             self._warmup_warned = True
             _logger.warning(
-                f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so that the '
-                'soft term never reaches its full weight. A loop by iterations counts one epoch: use by_epoch=False.'
+                f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so the soft '
+                'losses never reach their full weight. With an iteration-based loop use by_epoch=False.'
             )
         return min(1.0, (done + 1) / self.warmup)
 

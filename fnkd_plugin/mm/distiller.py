@@ -1,4 +1,4 @@
-"""The distilled model, which *is* the student."""
+"""The distilled model: the student itself, with an extended loss."""
 
 import functools
 import logging
@@ -46,17 +46,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Distillation:
-    """What distilling adds to a student, in one plain object outside the module tree.
+    """What distillation adds to a student.
 
-    So that no ``state_dict``, optimiser, DDP, ``train()`` or ``apply`` finds the teacher; copies of the student
-    (EMA) share it.
+    A plain object outside the module tree, so that ``state_dict``, optimiser, DDP, ``train()`` and ``apply`` do not see
+    the teacher. Copies of the student (EMA) share it.
 
     Attributes:
         teacher: The teacher.
         head: The soft losses.
         reader: Reads the student's logits.
-        classes: The names of the student's classes, if they were given and compared with the teacher's.
-        step: What the log needs of the last training step.
+        classes: Names of the student's classes, if given; they match the teacher's.
+        step: Tensors of the last training step, for the log.
     """
 
     teacher: Teacher
@@ -69,39 +69,39 @@ class Distillation:
         return self
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
-        """The teacher's prediction of the student's batch; no random stream is moved."""
+        """The teacher's prediction for the student's batch; the state of all random generators is kept."""
         with isolated_rng():
             return self.teacher.predict(inputs, data_samples)
 
 
 @MODELS.register_module()
 class Distiller(_Student):
-    """A classifier that learns from a teacher while it trains, and is otherwise itself.
+    """A classifier trained with the soft targets of a teacher.
 
     ``Distiller(student, teacher, head)`` builds the student and returns it, its class changed to a subclass of
-    :class:`Distiller` and its own. Only ``forward(mode='loss')`` differs: the teacher sees the same batch first,
-    then the student's own loss path runs, then :class:`DistillHead` adds the soft losses. Checkpoints,
-    parameters, hooks and tools see the plain student.
+    :class:`Distiller` and its own. Only ``forward(mode='loss')`` differs: the teacher predicts the batch, the student's
+    own loss runs, and :class:`DistillHead` adds the soft losses. Checkpoints, parameters, hooks and tools see the plain
+    student.
 
     Args:
         student: A single-label classifier of MMPretrain, or its config.
         teacher: A :class:`~fnkd_plugin.teachers.Teacher`, or its config.
         head: A :class:`DistillHead`, or its config.
-        pixels: What the student's batches are (``mean``, ``std`` on the 0 to 255 scale, ``channel_order``) where
-            its data preprocessor does not tell; see :func:`~fnkd_plugin.teachers.pixels.format_of_preprocessor`.
-        classes: The names of the student's classes (a list, a text file, a data set of MMPretrain), to be compared with
-            the teacher's; ``tools/train.py`` gives those of the training set.
-        data_preprocessor: Handed to the student, for MMEngine, which puts a config's common one here.
+        pixels: Format of the student's batches (``mean``, ``std`` on the 0 to 255 scale, ``channel_order``) where its
+            data preprocessor does not define it, see :func:`~fnkd_plugin.teachers.pixels.format_of_preprocessor`.
+        classes: Names of the student's classes (a list, a text file, a data set of MMPretrain), to compare with the
+            teacher's; ``tools/train.py`` passes those of the training set.
+        data_preprocessor: Passed to the student; MMEngine passes a config's top-level one here.
 
     Raises:
-        SetupError: If student, teacher and head do not fit; it names both sides and the fix.
+        SetupError: If student, teacher and head do not match; it names both sides and the fix.
     """
 
     _distillation: Distillation
 
     def __new__(cls, student: dict | BaseModel | None = None, *args: Any, **kwargs: Any) -> 'Distiller':
-        """The student itself, built and made to distil."""
-        if cls is not Distiller:  # a copy of an instance, made by copy or pickle
+        """The student itself, built, with its class changed."""
+        if cls is not Distiller:  # copy or pickle
             return super().__new__(cls)
         if isinstance(student, dict):
             student = dict(student)
@@ -123,7 +123,7 @@ class Distiller(_Student):
         classes: ClassNames | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
-        # Not super().__init__(): __new__ returned the student complete.
+        # Not super().__init__(): __new__ returned an initialised student.
         try:
             with isolated_rng():
                 teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
@@ -131,7 +131,7 @@ class Distiller(_Student):
                 named = None if classes is None else Classes.of(classes, 'Distiller: classes')
                 reader = _fit(self, teacher, head, pixels or {}, named)
         except BaseException:
-            self.__class__ = _student_class(self)  # a student that was given built stays what it was
+            self.__class__ = _student_class(self)  # the caller's student is left unchanged
             raise
         self._distillation = Distillation(teacher, head, reader, named)
 
@@ -141,11 +141,11 @@ class Distiller(_Student):
 
     @property
     def distillation(self) -> Distillation:
-        """The teacher, the soft losses, and what else distilling added."""
+        """The teacher, the soft losses and the rest that distillation added."""
         return self._distillation
 
     def student(self) -> Any:
-        """A copy of the student without anything of the distillation, to export, script or quantise."""
+        """A copy of the plain student, to export, script or quantise."""
         plain = without_readers(self)
         plain.__class__ = _student_class(self)
         del plain._distillation
@@ -158,7 +158,7 @@ class Distiller(_Student):
         head, reader = self._distillation.head, self._distillation.reader
         if not head.active:
             return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
-        # The teacher first, so that its activations are gone before the student's are kept.
+        # The teacher first, so that its activations are freed before the student's are kept.
         teacher = self._distillation.predict(inputs, data_samples)
         labels = hard_labels(data_samples)
         own: dict[str, Any] = {}
@@ -174,7 +174,7 @@ class Distiller(_Student):
         student = reader.take()
         if student is None:
             raise RuntimeError(
-                f'Distiller: the loss of {_student_class(self).__name__} never calls as a module what makes its '
+                f'Distiller: the loss of {_student_class(self).__name__} does not call the module that computes its '
                 'logits, so that they cannot be read.'
             )
         self._distillation.step = Step.of(student, teacher, labels, _total(own))
@@ -206,10 +206,10 @@ def _new_distilled(student: type) -> Distiller:
 def _check_student(student: BaseModel) -> None:
     kind = type(student).__name__
     if isinstance(student, Distiller):
-        raise SetupError('Distiller: the student distils already; give its own student.')
+        raise SetupError('Distiller: the student is a Distiller already; give its own student.')
     taken = [name for name in ('_distillation', 'distillation', 'student') if hasattr(student, name)]
     if taken:
-        raise SetupError(f'Distiller: {kind} has an attribute {taken[0]!r} of its own, which distilling would hide.')
+        raise SetupError(f'Distiller: {kind} has an attribute {taken[0]!r}, which Distiller would hide.')
     check_single_label('Distiller: the student', student)
     check_trainable('Distiller: the student', student)
 
@@ -217,7 +217,7 @@ def _check_student(student: BaseModel) -> None:
 def _student_pixels(preprocessor: nn.Module, stated: dict) -> PixelFormat:
     unknown = sorted(set(stated) - {'mean', 'std', 'channel_order'})
     if unknown:
-        raise SetupError(f'Distiller: pixels takes mean, std and channel_order, but no {", ".join(unknown)}.')
+        raise SetupError(f'Distiller: pixels takes mean, std and channel_order, not {", ".join(unknown)}.')
     return format_of_preprocessor(preprocessor).restated('Distiller: pixels', **stated)
 
 
@@ -251,18 +251,18 @@ def _fit(student: nn.Module, teacher: Teacher, head: DistillHead, pixels: dict, 
     if head.needs_feature_norm and layer is None:
         raise SetupError(
             f'Distiller: a soft loss needs feature norms, but the logits of {kind} ({inner}) come from no single '
-            'last affine layer (cosines have no feature norm, a mean or sum of two heads has two); use KDLoss with it.'
+            'last affine layer (cosines have no feature norm, a mean or sum of two heads has two); use KDLoss.'
         )
     if head.needs_feature_norm and not teacher.has_feature_norm:
         raise SetupError(
             f'Distiller: a soft loss needs feature norms, but {", ".join(teacher.without_norm)} has no single last '
-            'affine layer whose input has one; use KDLoss with it.'
+            'affine layer; use KDLoss.'
         )
     source = _student_pixels(student.data_preprocessor, pixels)  # type: ignore[arg-type]
     if teacher.top_k and head.needs_all_logits:
         raise SetupError(
             f'Distiller: {head.needs_all_logits[0]} needs all logits, but {teacher.name} keeps the {teacher.top_k} '
-            'largest of each image; use KDLoss or FNKDLoss with it, or make the cache without --top-k.'
+            'largest of each image; use KDLoss or FNKDLoss, or make the cache without --top-k.'
         )
     teacher.prepare(source)
     _logger.info(f'Distiller: {kind} ({num_classes} classes) learns from {teacher.name}; images: {source}.')

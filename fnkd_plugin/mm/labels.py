@@ -1,4 +1,4 @@
-"""The class of each image, from a batch's data samples."""
+"""Labels of a batch and class names of a data set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 
+def class_names(dataset: Any) -> list[str]:
+    """The class names in a data set's ``metainfo``; empty if it has none."""
+    return list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+
+
 def hard_labels(data_samples: Sequence[Any] | None) -> Tensor | None:
-    """Class indices [N] on the batch's device, under mixup and CutMix the heavier class; None without labels.
+    """Class indices [N] on the batch's device (under mixup and CutMix the heavier class), or None without labels.
 
     Raises:
         ValueError: If an image has several labels.

@@ -1,4 +1,4 @@
-"""Softened labels mixed into a config: by a teacher, or by label smoothing; and the hooks of a run."""
+"""Adds distillation, label smoothing and the plugin's hooks to a config."""
 
 import copy
 import inspect
@@ -39,30 +39,29 @@ _RUN_HOOKS = {
 def distill(
     cfg: Config, /, teacher: str | dict | Sequence[str | dict] | None = None, method: str = 'fnkd', **options: Any
 ) -> Config:
-    """A new config that trains the model of ``cfg`` with a teacher; ``cfg`` is left as it is.
+    """A new config that trains the model of ``cfg`` with a teacher.
 
-    Its model is the one that a file would give with ``model = dict(type='Distiller', student=..., teacher=...,
-    head=...)``; its hooks are those of :func:`add_run_hooks`, so that ``Runner.from_cfg`` runs it as ``tools/train.py``
-    does.
+    Its model is ``dict(type='Distiller', student=..., teacher=..., head=...)``. :func:`add_run_hooks` adds the hooks,
+    so that ``Runner.from_cfg`` trains as ``tools/train.py`` does.
 
     Args:
-        cfg: A plain config, of either style; or a distilled one, to train its own pair by another method.
-        teacher: The config of a teacher, or a name as of :func:`teacher_config`; several make an ``EnsembleTeacher``.
-            None for a distilled ``cfg``.
+        cfg: A plain config of either style, or a distilled one, whose method is replaced. It is not changed.
+        teacher: A teacher's config or its name, see :func:`teacher_config`; several make an ``EnsembleTeacher``. None
+            for a distilled ``cfg``.
         method: A name of :data:`METHODS`.
-        **options: Replace the method's own: options of its soft loss (``temperature=2``, ``loss_weight=9``) and of
+        **options: Override the method's options: those of its soft loss (``temperature=2``, ``loss_weight=9``) and of
             ``DistillHead`` (``hard_weight``, ``warmup``).
 
     Raises:
-        SetupError: If ``cfg`` has no model, or not exactly one of ``cfg`` and ``teacher`` gives a teacher, or a method
-            or option is unknown.
+        SetupError: If ``cfg`` has no model, neither or both of ``cfg`` and ``teacher`` give a teacher, or a method or
+            option is unknown.
     """
     if not cfg.get('model'):
         raise SetupError('distill: the config has no model.')
     if is_distilled(cfg) and teacher is not None:
         raise SetupError(
-            'distill: the config has a teacher already; leave teacher out to train its pair by another method, change '
-            'the teacher by --cfg-options model.teacher.checkpoint=FILE, or give the plain config of the student.'
+            'distill: the config has a teacher already; leave teacher out to change the method alone, override it '
+            'with --cfg-options model.teacher.checkpoint=FILE, or give the plain config of the student.'
         )
     head = _preset('distill: method', METHODS, method)
     _set_options(f'distill: {method}', [head['soft_loss'], head], options)
@@ -77,18 +76,17 @@ def distill(
 
 
 def smooth_labels(cfg: Config, /, method: str = 'lsr', **options: Any) -> Config:
-    """A new config whose model, of a distilled one the student, trains with smoothed labels; ``cfg`` stays as it is.
+    """A new config whose model (of a distilled config, the student) trains with label smoothing.
 
     Args:
-        cfg: A config, plain or distilled.
-        method: ``'lsr'`` or ``'alsr'``. It replaces the model's own loss, with all its options.
+        cfg: A config, plain or distilled. It is not changed.
+        method: ``'lsr'`` or ``'alsr'``. It replaces the model's own loss and all its options.
         **options: Those of :class:`~fnkd_plugin.losses.LSRLoss` or :class:`~fnkd_plugin.losses.ALSRLoss`. The latter
             needs ``groups``; a rule alone, such as ``{'groups.rule': 'last_word'}``, is applied to the classes of the
             training set.
 
     Raises:
-        SetupError: If ``cfg`` has no model or one that is not a single-label classifier, or a method or option is
-            unknown or missing.
+        SetupError: If ``cfg`` has no single-label classifier, or a method or option is unknown or missing.
     """
     if not cfg.get('model'):
         raise SetupError('label smoothing: the config has no model.')
@@ -104,7 +102,7 @@ def smooth_labels(cfg: Config, /, method: str = 'lsr', **options: Any) -> Config
 
 
 def name_groups(cfg: Config) -> None:
-    """Apply the rules of ``ALSRLoss(groups=...)`` that name no classes, such as ``'cub'``, to the training set's."""
+    """Apply rules in ``ALSRLoss(groups=...)`` without classes, such as ``'cub'``, to the training set's classes."""
     losses = [node for node in dicts_in(cfg.model) if type_name(node) == 'ALSRLoss']
     classes = dataset_classes(cfg) if losses else None
     if classes is not None:
@@ -113,7 +111,7 @@ def name_groups(cfg: Config) -> None:
 
 
 def add_run_hooks(cfg: Config) -> None:
-    """Checks before training, a summary, exact resumption and plain checkpoints, unless the config sets them.
+    """Add the hooks for checks, summary, exact resumption and plain checkpoints, unless the config sets them.
 
     ``None`` in ``default_hooks`` turns one off.
     """
@@ -130,12 +128,12 @@ def teacher_config(name: str, checkpoint: str | None = None) -> dict[str, Any]:
     """The config of a teacher by its name.
 
     Args:
-        name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, ``cached:FOLDER``, else a config file or
-            a name of MMPretrain's model zoo. A config file is Python code and is executed.
-        checkpoint: Its weights; if None, the published ones of a name that has some.
+        name: ``timm:MODEL``, ``hf:FOLDER`` or ``hf:ID`` of Hugging Face, ``cached:FOLDER``, a config file, or a name of
+            MMPretrain's model zoo. A config file is Python code and is executed.
+        checkpoint: Its weights; None for the published ones, if the name has some.
 
     Raises:
-        SetupError: If ``hf:`` or ``cached:`` is given a checkpoint.
+        SetupError: If ``checkpoint`` is given for ``hf:`` or ``cached:``.
     """
     kind, _, model = name.partition(':')
     weights = {} if checkpoint is None else dict(checkpoint=checkpoint)
@@ -157,8 +155,8 @@ def _teacher(teacher: str | dict | Sequence[str | dict] | None) -> dict[str, Any
     wrong = [one for one in several if not isinstance(one, (str, dict))]
     if wrong:
         raise SetupError(
-            f'distill: give a teacher by name or by config, not a {type(wrong[0]).__name__}; an object that is built '
-            'goes into Distiller(student, teacher, head).'
+            f'distill: give a teacher by name or by config, not a {type(wrong[0]).__name__}; built teachers '
+            'go into Distiller(student, teacher, head).'
         )
     teachers = [teacher_config(one) if isinstance(one, str) else copy.deepcopy(one) for one in several]
     if not teachers:
@@ -168,12 +166,12 @@ def _teacher(teacher: str | dict | Sequence[str | dict] | None) -> dict[str, Any
 
 def _preset(owner: str, known: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
     if name not in known:
-        raise SetupError(f'{owner} {name!r} is unknown; there is {", ".join(sorted(known))}.')
+        raise SetupError(f'{owner} {name!r} is unknown; choose from {", ".join(sorted(known))}.')
     return copy.deepcopy(known[name])
 
 
 def _set_options(owner: str, targets: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    """Each option into the first of ``targets``, configs of modules, whose class takes it."""
+    """Set each option in the first of ``targets`` (configs of modules) whose class has it."""
     parameters = [dict(inspect.signature(MODELS.get(target['type'])).parameters) for target in targets]
     takes = {name: target for target, own in reversed(list(zip(targets, parameters, strict=True))) for name in own}
     takes.pop('soft_loss', None)
@@ -213,7 +211,7 @@ def _class_of(node: dict[str, Any]) -> Any:
 
 
 def _import_plugin(cfg: Config) -> None:
-    """Have a dumped ``cfg`` import this plugin."""
+    """Add this plugin to ``custom_imports``, so that a dumped config imports it."""
     stated = cfg.get('custom_imports') or {}
     names = stated.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

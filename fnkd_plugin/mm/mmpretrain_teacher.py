@@ -21,20 +21,21 @@ from fnkd_plugin.weights import find_state_dict, load_weights
 
 @MODELS.register_module()
 class MMPretrainTeacher(ModelTeacher):
-    """A trained MMPretrain classifier, under the normalisation of its own data preprocessor.
+    """A trained MMPretrain classifier, with the normalisation of its own data preprocessor.
 
-    A config file is Python and runs when read: give only files you trust. A distilled config gives its student.
+    A config file is Python code and is executed. Of a distilled config the student is used.
 
     Args:
-        config: A config file, one that MMPretrain ships (``mmpretrain::FOLDER/FILE.py``), a :class:`Config`, or a name
-            of its model zoo.
-        checkpoint: Its weights, a path or URL; for a zoo name the zoo's own if None.
+        config: A config file, one inside MMPretrain (``mmpretrain::FOLDER/FILE.py``), a :class:`Config`, or a name of
+            MMPretrain's model zoo.
+        checkpoint: Its weights, a path or URL; None for the zoo's own.
         **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`. ``mean``, ``std`` and ``channel_order``
-            are needed where the data preprocessor has none (``to_rgb=False`` leaves the order to the loader) and the
-            student's has. The interpolation is that of the test pipeline, bicubic if that does not resize (our choice).
+            are needed if the student's data preprocessor defines them and this one's does not (``to_rgb=False`` leaves
+            the order to the loader). Interpolation is that of the test pipeline, or bicubic if it has none (our
+            choice).
 
     Raises:
-        SetupError: If there is no such config or name, weights are missing or do not fit, or the model is not a
+        SetupError: If the config or name does not exist, weights are missing or do not fit, or the model is not a
             single-label classifier.
     """
 

@@ -1,4 +1,4 @@
-"""Checkpoints for others: the student's weights and little else, in a file whose name tells its content."""
+"""Published checkpoints: weights and a few metadata, with a content hash in the file name."""
 
 import datetime
 import hashlib
@@ -30,23 +30,23 @@ def publish(
 ) -> Path:
     """Write the weights of a checkpoint as ``{name}_{date}-{sha256[:8]}.pth`` or ``.safetensors``.
 
-    The date is the training's where the checkpoint tells it, else today's; the hash is of the written file.
-    Kept beside the weights are the names of the classes, plain numbers such as the epoch, and versions.
+    The date is that of the training if the checkpoint has it, else today; the hash is that of the written file. The
+    file also has the class names, numbers such as the epoch, and versions.
 
     Args:
-        source: The checkpoint, read as data.
-        out: A folder, where the name is the experiment's, or a name, whose suffix chooses the format. Stock
-            MMPretrain reads ``.pth`` only; timm reads both.
-        ema: Take the averaged weights, not the trained ones.
-        timm: Write timm's own keys; see :func:`fnkd_plugin.mm.timm_keys.to_timm_keys`.
-        timm_model: timm's name of the model; the weights must fit it.
+        source: The checkpoint, read without running code.
+        out: A folder, in which the file is named after the experiment, or a file name, whose suffix sets the format.
+            Stock MMPretrain reads ``.pth`` only; timm reads both.
+        ema: Publish the EMA weights instead of the trained ones.
+        timm: Use timm's own keys; see :func:`fnkd_plugin.mm.timm_keys.to_timm_keys`.
+        timm_model: timm's name of the model, which the weights must fit.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        SetupError: If the checkpoint cannot be read, has no averaged weights or cannot have timm's keys, or the
-            file cannot be written or exists; nothing is ever overwritten.
+        SetupError: If the checkpoint cannot be read, has no EMA weights, or does not fit timm's keys, or the file
+            exists or cannot be written.
     """
     checkpoint = read_checkpoint(source)
     meta = checkpoint.get('meta')
@@ -83,13 +83,13 @@ def _public_meta(meta: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     public.setdefault('mmpretrain_version', mmpretrain.__version__)
     dataset = meta.get('dataset_meta') or {}
     if not isinstance(dataset, dict):
-        raise SetupError(f'Checkpoint {source}: its dataset_meta is no dict, but {dataset!r:.80}; remove it.')
+        raise SetupError(f'Checkpoint {source}: its dataset_meta is not a dict, but {dataset!r:.80}; remove it.')
     classes = dataset.get('classes')
     if classes is None:
-        print_log(f'{source} does not tell its classes; neither will the published file.', 'current')
+        print_log(f'{source} has no class names; neither has the published file.', 'current')
         return public
     if not isinstance(classes, (list, tuple)):
-        raise SetupError(f'Checkpoint {source}: its classes are no list of names, but {classes!r:.80}; remove them.')
+        raise SetupError(f'Checkpoint {source}: its classes are not a list, but {classes!r:.80}; remove them.')
     return {**public, 'dataset_meta': dict(classes=[str(name) for name in classes])}
 
 
@@ -103,9 +103,9 @@ def _target(out: str | Path, experiment: str) -> tuple[Path, str, str]:
 
 
 def _experiment(meta: Mapping[str, Any]) -> str:
-    """The experiment's name as a file may have it: a checkpoint does not choose its folder."""
+    """The experiment's name as a file name, without folders."""
     last = re.split(r'[/\\]', str(meta.get('experiment_name', '')))[-1]
-    # MMEngine appends the time the training began at.
+    # MMEngine appends the start time of the training.
     return _TIME.sub('', re.sub(r'[^\w.-]', '', last)).rstrip('_').lstrip('.')
 
 
@@ -115,7 +115,7 @@ def _date(meta: Mapping[str, Any]) -> str:
 
 
 def _serialised(weights: Mapping[str, Tensor], meta: dict[str, Any], suffix: str) -> bytes:
-    # Copies: safetensors takes no tensors in another memory order, and none that share memory.
+    # Copies: safetensors needs contiguous tensors that do not share memory.
     state = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in weights.items()}
     if suffix == '.safetensors':
         texts = {key: json.dumps(value) for key, value in meta.items()}
@@ -132,11 +132,11 @@ def _write_new(path: Path, content: bytes) -> None:
             try:
                 file.write(content)
                 file.flush()
-            except BaseException:  # no file with a part of its content under a name that promises all
+            except BaseException:  # no partial file under the final name
                 path.unlink()
                 raise
     except OSError as error:
         fault, fix = f'cannot be written ({error.strerror})', 'choose another OUT'
         if isinstance(error, FileExistsError) and path.is_file():
-            fault, fix = 'exists, with these very weights', 'published files are never overwritten'
+            fault, fix = 'exists, with the same weights', 'published files are never overwritten'
         raise SetupError(f'{path} {fault}; {fix}.') from error

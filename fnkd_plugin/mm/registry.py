@@ -1,4 +1,4 @@
-"""Registers with MMPretrain what needs no OpenMMLab package itself: losses and teachers."""
+"""Registers the losses and teachers that do not depend on OpenMMLab with MMPretrain."""
 
 from collections.abc import Sequence
 
@@ -28,5 +28,5 @@ for _kind in (
 
 @MODELS.register_module(name='EnsembleTeacher')
 def build_ensemble(teachers: Sequence[dict | Teacher], weights: Sequence[float] | None = None) -> EnsembleTeacher:
-    """The ensemble of a config, whose members are configs as well; see :class:`EnsembleTeacher`."""
+    """An :class:`EnsembleTeacher` whose members may be configs."""
     return EnsembleTeacher([MODELS.build(t) if isinstance(t, dict) else t for t in teachers], weights)

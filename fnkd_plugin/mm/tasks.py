@@ -1,26 +1,27 @@
-"""Which models of MMPretrain distilling is for, classifiers of one label per image, and what they predict with."""
+"""Checks that a model of MMPretrain is a single-label classifier, and its forward pass to logits."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
+from mmengine.model import is_model_wrapper
 from mmpretrain.models import heads
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-# Heads whose output is not a softmax over classes, though an affine layer may be their last.
+# Heads whose output is not a softmax over classes, though their last layer may be affine.
 _OTHER_TASKS = {
     'MultiLabelClsHead': 'a multi-label classifier',
     'MultiTaskHead': 'a multi-task model',
     'RegressionHead': 'a regression model',
 }
-# Heads that average two and whose loss MMPretrain does not implement; and the flag of it.
+# Heads with a mode (set by this attribute) that averages two heads, whose loss MMPretrain does not implement.
 _NOT_TRAINED = {'EfficientFormerClsHead': 'dist', 'LeViTClsHead': 'distillation'}
 
 
 def other_task(head: type) -> str | None:
-    """What models with a head of this class are, if no single-label classifiers: 'a regression model'."""
+    """The task of a head for anything but single-label classification, such as 'a regression model', or None."""
     for name, task in _OTHER_TASKS.items():
         kind = getattr(heads, name, None)
         if kind is not None and issubclass(head, kind):
@@ -29,10 +30,10 @@ def other_task(head: type) -> str | None:
 
 
 def check_single_label(owner: str, model: nn.Module) -> None:
-    """Refuse models of MMPretrain for other tasks; the error begins with ``owner``, such as 'Distiller: the student'.
+    """Refuse models for other tasks.
 
     Raises:
-        SetupError: If the model's head is one of another task.
+        SetupError: If the model's head is for another task. It begins with ``owner``, such as 'Distiller: the student'.
     """
     head = getattr(model, 'head', None)
     task = other_task(type(head))
@@ -44,10 +45,10 @@ def check_single_label(owner: str, model: nn.Module) -> None:
 
 
 def check_trainable(owner: str, model: nn.Module) -> None:
-    """Refuse models of MMPretrain whose own loss is not implemented; the error begins with ``owner``.
+    """Refuse models whose own loss MMPretrain does not implement.
 
     Raises:
-        SetupError: If the model's head averages two heads that MMPretrain does not train.
+        SetupError: If the model's head averages two heads. It begins with ``owner``.
     """
     head = getattr(model, 'head', None)
     for name, flag in _NOT_TRAINED.items():
@@ -60,12 +61,12 @@ def check_trainable(owner: str, model: nn.Module) -> None:
 
 
 def adds_outputs(model: nn.Module) -> bool:
-    """Whether the model's ``predict`` adds up what its head gives: Conformer's two classifiers."""
+    """Whether the model's ``predict`` sums the logits of two classifiers (Conformer)."""
     return isinstance(getattr(model, 'head', None), heads.ConformerHead)
 
 
 def forward_to_logits(model: nn.Module) -> Callable[[Tensor], Any]:
-    """The function from images to what the model's ``predict`` takes the softmax of."""
+    """The function from images to the logits whose softmax the model's ``predict`` returns."""
     forward = functools.partial(model, mode='tensor')
     if not adds_outputs(model):
         return forward
@@ -74,3 +75,8 @@ def forward_to_logits(model: nn.Module) -> Callable[[Tensor], Any]:
         return sum(forward(images))
 
     return summed
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside DDP or another model wrapper of MMEngine."""
+    return model.module if is_model_wrapper(model) else model

@@ -1,4 +1,4 @@
-"""timm's own names for the weights of timm models inside MMPretrain's classifiers."""
+"""Converts the weights of timm models inside MMPretrain's classifiers to timm's own keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,18 +19,18 @@ _BACKBONE, _HEAD = 'backbone.timm_model.', 'head.fc.'
 def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | None = None) -> dict[str, Tensor]:
     """``state`` under timm's own keys.
 
-    A ``TimmStudent`` and a ``TimmClassifier`` have them already. A ``TIMMBackbone`` with average pooling and a
-    ``LinearClsHead`` is converted if it computes what timm's whole model does; where timm has, say, a norm between
-    pooling and classifier, it does not.
+    A ``TimmStudent`` and a ``TimmClassifier`` have them already, up to a prefix. A ``TIMMBackbone`` with average
+    pooling and a ``LinearClsHead`` is converted if it computes the same as timm's whole model, which it does not if
+    timm has, for example, a norm between pooling and classifier.
 
     Args:
         state: The weights of an MMPretrain classifier.
-        source: Where they are from, for errors.
-        model: timm's name of the model, which a ``TIMMBackbone`` needs; if given, the weights must fit it.
+        source: Their file, for errors.
+        model: timm's name of the model, needed for a ``TIMMBackbone``; if given, the weights must fit it.
 
     Raises:
-        SetupError: If the keys are those of another backbone than a ``TIMMBackbone``, or do not fit ``model``. Only
-            with ``model`` are keys outside a backbone compared with timm's.
+        SetupError: If the keys are those of another backbone than a ``TIMMBackbone``, or do not fit ``model``. Without
+            ``model``, keys outside a backbone are not compared with timm's.
     """
     state = {key: value for key, value in state.items() if not key.startswith('data_preprocessor.')}
     if all(key.startswith(_CLASSIFIER) for key in state):
@@ -45,7 +45,7 @@ def to_timm_keys(state: Mapping[str, Tensor], source: str | Path, model: str | N
         head = {f'{classifier}.{part}': state[_HEAD + part] for part in ('weight', 'bias') if _HEAD + part in state}
         state = {key.removeprefix(_BACKBONE): v for key, v in state.items() if key.startswith(_BACKBONE)} | head
     if f'{classifier}.weight' not in state:
-        raise SetupError(f'{source} is no {model} with a classifier: it has no {classifier}.weight.')
+        raise SetupError(f'{source} is not a {model} with a classifier: it has no {classifier}.weight.')
     whole = _load(model, state, len(state[f'{classifier}.weight']), source)
     if joined:
         _check_same(whole, model, classifier, state, source)
@@ -61,7 +61,7 @@ def _check_backbone(state: Mapping[str, Tensor], source: str | Path, model: str 
             'with LinearClsHead. Publish it without --timm.'
         )
     if model is None:
-        raise SetupError(f'{source} does not tell which timm model its TIMMBackbone is; add --timm-model NAME.')
+        raise SetupError(f'{source} does not name the timm model of its TIMMBackbone; add --timm-model NAME.')
 
 
 def _classifier_name(model: str, source: str | Path) -> str:
@@ -82,7 +82,7 @@ def _load(model: str, state: Mapping[str, Tensor], classes: int, source: str | P
 def _check_same(
     whole: torch.nn.Module, model: str, classifier: str, state: Mapping[str, Tensor], source: str | Path
 ) -> None:
-    """Refuse models whose own head is more than average pooling and the classifier."""
+    """Refuse models whose own head does more than average pooling and the classifier."""
     bare = timm.create_model(model)
     bare.reset_classifier(0, '')
     bare.load_state_dict(

@@ -1,4 +1,4 @@
-"""From a config to a Runner that trains it, as ``tools/train.py`` does."""
+"""Prepares a config for training and builds its Runner, as ``tools/train.py`` does."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def set_loader_defaults(cfg: Config, pin_memory: bool = True, persistent_workers: bool = True) -> None:
-    """MMPretrain's defaults of data loaders, where they make sense."""
+    """Set MMPretrain's defaults of data loaders; memory is pinned with CUDA only."""
     for name in _LOADERS:
         loader = cfg.get(name)
         if loader is None:
@@ -48,7 +48,7 @@ def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS[:2]) -> None
             if not root or '://' in root or os.path.exists(root):
                 continue
             kind = dataset_type(node)
-            if not (hasattr(kind, 'url') or hasattr(kind, 'url_prefix')):  # CIFAR and MNIST fetch themselves
+            if not (hasattr(kind, 'url') or hasattr(kind, 'url_prefix')):  # CIFAR and MNIST are downloaded
                 option = 'data_root' if cfg.get('data_root') == root else f'{path}.data_root'
                 raise SetupError(
                     f'{name}: there is no folder {root} with the data of {getattr(kind, "__name__", kind)}. Put the '
@@ -57,18 +57,18 @@ def check_data_roots(cfg: Config, loaders: Sequence[str] = _LOADERS[:2]) -> None
 
 
 def prepare_cpu_processes(cfg: Config, launcher: str, timeout: timedelta | None = None) -> None:
-    """Let several processes train or test on CPUs, which MMEngine's launcher does not.
+    """Prepare distributed training or testing on CPUs.
 
-    That requires a GPU for each process and passes it to DDP; so the process group is made here, and DDP gets no
-    device.
+    MMEngine's launcher requires a GPU for each process and passes it to DDP. So the process group is made here, and the
+    config's DDP wrapper gets no device.
 
     Args:
-        cfg: Its model wrapper is set.
+        cfg: Changed in place.
         launcher: As on the command line.
-        timeout: How long one process waits for another; torch's own if None.
+        timeout: Of collective operations; None for torch's default.
 
     Raises:
-        SetupError: If CPUs have no such launcher.
+        SetupError: If the launcher needs GPUs.
     """
     if launcher == 'none' or torch.cuda.is_available():
         return
@@ -83,7 +83,7 @@ def prepare_cpu_processes(cfg: Config, launcher: str, timeout: timedelta | None 
 
 
 def name_classes(cfg: Config) -> None:
-    """Pass the names of the training set's classes to what compares or groups them: ``Distiller`` and ``ALSRLoss``."""
+    """Pass the training set's class names to ``Distiller`` and ``ALSRLoss``, in place."""
     name_groups(cfg)
     names = dataset_classes(cfg)
     if is_distilled(cfg) and names is not None:
@@ -93,11 +93,11 @@ def name_classes(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner, and write the plain config of a distilled one, to test its checkpoints by stock tools.
+    """Build the Runner; for a distilled config, write the plain one, which tests its checkpoints with stock tools.
 
     Raises:
-        SetupError: If labels are softened by groups of other classes than the model's, or a teacher's classes are not
-            the student's; for names that only the data hold, when training starts.
+        SetupError: If the classes of label groups or of the teacher are not the student's. Names that only the built
+            data set has are compared when training starts.
     """
     add_run_hooks(cfg)
     name_classes(cfg)
@@ -109,7 +109,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def dump_plain_config(cfg: Config, folder: str | Path) -> Path:
-    """Write the student's config, for a single process, to ``plain_<config>.py`` in ``folder``."""
+    """Write the student's config for a single process to ``plain_<config>.py`` in ``folder``; returns the path."""
     plain = plain_config(cfg)
     for key, value in dict(load_from=None, resume=False, launcher='none').items():
         plain[key] = value

@@ -12,19 +12,19 @@ from fnkd_plugin.mm.config import plain_config
 
 
 class ZooModel(Model):
-    """What ``model-index.yml`` says of a model whose config may be a distilled one; published is the student alone."""
+    """A model of ``model-index.yml``. Its config may be a distilled one, whose student is the published model."""
 
     @functools.cached_property
     def config(self) -> Config:
-        """The student's plain config, read when it is first asked for; no ImageNet weights, no teacher."""
+        """The student's plain config, read on first access, without pretrained weights and teacher."""
         return plain_config(Config.fromfile(self.data['Config']))
 
     @property
     def weights(self) -> str:
-        """The address, or the file, of the published weights.
+        """The URL or path of the published weights.
 
         Raises:
-            SetupError: If there is none.
+            SetupError: If they are not published.
         """
         if 'Weights' not in self.data:
             raise SetupError(
@@ -43,10 +43,7 @@ def zoo_root() -> Path:
 
 
 def register_zoo(root: Path) -> None:
-    """Add the models of ``root/model-index.yml`` to the ``ModelHub``.
-
-    Paths of configs, and of weights that are files, are relative to ``root``.
-    """
+    """Add the models of ``root/model-index.yml``, whose paths are relative to ``root``, to the ``ModelHub``."""
     before = set(ModelHub._models_dict)
     ModelHub.register_model_index(root / 'model-index.yml', config_prefix=root)
     for name in set(ModelHub._models_dict) - before:
@@ -57,7 +54,7 @@ def register_zoo(root: Path) -> None:
 
 
 def extend_hub() -> None:
-    """Have the ``ModelHub`` read our index when it reads MMPretrain's own, at the first use of either."""
+    """Make the ``ModelHub`` read this plugin's index when it reads MMPretrain's, on first use."""
     stock = ModelHub._register_mmpretrain_models
 
     @functools.cache

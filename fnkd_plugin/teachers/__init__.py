@@ -1,4 +1,4 @@
-"""Frozen teachers: images in the student's format to a :class:`~fnkd_plugin.Prediction`."""
+"""Frozen teachers: from images in the student's format to a :class:`~fnkd_plugin.Prediction`."""
 
 from fnkd_plugin.teachers.callable_teacher import CallableTeacher
 from fnkd_plugin.teachers.class_map import ClassMap

@@ -1,4 +1,4 @@
-"""Any module or function as a teacher."""
+"""A teacher from any module or function."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from fnkd_plugin.teachers.teacher import ModelTeacher, sharing_weights
 
 
 class CallableTeacher(ModelTeacher):
-    """A trained ``nn.Module``, or any function of images.
+    """A trained ``nn.Module``, or any function of images, as a teacher.
 
-    A module with a last affine layer has a feature norm; it is used through a frozen copy that shares its weights. A
-    function has no norm, so KD applies and FNKD does not, and it has to care for devices and modes itself.
+    A module is run as a frozen copy that shares its weights; it has a feature norm if it has a last affine layer. A
+    function has no feature norm, so FNKD is not available, and it must handle devices and train/eval modes itself.
 
     Args:
-        fn: Images [N, C, H, W] to logits [N, K]; or, for configs, the dotted name by which to import it.
-        mean: What its images are normalised by. Where it is unknown (None), the student's must be, too.
-        std: As ``mean``.
+        fn: Images [N, C, H, W] to logits [N, K]; or its import path, for configs.
+        mean: The mean of its normalisation. If unknown (None), the student's must be unknown, too.
+        std: Likewise.
         **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; ``channel_order`` is ``'rgb'`` by default.
 
     Raises:
-        SetupError: If there is nothing of that name, it cannot be called, or it does not make logits.
+        SetupError: If it cannot be imported or called, or does not return logits.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A teacher of other, more or reordered classes."""
+"""Mapping of a teacher's classes to the student's."""
 
 import logging
 from collections import Counter, defaultdict
@@ -23,27 +23,26 @@ BY_NAME = 'by-name'
 class ClassMap:
     r"""Restricts a teacher's predictions to the student's classes.
 
-    Student class k is teacher class m(k): :math:`v'_k = v_{m(k)}`, and the same for the origin, so that rescaling
-    by the feature norm stays exact. The softmax over the K that remain is the teacher's distribution given that
-    the image is one of them.
+    Student class k is teacher class m(k): :math:`v'_k = v_{m(k)}`, and likewise for the origin, so that rescaling by
+    the feature norm stays exact. The softmax over the remaining K classes is the teacher's distribution conditioned on
+    them.
 
     Args:
-        owner: The teacher's name; begins the errors.
-        count: How many classes the teacher has.
+        owner: The teacher's name, for errors.
+        count: The teacher's number of classes.
         classes: Their names, if known.
-        mapping: m: for each of the student's classes the teacher's index or name of it, as a list or in a text file,
-            one a line (indices if all are whole numbers); ``'by-name'``: the student's own names; None: the classes
-            are the student's.
+        mapping: m: for each student class the teacher's index or name, as a list or a text file with one per line
+            (indices if all are integers); ``'by-name'``: matched by the student's class names; None: the identity.
 
     Raises:
-        SetupError: If an entry is not one of the teacher's classes, or two entries are the same one.
+        SetupError: If an entry is not a class of the teacher, or two entries are the same class.
     """
 
     def __init__(
         self, owner: str, count: int, classes: Classes | None = None, mapping: ClassMapping | None = None
     ) -> None:
         if classes is not None and len(classes.names) != count:
-            raise SetupError(f'{owner}: it has {count} classes, but classes names {len(classes.names)}.')
+            raise SetupError(f'{owner}: it has {count} classes, but classes has {len(classes.names)} names.')
         self._owner = owner
         self._all = count
         self._classes = classes
@@ -55,7 +54,7 @@ class ClassMap:
 
     @property
     def count(self) -> int:
-        """K of the restricted predictions."""
+        """The number of classes of the restricted predictions."""
         return self._all if self._index is None else len(self._index)
 
     @property
@@ -64,15 +63,14 @@ class ClassMap:
         return self._classes
 
     def match(self, count: int, classes: Classes | None) -> None:
-        """Compare with the student's classes, and find them where the map is ``'by-name'``.
+        """Check the student's classes, and resolve a ``'by-name'`` map.
 
         Args:
-            count: How many the student has.
+            count: The student's number of classes.
             classes: Their names, if known.
 
         Raises:
-            SetupError: If counts differ, if there is one class only, or, where both sides have names and there is no
-                map, if names differ.
+            SetupError: If the numbers differ, there is only one class, or, without a map, the names differ.
         """
         if self._by_name:
             self._match_by_name(classes)
@@ -81,12 +79,12 @@ class ClassMap:
             known = f' The first that differ: {different}.' if different else ''
             raise SetupError(
                 f'Distilling: the student has {count} classes, the teacher {self._owner} has {self.count}; give a '
-                f"teacher trained on the student's classes, or say with class_map which of its own they are.{known}"
+                f"teacher trained on the student's classes, or map its classes with class_map.{known}"
             )
         if different:
             raise SetupError(
                 f"{self._owner}: its classes are not the student's, in their order ({different}); give "
-                "class_map='by-name', or classes=..., its own, if it was trained on the student's under other names."
+                "class_map='by-name', or, if they are the same under other names, the teacher's with classes=..."
             )
         check_several_classes(f'Distilling: the teacher {self._owner}', count)
 
@@ -103,7 +101,7 @@ class ClassMap:
         teacher = self._classes
         if self._mapped or teacher is None or student is None:
             return ''
-        by_id = teacher.ids and student.ids  # they tell classes apart that have one name
+        by_id = teacher.ids and student.ids  # unique, unlike names
         names = [dict(enumerate(classes.names)) for classes in (student, teacher)]
         found = differences(*((student.ids, teacher.ids) if by_id else (student.names, teacher.names)))  # type: ignore[arg-type]
         return first_few([f'{k}: {names[0].get(k)!r}, not {names[1].get(k)!r}' for k in found])
@@ -112,45 +110,45 @@ class ClassMap:
         if student is None:
             raise SetupError(
                 f"{self._owner}: class_map='by-name' needs the names of the student's classes; give "
-                'Distiller(classes=...), or of a task classes=...: names, a text file, or a data set of MMPretrain.'
+                'them to Distiller or the task with classes=...: names, a text file, or a data set of MMPretrain.'
             )
         self._index = self._index_of(student.names, student.ids)
         moved = sum(k != int(m) for k, m in enumerate(self._index))
         _logger.info(
-            f"{self._owner}: class_map='by-name' found all {len(self._index)} classes of the student among the "
-            f"teacher's {self._all}; {moved} of them have another index."
+            f"{self._owner}: class_map='by-name' found all {len(self._index)} student classes among the teacher's "
+            f'{self._all}; {moved} have a different index.'
         )
 
     def _index_of(self, entries: Sequence[int] | Sequence[str], ids: Sequence[str] | None = None) -> Tensor:
-        """m, of indices, or of names and, which come first, their WordNet IDs (in ImageNet names repeat)."""
+        """Indices m from indices, or from names; WordNet IDs take precedence, since names repeat in ImageNet."""
         if isinstance(entries[0], int):
             found = [[int(k)] if 0 <= int(k) < self._all else [] for k in entries]
         else:
             exact, loose = self._indices_by_name()
             found = [exact[str(name)] or loose[name_key(str(name))] for name in entries]
             found = [exact[key] or at for key, at in zip(ids, found, strict=True)] if ids else found
-        self._refuse(entries, [not at for at in found], 'are not among')
-        self._refuse(entries, [len(at) > 1 for at in found], 'match several of')
+        self._raise_if(entries, [not at for at in found], 'are not among')
+        self._raise_if(entries, [len(at) > 1 for at in found], 'match several of')
         counts = Counter(at[0] for at in found)
-        self._refuse(entries, [counts[at[0]] > 1 for at in found], 'match the same of')
+        self._raise_if(entries, [counts[at[0]] > 1 for at in found], 'match the same of')
         return torch.tensor([at[0] for at in found])
 
-    def _refuse(self, entries: Sequence[int] | Sequence[str], wrong: Sequence[bool], what: str) -> None:
+    def _raise_if(self, entries: Sequence[int] | Sequence[str], wrong: Sequence[bool], what: str) -> None:
         named = [repr(entry) for entry, is_wrong in zip(entries, wrong, strict=True) if is_wrong]
         if named:
             raise SetupError(
                 f"{self._owner}: class_map: {len(named)} of {len(entries)} classes {what} the teacher's "
-                f'{self._all}: {first_few(named)}; give one of its indices for each, in a list or file.'
+                f'{self._all}: {first_few(named)}; give one teacher index per class in a list or file.'
             )
 
     def _indices_by_name(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-        """Indices by the whole name or WordNet ID, exactly and by :func:`name_key`.
+        """Indices by complete name or WordNet ID, exactly and by :func:`name_key`.
 
-        One synonym is not enough: to ImageNet-21k a teddy is a bear and a garment.
+        Not by single synonyms, which are ambiguous: "teddy" in ImageNet-21k is both a bear and a garment.
         """
         if self._classes is None:
             raise SetupError(
-                f"{self._owner}: class_map needs the names of the teacher's classes, which its weights do not hold; "
+                f"{self._owner}: class_map needs the names of the teacher's classes, which its weights lack; "
                 'give classes=...: names, a text file, or a data set of MMPretrain.'
             )
         exact: dict[str, list[int]] = defaultdict(list)
@@ -177,4 +175,4 @@ def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]
         return [int(entry) for entry in entries]
     if all(isinstance(entry, str) for entry in entries):
         return entries
-    raise SetupError(f'{owner}: class_map must hold indices alone or names alone, but is {mapping!r:.200}.')
+    raise SetupError(f'{owner}: class_map must have only indices or only names, but is {mapping!r:.200}.')

@@ -1,4 +1,4 @@
-"""Class names: where a teacher's or a data set's are stored, and when two of them are the same class."""
+"""Class names of teachers and checkpoints, and their comparison."""
 
 import functools
 from collections import defaultdict
@@ -12,12 +12,11 @@ from fnkd_plugin.taxonomy.names import ClassNames, normalised, read_names
 
 
 class Classes(NamedTuple):
-    """K classes in their order.
+    """K classes in order.
 
     Attributes:
         names: Their names.
-        ids: Their WordNet IDs, which tell ImageNet's classes apart (two of 1000 are called ``'crane'``);
-            None for other classes.
+        ids: The WordNet IDs of ImageNet classes, whose names are not unique (two of 1000 are ``'crane'``); else None.
     """
 
     names: list[str]
@@ -25,22 +24,22 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, classes: ClassNames, owner: str) -> 'Classes':
-        """What :func:`read_names` finds, with WordNet IDs if it is ImageNet's 1000 classes in their order."""
+        """Classes from :func:`read_names`, with WordNet IDs if they are the 1000 of ImageNet in order."""
         names = read_names(classes, owner)
         imagenet = _imagenet('imagenet-1k')
         return cls(names, None if differences(names, imagenet.names) else imagenet.ids)
 
 
 def name_key(name: str) -> str:
-    """A name as it is compared: without letter case, underscores and the number that begins CUB's."""
+    """Normalise a name for comparison: ignores case, underscores and the number prefix of CUB."""
     return normalised(name).lower()
 
 
 def differences(a: Sequence[str], b: Sequence[str]) -> list[int]:
-    """The indices at which two lists name different classes, or one list has ended.
+    """The indices at which two lists have different classes, including those beyond the shorter list.
 
-    Two names are the same class if they share a synonym, as separated by commas, by :func:`name_key`. A name that
-    shares one with another name of its own list is compared exactly, since only its spelling tells the two apart.
+    Names are equal if they share a (comma-separated) synonym by :func:`name_key`. A name that shares a synonym with
+    another name of its own list is compared exactly.
     """
     if len(a) == len(b) and list(a) == list(b):
         return []
@@ -56,7 +55,7 @@ def _synonyms(name: str) -> set[str]:
 
 
 def _ambiguous(keys: Sequence[set[str]]) -> set[int]:
-    """The indices of names that share a synonym with another of their list."""
+    """The indices of names that share a synonym with another name of the list."""
     indices = defaultdict(list)
     for k, synonyms in enumerate(keys):
         for synonym in synonyms:
@@ -72,13 +71,13 @@ def _imagenet(subset: str) -> Classes:
 
 
 def timm_classes(cfg: PretrainedCfg) -> Classes | None:
-    """The ImageNet classes of timm's own weights of a model, if they are of ImageNet."""
+    """The classes of timm's pretrained weights; None if they are not from ImageNet."""
     subset = infer_imagenet_subset(cfg.to_dict())
     return None if subset is None else _imagenet(subset)
 
 
 def saved_classes(checkpoint: Mapping[str, Any]) -> Classes | None:
-    """The classes that MMEngine or mmcls stored in a checkpoint, if any."""
+    """The classes that MMEngine or mmcls stored in a checkpoint; None without."""
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     dataset = meta.get('dataset_meta')

@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""An ensemble of teachers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,17 @@ from fnkd_plugin.teachers.teacher import Teacher
 
 
 class EnsembleTeacher(Teacher):
-    """The weighted mean of several teachers' distributions, each after its own temperature policy.
+    """The weighted mean of several teachers' distributions, each after the temperature policy.
 
-    Each has its own normalisation, input size and class map, see :class:`~fnkd_plugin.prediction.EnsemblePrediction`.
+    Each teacher has its own normalisation, input size and class map; see
+    :class:`~fnkd_plugin.prediction.EnsemblePrediction`.
 
     Args:
-        teachers: At least one teacher; in a config, its config. An ensemble among them counts as its members.
-        weights: One > 0 for each; only their ratios matter. Equal if None.
+        teachers: At least one teacher; in a config, its config. Nested ensembles are flattened.
+        weights: One weight > 0 per teacher, normalised to sum 1; equal if None.
 
     Raises:
-        SetupError: If there are no teachers, the weights do not fit, or two caches hold other views.
+        SetupError: If there are no teachers, the weights do not fit, or two caches have different views.
     """
 
     def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
@@ -44,13 +45,13 @@ class EnsembleTeacher(Teacher):
         sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
         if sparse:
             raise SetupError(
-                f'EnsembleTeacher: {sparse[0]} holds only the largest logits, which cannot be averaged; make its '
+                f'EnsembleTeacher: {sparse[0]} has only the largest logits, which cannot be averaged; make its '
                 'cache without --top-k.'
             )
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(
-                f'EnsembleTeacher: its cached teachers hold different views: {", ".join(sorted(map(str, replays)))}; '
+                f'EnsembleTeacher: its cached teachers have different views: {", ".join(sorted(map(str, replays)))}; '
                 'make all caches with one --seed, one number of --views and, for mixed images, one batch size.'
             )
         self.replay = next(iter(replays), None)

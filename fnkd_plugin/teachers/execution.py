@@ -1,4 +1,4 @@
-"""How a teacher's network is run: dtype, memory order, compiled or not."""
+"""How a teacher's network is run: dtype, memory format, compilation."""
 
 import logging
 import math
@@ -16,20 +16,20 @@ _logger = logging.getLogger(__name__)
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 AUTO = 'auto'
 PATIENCE = 0.25
-"""Seconds that one image may take in a way that is tried."""
+"""Maximum seconds for one image in a mode that is tried."""
 
 ExecutionOptions = str | Mapping[str, Any] | None
 
 
 class Way(NamedTuple):
-    """The dtype (below fp32 by autocast) and memory order in which a network is run."""
+    """The dtype (below fp32 by autocast) and memory format in which a network is run."""
 
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
     @classmethod
     def of_student(cls, images: Tensor) -> 'Way':
-        """The student's, of the autocast around this call and the order of its batch; fp32, contiguous without."""
+        """The student's mode, from the active autocast and the batch; without autocast fp32 and contiguous."""
         device = images.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return cls()
@@ -44,22 +44,22 @@ _TRIED = [Way(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last
 
 
 class Execution:
-    """A frozen network, run in the dtype and memory order of its options, or else of the student.
+    """Runs a frozen network in the dtype and memory format of its options, by default those of the student.
 
-    The student's are those of its autocast (``--amp``); without it fp32 and contiguous, so that fp32 runs stay exact. A
-    network whose weights are not fp32 (``model.half()``) runs in their dtype, without autocast.
+    The student's are those of its autocast (``--amp``); without autocast fp32 and contiguous, so that fp32 runs stay
+    exact. A network whose weights are not fp32 (``model.half()``) runs in their dtype without autocast.
 
     Args:
-        owner: Whose it is; begins the errors.
+        owner: The teacher's name, for errors.
         model: The network.
         forward: Images to the network's output.
         options: A dict of ``dtype`` (``'float32'``, ``'bfloat16'``, ``'float16'``), ``channels_last`` (a bool) and
-            ``compile`` (a bool, or ``torch.compile``'s arguments). Or ``'auto'``: fp32 and bf16 are timed in both
-            memory orders on the first batch, and the fastest is kept; under deterministic algorithms nothing is timed,
-            and the student's are taken.
+            ``compile`` (a bool, or ``torch.compile``'s arguments). Or ``'auto'``: times fp32 and bf16 in both memory
+            formats on the first batch and keeps the fastest; under deterministic algorithms it does not time, and uses
+            the student's.
 
     Raises:
-        SetupError: If an option is unknown or has another value.
+        SetupError: If an option is unknown or invalid.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Execution:
         if self._weights != torch.float32:
             if self._auto or self._dtype:
                 raise SetupError(
-                    f'{owner}: execution: its weights are {self._weights}, in which it is run; give no dtype, or a '
-                    'model of float32 weights.'
+                    f'{owner}: execution: its weights are {self._weights}, the dtype that it runs in; give no dtype, '
+                    'or a model with float32 weights.'
                 )
             self._dtype = self._weights
         self._reorder(bool(self._channels_last))
 
     def __call__(self, images: Tensor, student: Way | None = None) -> Any:
-        """The network's output, without gradient, of images [N, C, H, W] in its format; ``student`` is its way."""
+        """The output for images [N, C, H, W] in the network's format, without gradient; ``student`` is the default."""
         if self._auto:
             self._decide(images)
         dtype, channels_last = student or Way()
@@ -92,9 +92,9 @@ class Execution:
 
     def __str__(self) -> str:
         if self._auto:
-            return 'the fastest way found on the first batch'
+            return 'the fastest mode on the first batch'
         order = {None: '', False: ', contiguous', True: ', channels last'}[self._channels_last]
-        name = "the student's autocast dtype, float32 without" if self._dtype is None else str(self._dtype)
+        name = "the student's autocast dtype (float32 without)" if self._dtype is None else str(self._dtype)
         return name.removeprefix('torch.') + order
 
     def _run(self, images: Tensor, way: Way) -> Any:
@@ -107,7 +107,7 @@ class Execution:
     @torch.compiler.disable
     def _reorder(self, channels_last: bool) -> None:
         self._reordered = channels_last
-        # In place and without loss, so that another order can be set later.
+        # In place and lossless, so that the format can be changed again.
         self._model.to(memory_format=_memory_format(channels_last))
 
     @torch.compiler.disable
@@ -118,7 +118,7 @@ class Execution:
         times: list[float] = []
         for way in _TRIED:
             times.append(self._seconds(way, images, min(times, default=math.inf)))
-        seconds = torch.tensor(times, device=images.device)  # NCCL cannot reduce a tensor of the host
+        seconds = torch.tensor(times, device=images.device)  # NCCL cannot reduce CPU tensors
         if distributed.is_available() and distributed.is_initialized():  # a step takes as long as its slowest process
             distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
         self._dtype, self._channels_last = fastest = _TRIED[int(seconds.argmin())]
@@ -129,9 +129,9 @@ class Execution:
         """The fastest of three forwards; infinite if the network fails, or one image takes too long."""
         runs = (self._timed(way, batch) for batch in (images[:1], images, images, images))
         try:
-            # Without the instructions for it, bf16 can take seconds where a batch in fp32 takes one.
+            # Without hardware support bf16 can be slower than fp32 by orders of magnitude.
             return math.inf if next(runs) > max(PATIENCE, best) else min(runs)
-        except RuntimeError:  # a view that this order does not allow, an operation without this dtype
+        except RuntimeError:  # a view that the format does not allow, an operation without this dtype
             return math.inf
 
     def _timed(self, way: Way, images: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Image classifiers of Hugging Face's transformers as teachers."""
+"""Image classifiers of Hugging Face transformers as teachers."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
 _COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 0), (128, 128, 128))
-# Other names of an attention may be repositories of code on the hub, or fall back to one.
+# Other attention names may load code from the hub.
 _ATTENTION = (None, 'eager', 'sdpa', 'flex_attention')
 
 
 class HuggingFaceTeacher(ModelTeacher):
-    """An image classifier of ``transformers``, under its image processor's normalisation, size and interpolation.
+    """An image classifier of ``transformers`` with its image processor's normalisation, size and interpolation.
 
-    Weights are read from ``.safetensors`` alone, and no code that comes with a model is run.
+    Weights are read only from ``.safetensors``, and code that comes with a model is not run.
 
     Args:
-        path: A local directory as of ``save_pretrained``, with the image processor's file; or a model's id on the hub.
+        path: A local directory of ``save_pretrained``, with the image processor's file; or a model id on the hub.
         **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`.
 
     Raises:
@@ -49,14 +49,14 @@ class HuggingFaceTeacher(ModelTeacher):
         if any(options.get(key) is None for key in ('mean', 'std', 'channel_order')):
             pixels = _format_of(name, processor)
         size = None if options.get('input_size') else _size_of(name, processor) or _only_size(model, forward)
-        labels = [label for _, label in sorted(model.config.id2label.items())]  # a file may have them in any order
-        invented = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
-        classes = None if invented else Classes.of(labels, name)
+        labels = [label for _, label in sorted(model.config.id2label.items())]  # not sorted in every file
+        placeholders = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
+        classes = None if placeholders else Classes.of(labels, name)
         super().__init__(model, forward, pixels, name, size, interpolation, classes, **options)
 
 
 def _load(name: str, path: str) -> tuple[Any, Any]:
-    """The model and its image processor, which has been tried."""
+    """Load the model and its image processor; processes one image as a check."""
     try:
         transformers = importlib.import_module('transformers')
     except ImportError as error:
@@ -65,7 +65,7 @@ def _load(name: str, path: str) -> tuple[Any, Any]:
         config, _ = transformers.PretrainedConfig.get_config_dict(path)
         foreign = [value for value in _attentions(config) if value not in _ATTENTION]
         if foreign:
-            raise SetupError(f'{name}: its config asks for the attention {foreign[0]!r}, which may be code of the hub.')
+            raise SetupError(f'{name}: its config sets the attention {foreign[0]!r}, which may load code from the hub.')
         model, report = transformers.AutoModelForImageClassification.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -73,7 +73,7 @@ def _load(name: str, path: str) -> tuple[Any, Any]:
         _processed(processor, (0, 0, 0), 64, 64)
     except SetupError:
         raise
-    except Exception as error:  # each version and each kind of fault has an error of its own
+    except Exception as error:  # the type of error depends on the fault and on the version
         reason = ' '.join(str(error).split()).rstrip('.') or type(error).__name__
         raise SetupError(
             f'{name}: transformers cannot load it ({reason}). Give a directory with config.json, '
@@ -83,7 +83,7 @@ def _load(name: str, path: str) -> tuple[Any, Any]:
     if random:
         raise SetupError(f'{name}: its files lack {len(random)} weights ({first_few(random)}), which would be random.')
     if model.config.problem_type not in (None, 'single_label_classification'):
-        raise SetupError(f'{name}: it is made for {model.config.problem_type}, not for one label an image.')
+        raise SetupError(f'{name}: it is for {model.config.problem_type}, not single-label classification.')
     return model.float(), processor
 
 
@@ -96,13 +96,13 @@ def _attentions(config: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _processed(processor: Any, colour: tuple[int, int, int], height: int, width: int) -> Tensor:
-    """What the processor makes of an image of one colour, [C, H, W]."""
+    """The processor's output for an image of one colour, [C, H, W]."""
     image = Image.fromarray(np.full((height, width, 3), colour, np.uint8))
     return processor(image, return_tensors='pt')['pixel_values'][0]
 
 
 def _format_of(name: str, processor: Any) -> PixelFormat:
-    # By what the processor does, not by the mean and std that it states: EfficientNet's divides by std twice.
+    # From the processor's output, not from its mean and std: that of EfficientNet divides by std twice.
     made = torch.stack([_processed(processor, colour, 64, 64) for colour in _COLOURS]).double()
     black, white, red, grey = made[..., made.shape[-2] // 2, made.shape[-1] // 2]
     if not torch.allclose(black + (white - black) * 128 / 255, grey, atol=1e-3) or not (white > black).all():
@@ -117,7 +117,7 @@ def _format_of(name: str, processor: Any) -> PixelFormat:
 
 
 def _size_of(name: str, processor: Any) -> ImageSize | None:
-    """The (H, W) that the processor makes of images of any size; None if it leaves them as they are."""
+    """The size (H, W) of the processor's outputs; None if it does not resize."""
     given = [(64, 64), (96, 96), (96, 64)]
     images = [_processed(processor, (0, 0, 0), *size) for size in given]
     made = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -132,7 +132,7 @@ def _size_of(name: str, processor: Any) -> ImageSize | None:
 
 
 def _only_size(model: Any, forward: Any) -> int | None:
-    """The size that a model was built for, if it takes no other."""
+    """The size of a model that accepts no other; else None."""
     own = getattr(model.config, 'image_size', None)
     try:
         probe(model, forward, 2 * own if isinstance(own, int) else 64)

@@ -1,4 +1,4 @@
-"""The options that all teachers share that are models."""
+"""The common options of teachers that are models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,17 +13,17 @@ from fnkd_plugin.teachers.execution import ExecutionOptions
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """The options of every :class:`~fnkd_plugin.teachers.ModelTeacher`; None is what came with the weights.
+    """The options of every :class:`~fnkd_plugin.teachers.ModelTeacher`; None keeps what came with the weights.
 
     Args:
-        mean: What images are normalised by, per channel on the 0 to 255 scale.
-        std: As ``mean``.
+        mean: Mean of the normalisation, per channel on the 0 to 255 scale.
+        std: Likewise.
         channel_order: ``'rgb'`` or ``'bgr'``.
-        input_size: Images of another size are resized to it: height and width in one number, or (height, width).
-        interpolation: How they are resized, see :class:`~fnkd_plugin.teachers.resize.Resize`.
+        input_size: The size that images are resized to: one number for both sides, or (height, width).
+        interpolation: The interpolation of resizing, see :class:`~fnkd_plugin.teachers.resize.Resize`.
         execution: ``'auto'``, or a dict of ``dtype``, ``channels_last`` and ``compile``, see
             :class:`~fnkd_plugin.teachers.execution.Execution`.
-        class_map: The teacher's class of each of the student's: indices or names, a text file of such, or
+        class_map: The teacher's class for each student class: indices or names, a text file of them, or
             ``'by-name'``, see :class:`~fnkd_plugin.teachers.class_map.ClassMap`.
         classes: The names of the teacher's classes: a list, a text file, or a data set of MMPretrain.
     """
@@ -39,16 +39,14 @@ class TeacherOptions:
 
     @classmethod
     def of(cls, owner: str, options: Mapping[str, Any]) -> 'TeacherOptions':
-        """From keyword arguments.
+        """Build from keyword arguments.
 
         Raises:
-            SetupError: If there is no such option.
+            SetupError: If an option is unknown.
         """
         unknown = sorted(set(options) - set(OPTIONS))
         if unknown:
-            raise SetupError(
-                f'{owner}: unknown option {", ".join(unknown)}; beside its own, a teacher has {", ".join(OPTIONS)}.'
-            )
+            raise SetupError(f'{owner}: unknown option {", ".join(unknown)}; common options are {", ".join(OPTIONS)}.')
         return cls(**options)
 
 

@@ -1,4 +1,4 @@
-"""The same pixels under another normalisation and channel order."""
+"""Normalisation and channel order of images, and their conversion."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 
-# A std of 255 maps to [0, 1]; twice that leaves room for other ranges (our choice). Of 12 bit images it is > 900.
+# A std of 255 maps to [0, 1]; the limit allows for other ranges (our choice). That of 12 bit images is > 900.
 _LARGEST_STD = 510
 
 
@@ -18,8 +18,8 @@ class PixelFormat:
     """How a batch of images [N, C, H, W] is normalised.
 
     Attributes:
-        mean: Per channel, on the 0 to 255 scale and in the batch's own channel order; None if unknown.
-        std: As ``mean``.
+        mean: Per channel, on the 0 to 255 scale and in the channel order of the batch; None if unknown.
+        std: Likewise.
         channel_order: ``'rgb'``, ``'bgr'``, or None if unknown.
     """
 
@@ -43,7 +43,7 @@ class PixelFormat:
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
     ) -> 'PixelFormat':
-        """From any sequences."""
+        """Build from any sequences of numbers."""
         try:
             means, stds = (None if values is None else tuple(float(x) for x in values) for values in (mean, std))
         except (TypeError, ValueError) as error:
@@ -57,10 +57,10 @@ class PixelFormat:
         std: Sequence[float] | None = None,
         channel_order: str | None = None,
     ) -> 'PixelFormat':
-        """This format with what is given in place of its own entries; errors begin with ``owner``.
+        """This format with the given entries replaced; errors begin with ``owner``.
 
         Raises:
-            SetupError: If what is given is not a format, or the result is not on the 0 to 255 scale.
+            SetupError: If the result is invalid or not on the 0 to 255 scale.
         """
         try:
             pixels = PixelFormat.of(
@@ -70,7 +70,7 @@ class PixelFormat:
             )
         except SetupError as error:
             raise SetupError(f'{owner}: {error}') from error
-        # Here, not for every format, so that a data preprocessor of such numbers can be restated.
+        # Not checked for every format, so that a data preprocessor with such numbers can be overridden.
         mean, std = pixels.mean or (), pixels.std or (1,)
         if max(std) < 1 or max(std) > _LARGEST_STD or any(not -1 <= m <= 256 for m in mean):
             raise SetupError(
@@ -86,11 +86,11 @@ class PixelFormat:
 
 
 def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
-    """The format of the images that an MMPretrain data preprocessor makes, as far as it is known from it alone.
+    """The output format of an MMPretrain data preprocessor, as far as it is known.
 
-    ``to_rgb=True`` gives RGB. ``to_rgb=False`` keeps whatever the data set loads: BGR from
-    ``LoadImageFromFile``, RGB from CIFAR's loader; so it is unknown. Without ``mean`` the images may have
-    been normalised in the pipeline or not at all; so that is unknown too.
+    ``to_rgb=True`` gives RGB. With ``to_rgb=False`` the channel order is unknown: it is that of the data set, BGR from
+    ``LoadImageFromFile``, RGB for CIFAR. Without ``mean`` the normalisation is unknown, since the pipeline may
+    normalise.
     """
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     to_rgb = getattr(preprocessor, 'to_rgb', False)
@@ -99,45 +99,40 @@ def format_of_preprocessor(preprocessor: nn.Module) -> PixelFormat:
 
 
 def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Tensor]:
-    """The function from the student's format to the teacher's: undo, reorder, redo, as one scale and shift.
+    """The conversion of images from ``source`` to ``target``, as a channel flip, a scale and a shift.
 
-    Equal formats pass through untouched, unknown entries counting as equal where both are unknown.
+    Images of equal formats are returned unchanged; an entry that is unknown in both counts as equal.
 
     Raises:
-        SetupError: If the two cannot be related because something is unknown, or channel counts differ.
+        SetupError: If an entry is unknown in one of the two, or the numbers of channels differ.
     """
     if source == target:
-        return _pass_through
-    if source.mean is None or target.mean is None or source.std is None or target.std is None:
-        if (source.mean, source.std) != (target.mean, target.std):
-            raise SetupError(f'the {_unknown_side(source.mean)} mean and std are unknown')
-    elif len(source.mean) != len(target.mean):
-        raise SetupError(f'{len(source.mean)} channels are not {len(target.mean)}')
+        return _Affine()
     flip = False
     if source.channel_order != target.channel_order and len(source.mean or (0, 0, 0)) == 3:
         if source.channel_order is None or target.channel_order is None:
             raise SetupError(f'the {_unknown_side(source.channel_order)} channel order is unknown')
         flip = True
     if source.mean is None or target.mean is None or source.std is None or target.std is None:
-        return _Affine(None, None, flip)
+        if (source.mean, source.std) != (target.mean, target.std):
+            raise SetupError(f'the {_unknown_side(source.mean)} mean and std are unknown')
+        return _Affine(flip)
+    if len(source.mean) != len(target.mean):
+        raise SetupError(f"the student's images have {len(source.mean)} channels, the teacher's {len(target.mean)}")
     step = -1 if flip else 1
     mean, std = torch.tensor(source.mean[::step]), torch.tensor(source.std[::step])
     target_mean, target_std = torch.tensor(target.mean), torch.tensor(target.std)
     if torch.equal(mean, target_mean) and torch.equal(std, target_std):
-        return _Affine(None, None, flip) if flip else _pass_through
-    return _Affine(std / target_std, (mean - target_mean) / target_std, flip)
+        return _Affine(flip)
+    return _Affine(flip, std / target_std, (mean - target_mean) / target_std)
 
 
 def _unknown_side(of_source: object) -> str:
     return "student's" if of_source is None else "teacher's"
 
 
-def _pass_through(images: Tensor) -> Tensor:
-    return images
-
-
 class _Affine:
-    def __init__(self, scale: Tensor | None, shift: Tensor | None, flip: bool) -> None:
+    def __init__(self, flip: bool = False, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
         self.scale = None if scale is None else scale.view(-1, 1, 1)
         self.shift = None if shift is None else shift.view(-1, 1, 1)
         self.flip = flip

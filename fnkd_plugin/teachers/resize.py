@@ -1,4 +1,4 @@
-"""Images at a teacher's own size, by its own interpolation."""
+"""Resizing of images to a teacher's input size."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.readers import ImageSize
 
-# What torch has for each; it lacks Lanczos and Hamming windows, to which bicubic is nearest (tested).
+# torch has no Lanczos and Hamming filters; bicubic is the closest (tested).
 _MODES = {
     'nearest': dict(mode='nearest-exact'),
     'bilinear': dict(mode='bilinear', antialias=True),
@@ -19,22 +19,22 @@ _MODES = {
 
 
 class Resize:
-    """Images [N, C, H, W] of one size; images of that size pass through untouched.
+    """Resizes images [N, C, H, W]; images that already have the size are returned unchanged.
 
-    Bilinear and bicubic are antialiased as Pillow's are. OpenCV's are not; that is not imitated, since what is resized
-    is the student's batch, which has been resized before (our choice).
+    Bilinear and bicubic are antialiased, as in Pillow but not in OpenCV (our choice, since the student's batch has been
+    resized before).
 
     Args:
-        owner: Whose images they are; begins the errors.
-        size: H = W, or (H, W), in pixels; None leaves every size as it is.
-        interpolation: As Pillow calls it: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'lanczos'``, ``'hamming'``,
-            ``'box'``; OpenCV's ``'area'`` is ``'box'``.
+        owner: The teacher's name, for errors.
+        size: H = W, or (H, W), in pixels; None does not resize.
+        interpolation: A name of Pillow's: ``'nearest'``, ``'bilinear'``, ``'bicubic'``, ``'lanczos'``, ``'hamming'``,
+            ``'box'``; or ``'area'``, OpenCV's name of ``'box'``.
 
     Attributes:
         size: (H, W) or None.
 
     Raises:
-        SetupError: If the size is not of one or two whole numbers > 0, or the interpolation is unknown.
+        SetupError: If the size is not one or two integers > 0, or the interpolation is unknown.
     """
 
     def __init__(self, owner: str, size: ImageSize | None, interpolation: str) -> None:
@@ -47,7 +47,7 @@ class Resize:
         self.interpolation = interpolation
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images [N, C, H, W], resized if they differ."""
+        """Resize images [N, C, H, W]."""
         if self.size is None or images.shape[-2:] == self.size:
             return images
         return F.interpolate(images, self.size, **_MODES[self.interpolation])  # type: ignore[arg-type]

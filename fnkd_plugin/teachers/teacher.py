@@ -1,4 +1,4 @@
-"""The interface of teachers."""
+"""The teacher interface, and teachers that are modules."""
 
 import copy
 import logging
@@ -23,14 +23,16 @@ _logger = logging.getLogger(__name__)
 
 
 class Teacher(ABC):
-    """Images in the student's format to a :class:`Prediction`; not a module, so that nothing finds or trains it.
+    """Maps images in the student's format to a :class:`Prediction`.
+
+    Not a module, so that it is not registered in the student or trained.
 
     Attributes:
-        name: Begins log lines and errors.
+        name: For log lines and errors.
         has_feature_norm: Whether predictions have ``feature_norm`` and ``origin``.
-        top_k: How many logits of each image its predictions hold, as ``SparsePrediction``; None for all.
-        replay: The views of the training images that it knows
-            (:class:`~fnkd_plugin.mm.replay.seeded_dataset.Replay`); None if it takes any image.
+        top_k: The number of logits per image in its ``SparsePrediction``; None for all.
+        replay: The training views that it has predictions for
+            (:class:`~fnkd_plugin.mm.replay.seeded_dataset.Replay`); None if it accepts any image.
     """
 
     name: str
@@ -41,22 +43,22 @@ class Teacher(ABC):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """K of its predictions."""
+        """The number of classes of its predictions."""
 
     @property
     def without_norm(self) -> list[str]:
-        """The names of the members without a feature norm; of a single teacher its own, or none."""
+        """The names of the teachers without a feature norm: this one, or members of an ensemble."""
         return [] if self.has_feature_norm else [self.name]
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
         """Match the teacher's classes with the student's, before training.
 
         Args:
-            count: How many they are.
+            count: The student's number of classes.
             classes: Their names, if known.
 
         Raises:
-            SetupError: If the teacher's predictions cannot be of these classes, in this order.
+            SetupError: If the teacher's predictions are not for these classes in this order.
         """
         ClassMap(self.name, self.num_classes).match(count, classes)
 
@@ -64,16 +66,16 @@ class Teacher(ABC):
         """Check, before the first step, that the teacher has predictions for the training images.
 
         Args:
-            dataset: The training set, seeded and stamping its samples as ``replay`` says.
+            dataset: The training set, seeded and with the sample metadata of ``replay``.
             preprocessor: The student's data preprocessor.
 
         Raises:
-            SetupError: If it only knows other images, or images that were mixed otherwise.
+            SetupError: If it lacks predictions for these images or for their mixing.
         """
 
     @abstractmethod
     def prepare(self, source: PixelFormat) -> None:
-        """Set how the student's images are normalised, once and before training.
+        """Set the format of the student's images; called once before training.
 
         Raises:
             SetupError: If they cannot be converted to the teacher's format.
@@ -85,26 +87,26 @@ class Teacher(ABC):
 
         Args:
             images: The student's preprocessed batch [N, C, H, W].
-            data_samples: The data samples of the batch, by which a cached teacher finds its predictions.
+            data_samples: The data samples of the batch; a cached teacher uses them to find its predictions.
         """
 
 
 class ModelTeacher(Teacher):
-    """A teacher that is an ``nn.Module``, run in eval mode (BN and dropout), without gradients, on the images' device.
+    """A teacher that is an ``nn.Module``, run in eval mode, without gradients, on the device of the images.
 
     Args:
-        model: The trained model. It is put in eval mode and stops requiring gradients, and its last affine layer gets a
-            hook; for a module of the caller give :func:`sharing_weights`.
+        model: The trained model. It is frozen and put in eval mode, and its last affine layer gets a hook; to keep a
+            module unchanged, pass :func:`sharing_weights` of it.
         forward: Images in the teacher's format to logits [N, K].
-        pixels: The format the model was trained on.
+        pixels: The image format that the model was trained on.
         name: For messages.
-        own_size: The one size of images that the model takes, if it takes only one.
-        own_interpolation: How its images were resized.
-        own_classes: The class names that came with the weights; ignored if they are of another number.
-        **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; they come before the model's own.
+        own_size: The image size of a model that accepts only one.
+        own_interpolation: The interpolation of its training images.
+        own_classes: The class names that came with the weights; ignored if their number differs from K.
+        **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; they override the model's own.
 
     Raises:
-        SetupError: If the model's output is not a tensor [N, K], or an option is unknown or does not fit.
+        SetupError: If the model's output is not a tensor [N, K], or an option is unknown or invalid.
     """
 
     def __init__(
@@ -142,12 +144,12 @@ class ModelTeacher(Teacher):
         elif own_classes is not None and len(own_classes.names) != count:
             own_classes = None
         self._classes = ClassMap(name, count, own_classes, stated.class_map)
-        # After the reader's hook, which has to be part of a compiled graph.
+        # After the reader's hook is attached, which must be part of a compiled graph.
         self._run = Execution(name, self.model, forward, stated.execution)
 
     @property
     def input_size(self) -> tuple[int, int] | None:
-        """Height and width to which images are resized; None if they stay as they are."""
+        """Height and width that images are resized to; None without resizing."""
         return self._resize.size
 
     @property
@@ -157,7 +159,7 @@ class ModelTeacher(Teacher):
 
     @property
     def own_classes(self) -> Classes | None:
-        """The names of all its classes, before any class map, if they are known."""
+        """The names of all its classes, before any class map; None if unknown."""
         return self._classes.own
 
     def match_classes(self, count: int, classes: Classes | None) -> None:
@@ -170,12 +172,12 @@ class ModelTeacher(Teacher):
             self._convert = converter(source, self.pixels)
         except SetupError as error:
             raise SetupError(
-                f"{self.name}: the student's images ({source}) cannot be turned into the teacher's ({self.pixels}): "
+                f"{self.name}: the student's images ({source}) cannot be converted to the teacher's ({self.pixels}): "
                 f"{error}. State the student's with Distiller(pixels=dict(mean=..., std=..., channel_order='rgb')), "
                 "the teacher's with its own options of these names; mean and std are on the 0 to 255 scale. (A task "
                 "of fnkd_plugin.timm takes the student's on the 0 to 1 scale.)"
             ) from error
-        _logger.info(f'{self.name} sees: {self.pixels}, {self._resize}; it runs in {self._run}.')
+        _logger.info(f'{self.name}: input {self.pixels}, {self._resize}; runs in {self._run}.')
 
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`."""
@@ -196,7 +198,7 @@ class ModelTeacher(Teacher):
 
 
 def sharing_weights(model: nn.Module) -> nn.Module:
-    """A frozen copy that shares weights and buffers; the module itself keeps its mode, hooks and gradients."""
+    """A frozen copy that shares weights and buffers with the module, which is not changed."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     memo.update({id(b): b.detach() for b in model.buffers()})
     return copy.deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""Making timm models, with errors that help."""
+"""Checks and errors for creating timm models."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from fnkd_plugin.readers import ImageSize
 
 
 def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> PretrainedCfg:
-    """What timm knows of a model; a name or tag that it does not know is refused, and near ones are listed.
+    """The pretrained config of a timm model; raises for an unknown name or tag, with similar ones.
 
     Args:
         owner: Begins the errors.
-        model: timm's name of it, with or without the tag of its weights.
-        arguments: Those meant for ``timm.create_model``.
+        model: timm's name of the model, with or without the tag of its weights.
+        arguments: Arguments for ``timm.create_model``.
 
     Raises:
-        SetupError: If timm has no such model, or the arguments bypass ours.
+        SetupError: If timm has no such model or tag, or the arguments contain ``checkpoint_path``.
     """
     name, _, tag = model.partition('.')
     if not timm.is_model(model):
@@ -30,9 +30,9 @@ def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> Pretr
         hint = f' Did you mean {", ".join(near)}?' if near else ''
         raise SetupError(f'{owner}: timm {timm.__version__} has no model {model!r}.{hint}')
     if 'checkpoint_path' in arguments:
-        raise SetupError(f'{owner}: checkpoint_path is an argument of timm alone; give checkpoint=FILE.')
+        raise SetupError(f'{owner}: checkpoint_path is not supported; give checkpoint=FILE.')
     try:
-        return timm.get_pretrained_cfg(model) or PretrainedCfg()  # none if registered without, as users may
+        return timm.get_pretrained_cfg(model) or PretrainedCfg()  # users may register models without a config
     except RuntimeError as error:
         tags = [known.partition('.')[2] for known in timm.list_pretrained(f'{name}.*')]
         raise SetupError(
@@ -41,31 +41,31 @@ def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> Pretr
 
 
 def check_classifies(owner: str, model: nn.Module) -> None:
-    """Refuse a timm model that makes features alone; the error begins with ``owner``.
+    """Check that a timm model has a classifier; the error begins with ``owner``.
 
     Raises:
-        SetupError: If the model has no classifier.
+        SetupError: If not.
     """
     if getattr(model, 'num_classes', None) == 0:
         raise SetupError(
-            f'{owner}: made so, this model of timm has no classifier. Give num_classes=K; if that was given, it can '
-            'have none, and another model is needed.'
+            f'{owner}: with these arguments the timm model has no classifier. Give num_classes=K; if you did, this '
+            'architecture has none; choose another.'
         )
 
 
 def checkpoint_classes(state: Mapping[str, Tensor], cfg: PretrainedCfg) -> int | None:
-    """K of a checkpoint of timm's weights, by its classifier's; None if that is not found."""
+    """The number of classes in timm weights, from the shape of the classifier; None if it is not found."""
     classifier = cfg.classifier[0] if isinstance(cfg.classifier, (tuple, list)) else cfg.classifier
     weight = state.get(f'{classifier}.weight')
     return None if weight is None else len(weight)
 
 
 def fixed_size(model: nn.Module, img_size: ImageSize | None = None) -> ImageSize | None:
-    """The one size of images that a timm model takes, as it was built; None if it takes others.
+    """The image size of a timm model that accepts only one; else None.
 
     Args:
         model: The model.
-        img_size: The ``img_size`` that it was built with, if one was given; some (LeViT) do not keep it.
+        img_size: The ``img_size`` argument of the model, if given; some models (LeViT) do not store it.
     """
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('fixed_input_size'):
@@ -75,8 +75,8 @@ def fixed_size(model: nn.Module, img_size: ImageSize | None = None) -> ImageSize
 
 @contextmanager
 def timm_errors(owner: str) -> Iterator[None]:
-    """Around ``timm.create_model``: an unknown argument or weights that cannot be fetched as a :class:`SetupError`."""
+    """Convert errors of ``timm.create_model`` (unknown arguments, failed downloads) to :class:`SetupError`."""
     try:
         yield
     except (TypeError, RuntimeError, OSError) as error:
-        raise SetupError(f'{owner}: timm cannot make it: {error}') from error
+        raise SetupError(f'{owner}: timm cannot create it: {error}') from error

@@ -24,18 +24,18 @@ _logger = logging.getLogger(__name__)
 
 
 class TimmTeacher(ModelTeacher):
-    """A trained timm model; images are RGB, and otherwise as its ``pretrained_cfg`` says.
+    """A trained timm model, with RGB images in the format of its ``pretrained_cfg``.
 
     Args:
-        model: timm's name of it.
-        checkpoint: Its weights: a path or URL, as timm, MMEngine or torch save them.
-        pretrained: Take timm's published weights instead.
-        num_classes: K; None is that of the weights.
+        model: timm's name of the model.
+        checkpoint: Path or URL of its weights, as saved by timm, MMEngine or torch.
+        pretrained: Whether to use timm's pretrained weights instead.
+        num_classes: K; from the weights if None.
         **options: See :class:`~fnkd_plugin.teachers.options.TeacherOptions`; all others go to ``timm.create_model``,
-            where ``img_size`` changes a fixed input size.
+            e.g. ``img_size`` for another fixed input size.
 
     Raises:
-        SetupError: If timm does not know the model (similar names are listed), it has no classifier, neither or both
+        SetupError: If timm has no such model (similar names are listed), it has no classifier, neither or both
             of ``checkpoint`` and ``pretrained`` are given, or the weights do not fit.
     """
 
@@ -71,8 +71,8 @@ class TimmTeacher(ModelTeacher):
         assumed = state is not None and 'classes' not in stated and saved_classes(content) is None
         if assumed and classes is not None and len(classes.names) == built.num_classes:
             _logger.info(
-                f"{name}: {checkpoint} names no classes; its {built.num_classes} are taken for ImageNet's. If they "
-                'are others, say with classes=... which.'
+                f'{name}: {checkpoint} has no class names; assuming the {built.num_classes} of ImageNet. If this is '
+                'wrong, give classes=...'
             )
         own = timm.data.resolve_data_config({}, model=built)
         pixels = PixelFormat.of([255 * x for x in own['mean']], [255 * x for x in own['std']], 'rgb')

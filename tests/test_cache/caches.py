@@ -22,13 +22,14 @@ def make_cache(
     seed: int = 0,
     top_k: int | None = None,
     student: Any = None,
+    device: str = 'cpu',
     **options: Any,
 ) -> str:
     """The cache of a teacher on the training images of a run with ``options``; its folder."""
     cfg = Config(
         dict(config(distilled(student or resnet(), teacher), folder, **{'train_dataloader': loader(), **options}))
     )
-    source = Source(cfg, Replay(seed, views), torch.device('cpu'), dtype, top_k)
+    source = Source(cfg, Replay(seed, views), torch.device(device), dtype, top_k)
     store = source.open_store(folder)
     fill(source, store, share(store), cfg.train_dataloader.batch_size)
     return str(folder)

@@ -44,7 +44,7 @@ def _of(fn: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ('value', 'said'),
+    ('value', 'message'),
     [
         (-7e4, r'is -70000, which does not fit float16 \(at most 65504\); .* another cache with --dtype float32'),
         (np.nan, 'is nan, which no cache can hold; check the weights'),
@@ -52,10 +52,10 @@ def _of(fn: str) -> dict:
     ],
 )
 def test_a_logit_that_does_not_fit_is_named(
-    value: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr('tests.test_cache.test_build.VALUE', value)
-    with pytest.raises(SetupError, match=rf'logit of class 2 for image 3 \(random_3\.png\) in view 0 {said}'):
+    with pytest.raises(SetupError, match=rf'logit of class 2 for image 3 \(random_3\.png\) in view 0 {message}'):
         make_cache(tmp_path / 'cache', _of('extreme'))
     if np.isfinite(value):
         make_cache(tmp_path / 'other', _of('extreme'), dtype='float32')

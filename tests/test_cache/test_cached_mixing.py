@@ -141,7 +141,7 @@ def test_incomplete_batches_may_be_dropped(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ('train_cfg', 'said'),
+    ('train_cfg', 'message'),
     [
         (
             dict(augments=[MIXUP, dict(CUTMIX, alpha=0.5)]),
@@ -151,9 +151,9 @@ def test_incomplete_batches_may_be_dropped(folder: Path, tmp_path: Path) -> None
     ],
 )
 def test_other_mixtures_are_refused_before_the_first_step(
-    train_cfg: dict, said: str, folder: Path, tmp_path: Path
+    train_cfg: dict, message: str, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SetupError, match=said):
+    with pytest.raises(SetupError, match=message):
         run(distilled(_student(**train_cfg), cached(str(folder / 'cache'))), tmp_path, **_options())
 
 

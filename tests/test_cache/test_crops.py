@@ -1,4 +1,4 @@
-"""No teacher predicts the very crops that it was trained on."""
+"""No teacher predicts the crops it was trained on."""
 
 import re
 from pathlib import Path
@@ -94,7 +94,7 @@ def _last(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text().strip()
 
 
-def test_a_run_on_its_teachers_crops_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_its_teachers_crops_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(timm_student(), tmp_path / 'teacher', randomness=dict(seed=4))
     checkpoint = _last(tmp_path / 'teacher')
     teacher = dict(type='TimmTeacher', model='test_resnet', num_classes=4, checkpoint=checkpoint)
@@ -102,17 +102,17 @@ def test_a_run_on_its_teachers_crops_says_so(tmp_path: Path, monkeypatch: pytest
     lines: list[str] = []
     monkeypatch.setattr(description, 'print_log', lambda line, *_: lines.append(line))
 
-    def said(seed: int, teacher: dict = teacher, **options: Any) -> list[str]:
+    def warnings(seed: int, teacher: dict = teacher, **options: Any) -> list[str]:
         lines.clear()
         run(distilled(resnet(), teacher), tmp_path / 'student', randomness=dict(seed=seed), **options)
         return list(lines)
 
-    [line] = said(4)
+    [line] = warnings(4)
     assert checkpoint in line
-    [_] = said(4, dict(type='EnsembleTeacher', teachers=[teacher]))
-    assert not said(5)
+    [_] = warnings(4, dict(type='EnsembleTeacher', teachers=[teacher]))
+    assert not warnings(5)
     other = loader(dict(type='RandomImages', pipeline=[dict(type='PackInputs')]))
-    assert not said(4, train_dataloader=other)
+    assert not warnings(4, train_dataloader=other)
     lines.clear()
     make_cache(tmp_path / 'cache', teacher, seed=4)
     assert not lines

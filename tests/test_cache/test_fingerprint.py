@@ -1,4 +1,4 @@
-"""What knowledge belongs to: equal for what is equal, and words for what is not."""
+"""Fingerprints: equal for equal caches, with a message for each difference."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def test_the_same_data_are_described_alike() -> None:
 
 
 @pytest.mark.parametrize(
-    ('other', 'said'),
+    ('other', 'message'),
     [
         (lambda: _data(seed=1), r'^data\.annotations: '),
         (lambda: _data(indices=8), r'^data\.samples: 16 in the cache, 8 now'),
@@ -51,9 +51,9 @@ def test_the_same_data_are_described_alike() -> None:
         (lambda: _data(pipeline=RANDOM_PIPELINE[:2]), r'^data\.pipeline\[2\]: .PackInputs.* in the cache, None now'),
     ],
 )
-def test_other_data_are_told_apart(other: Any, said: str) -> None:
+def test_other_data_differ(other: Any, message: str) -> None:
     found = differences(describe_data(_data()), describe_data(other()), 'data')
-    assert any(re.search(said, one) for one in found), found
+    assert any(re.search(message, one) for one in found), found
 
 
 def test_a_moved_folder_is_the_same_and_another_label_is_not(tmp_path: Path) -> None:

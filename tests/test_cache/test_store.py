@@ -164,7 +164,7 @@ def test_what_is_not_a_cache_is_refused(tmp_path: Path) -> None:
     _store(tmp_path / 'cache')
     path = tmp_path / 'cache' / 'manifest.json'
     path.write_text(json.dumps(dict(json.loads(path.read_text()), format=2)))
-    with pytest.raises(SetupError, match='is of format 2, this version reads 3'):
+    with pytest.raises(SetupError, match='has format 2, this version reads 3'):
         Store(tmp_path / 'cache')
 
 

@@ -17,9 +17,10 @@ def photo(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, 
 
 
 def folder(root: Path, train: int = 10, val: int = 4, classes: tuple[str, ...] = tuple(COLOURS)) -> Path:
-    """``root/train/CLASS/N.jpg`` and ``root/val/CLASS/N.jpg``; with ``val=0``, ``root/CLASS/N.jpg``."""
+    """``root/train/CLASS/N.jpg`` and ``root/val/CLASS/N.jpg`` of three sizes; with ``val=0``, ``root/CLASS/N.jpg``."""
     for k, name in enumerate(classes):
         for part, count in (('train', train), ('val', val)) if val else (('', train),):
             for i in range(count):
-                photo(root / part / name / f'{i}.jpg', COLOURS[name], seed=1000 * k + 100 * len(part) + i)
+                path = root / part / name / f'{i}.jpg'
+                photo(path, COLOURS[name], seed=1000 * k + 100 * len(part) + i, size=(48 + 8 * (i % 3), 40))
     return root

@@ -14,6 +14,7 @@ from fnkd_plugin.analysis.subject import SPLITS
 from fnkd_plugin.cache.manifest import DTYPES
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
 from tests.test_cli import photos
+from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, forget_run
 
 MODEL = 'test_resnet'
@@ -110,6 +111,24 @@ def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
     config = ROOT / 'configs' / 'demo' / 'plain_digits.py'
     assert fnkd(monkeypatch, 'train', config, '--amp', '--work-dir', tmp_path) == 1
     assert '--amp' in sentence(capsys)
+
+
+def test_the_terminal_shows_progress_and_results_the_file_all(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, _ = write_configs(tmp_path, tmp_path)
+    assert (
+        fnkd(monkeypatch, 'train', plain, '--work-dir', tmp_path / 'work', '--cfg-options', 'train_cfg.max_epochs=1')
+        == 0
+    )
+    shown = capsys.readouterr()
+    (log,) = (tmp_path / 'work').rglob('*.log')
+    assert all(fact in log.read_text() for fact in ('Epoch(train)', 'optim_wrapper', 'before_train', 'sys.platform'))
+    text = shown.out + shown.err
+    assert 'INFO' not in text and 'optim_wrapper' not in text and 'before_train' not in text
+    assert '16 images' in text and 'epoch_1.pth' in text and 'accuracy/top1' in text
+    assert len(text.splitlines()) < 20
+    (line,) = (line for line in shown.out.splitlines() if line.startswith('work: 1/4'))
+    assert 'loss' in line and 'left' in line
 
 
 def test_doctor_names_versions(monkeypatch, capsys) -> None:

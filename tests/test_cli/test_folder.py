@@ -101,6 +101,20 @@ def test_a_table_of_methods(trained: tuple[Path, dict[str, folder.Trained]]) -> 
     assert len({len(line) for line in lines[:3]} - {0}) <= 2
 
 
+def test_a_comparison_takes_what_is_trained_already(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+    root, found = trained
+    weights = str(timm_checkpoint(root, MODEL, num_classes=7))
+    configs = sorted((root / 'out').rglob('*.py'))
+    rows = compare.compare(
+        root / 'photos', MODEL, MODEL, ['plain', 'fnkd'], 1, root / 'out', student_checkpoint=weights,
+        teacher_checkpoint=weights, image_size=32, epochs=4,
+    )  # fmt: skip
+    assert [row.accuracies for row in rows] == [[found['plain'].last], [found['fnkd'].last]]
+    assert rows[1].differences == [found['fnkd'].last - found['plain'].last]
+    assert sorted((root / 'out').rglob('*.py')) == configs
+    assert 'data:image/png;base64' in (root / 'out' / 'compare.html').read_text()
+
+
 def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match='fnkt'):
         compare.compare(tmp_path, MODEL, MODEL, ['plain', 'fnkt'], 1, tmp_path / 'out')

@@ -55,7 +55,7 @@ def test_auto_solves_the_papers_rule() -> None:
 
 @pytest.mark.parametrize('norm', [0.0, float('nan'), float('inf')])
 def test_a_teacher_without_norms_is_refused(norm: float) -> None:
-    with pytest.raises(SetupError, match=r"tau='auto' cannot follow .* norm of .*; check the teacher, or set tau"):
+    with pytest.raises(SetupError, match=r"tau='auto' needs .* norm > 0, but .*; check the teacher, or set tau"):
         _observe(FNKDLoss(), norm, norm)
 
 

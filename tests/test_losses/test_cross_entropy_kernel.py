@@ -17,7 +17,7 @@ CHECKS = Path(__file__).with_name('kernel_checks.py')
 pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed')
 
 
-def _run(interpret: bool, marker: str) -> None:
+def run_checks(interpret: bool, marker: str) -> None:
     """All checks of a kind pass, and there are some."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '--noconftest', '-p', 'no:cacheprovider', '-m', marker, str(CHECKS)],
@@ -36,15 +36,7 @@ def _run(interpret: bool, marker: str) -> None:
     'marker', ['not slow', pytest.param('slow', marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_under_the_interpreter(marker: str) -> None:
-    _run(True, marker)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA')
-@pytest.mark.parametrize(
-    'marker', ['not slow', pytest.param('slow', marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-)
-def test_on_a_gpu(marker: str) -> None:
-    _run(False, marker)
+    run_checks(True, marker)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is CUDA')

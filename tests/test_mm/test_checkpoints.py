@@ -99,7 +99,7 @@ def test_the_framework_reads_the_files_of_trainers(tmp_path: Path) -> None:
     assert_same_weights(built.state_dict(), weights)
 
 
-def test_tensors_beside_the_weights_are_no_weights(tmp_path: Path) -> None:
+def test_tensors_beside_the_weights_are_not_weights(tmp_path: Path) -> None:
     weights = build(MODEL, seed=5).state_dict()
     torch.save(dict(state_dict=weights, random_state=torch.zeros(3)), tmp_path / 'x.pth')
     assert_same_weights(CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))['state_dict'], weights)
@@ -214,7 +214,7 @@ def test_a_named_tuple_becomes_a_tuple() -> None:
     assert to_plain(namedtuple('Pair', 'a b')(1, 2)) == (1, 2)
 
 
-def test_one_checkpoint_is_kept_where_one_is_asked_for(tmp_path: Path) -> None:
+def test_one_checkpoint_is_kept_if_requested(tmp_path: Path) -> None:
     once = dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)))
     run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=3), **once)
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_3.pth']

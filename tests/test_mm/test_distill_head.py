@@ -47,7 +47,7 @@ def test_several_soft_losses_are_named_after_their_classes() -> None:
     assert head.active and head.needs_feature_norm
 
 
-def test_a_loss_without_weight_asks_for_nothing() -> None:
+def test_a_loss_without_weight_needs_nothing() -> None:
     assert not DistillHead(dict(type='KDLoss', loss_weight=0.0)).active
     assert not DistillHead([KD, dict(type='FNKDLoss', loss_weight=0.0)]).needs_feature_norm
 
@@ -94,10 +94,12 @@ def test_warmup_through_a_runner(by_epoch: bool, warmup: int, factors: list[floa
 
 
 @pytest.mark.upstream
-@pytest.mark.parametrize(('warmup', 'by_epoch', 'said'), [(3, True, 1), (3, False, 0), (1, True, 0)])
-def test_a_warmup_longer_than_the_run_is_said_once(warmup: int, by_epoch: bool, said: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(('warmup', 'by_epoch', 'warnings'), [(3, True, 1), (3, False, 0), (1, True, 0)])
+def test_a_warmup_longer_than_the_run_is_warned_of_once(
+    warmup: int, by_epoch: bool, warnings: int, tmp_path: Path
+) -> None:
     """A loop by iterations counts one epoch, in which a warm-up by epochs never ends."""
     model = distilled(resnet(), timm_teacher(tmp_path), warmup=warmup, by_epoch=by_epoch)
     train(model, tmp_path, train_cfg=dict(by_epoch=False, max_iters=4))
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert log.count('use by_epoch=False') == said
+    assert log.count('use by_epoch=False') == warnings

@@ -228,7 +228,7 @@ def test_images_that_the_teacher_gets_wrong_can_be_left_out(folder: Path) -> Non
 
 
 @pytest.mark.upstream
-def test_a_student_learns_its_teachers_opinion(folder: Path) -> None:
+def test_a_student_learns_its_teachers_predictions(folder: Path) -> None:
     """Without hard loss the agreement on a batch grows to 1, whatever the labels are."""
     model = build(
         distilled(resnet(width=8), timm_teacher(folder), dict(type='KDLoss', temperature=2.0), hard_weight=0.0)
@@ -388,11 +388,11 @@ class _Functional(ImageClassifier):
         return dict(loss=z.square().mean())
 
 
-def test_a_loss_that_passes_by_the_layer_says_so(folder: Path) -> None:
+def test_a_loss_that_bypasses_the_layer_is_refused(folder: Path) -> None:
     student = build(resnet())
     student.__class__ = _Functional
     model = Distiller(student, timm_teacher(folder), dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
-    with pytest.raises(RuntimeError, match='the loss of _Functional never calls as a module what makes its logits'):
+    with pytest.raises(RuntimeError, match='the loss of _Functional does not call the module'):
         _step(model)
 
 

@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         distill(_plain(), TEACHER, tua=8, T=1)
     with pytest.raises(SetupError, match='has no option soft_loss'):
         distill(_plain(), TEACHER, soft_loss=dict(type='KDLoss'))
-    with pytest.raises(SetupError, match=r"method 'kdd' is unknown; there is .*fnkd, .*kd"):
+    with pytest.raises(SetupError, match=r"method 'kdd' is unknown; .*fnkd, .*kd"):
         distill(_plain(), TEACHER, 'kdd')
     with pytest.raises(SetupError, match=r'has a teacher already.*--cfg-options model\.teacher'):
         distill(distill(_plain(), TEACHER), TEACHER)
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
         smooth_labels(Config(dict(a=1)))
     with pytest.raises(SetupError, match='at least one teacher'):
         distill(_plain(), [])
-    with pytest.raises(SetupError, match=r"'lsd' is unknown; there is alsr, lsr\."):
+    with pytest.raises(SetupError, match=r"'lsd' is unknown; .* alsr, lsr\."):
         smooth_labels(_plain(), 'lsd')
     with pytest.raises(SetupError, match=r'lsr has no option groups; it has eps, loss_weight\.'):
         smooth_labels(_plain(), 'lsr', groups='cub')

@@ -111,7 +111,7 @@ def test_never_overwrites(runs: dict, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_asked_for_averages_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_ema_weights_are_refused(tmp_path: Path) -> None:
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), tmp_path / 'x.pth')
     with pytest.raises(SetupError, match='holds no EMA weights'):
         publish(tmp_path / 'x.pth', tmp_path, ema=True)
@@ -138,9 +138,9 @@ def test_no_experiments_name_leads_out_of_the_folder(experiment: str, tmp_path: 
 @pytest.mark.parametrize(
     ('checkpoint', 'message'),
     [
-        (dict(meta=dict(dataset_meta='x')), 'its dataset_meta is no dict'),
-        (dict(meta=dict(dataset_meta=dict(classes=3))), 'its classes are no list of names, but 3'),
-        (dict(meta=dict(dataset_meta=dict(classes='abc'))), "its classes are no list of names, but 'abc'"),
+        (dict(meta=dict(dataset_meta='x')), "its dataset_meta is not a dict, but 'x'"),
+        (dict(meta=dict(dataset_meta=dict(classes=3))), 'its classes are not a list, but 3'),
+        (dict(meta=dict(dataset_meta=dict(classes='abc'))), "its classes are not a list, but 'abc'"),
     ],
 )
 def test_meta_of_another_shape_is_refused(checkpoint: dict, message: str, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_meta_of_another_shape_is_refused(checkpoint: dict, message: str, tmp_pa
 def test_averages_without_the_trained_weights(tmp_path: Path) -> None:
     torch.save(dict(ema_state_dict={'module.w': torch.zeros(2)}), tmp_path / 'x.pth')
     for ema in (False, True):
-        with pytest.raises(SetupError, match='holds no state_dict'):
+        with pytest.raises(SetupError, match='no state_dict'):
             publish(tmp_path / 'x.pth', tmp_path, ema=ema)
 
 
@@ -253,10 +253,10 @@ def test_stock_test_tool_tests_it_without_this_plugin(runs: dict, tmp_path: Path
         # The stock loader gives BGR, which the data preprocessor turns.
         bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
         with torch.no_grad():
-            said = int(model(**model.data_preprocessor(dict(inputs=[bgr])))[0].argmax())
+            predicted = int(model(**model.data_preprocessor(dict(inputs=[bgr])))[0].argmax())
         # Half of the labels are what the trained model says, half are not.
-        label = said if i % 2 else (said + 1) % CLASSES
-        right += said == label
+        label = predicted if i % 2 else (predicted + 1) % CLASSES
+        right += predicted == label
         folder = tmp_path / 'images' / f'c{label}'
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f'{i}.png')

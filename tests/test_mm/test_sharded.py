@@ -31,7 +31,8 @@ STUDENT = dict(
 )
 
 
-def _build(teacher: str) -> nn.Module:
+def build_model(teacher: str) -> nn.Module:
+    """A tiny vision transformer that learns by FNKD."""
     torch.manual_seed(0)
     teacher = dict(type='TimmTeacher', model='test_vit', img_size=16, checkpoint=teacher)
     head = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0))
@@ -41,7 +42,8 @@ def _build(teacher: str) -> nn.Module:
     return model
 
 
-def _train(model: nn.Module, samples: slice) -> None:
+def train_model(model: nn.Module, samples: slice) -> None:
+    """Three steps on these of four images."""
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = [DataSample().set_gt_label(i) for i in range(4)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -56,7 +58,7 @@ def _train(model: nn.Module, samples: slice) -> None:
 
 def _fsdp(model: nn.Module, rank: int) -> dict[str, Any]:
     wrapped = MMFullyShardedDataParallel(model, device_id=torch.device('cpu'), use_orig_params=True)
-    _train(wrapped, slice(2 * rank, 2 * rank + 2))
+    train_model(wrapped, slice(2 * rank, 2 * rank + 2))
     with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.FULL_STATE_DICT):
         return wrapped.state_dict()
 
@@ -66,7 +68,7 @@ def _fully_shard(model: nn.Module, rank: int) -> dict[str, Any]:
     for layer in model.backbone.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    _train(model, slice(2 * rank, 2 * rank + 2))
+    train_model(model, slice(2 * rank, 2 * rank + 2))
     return {key: value.full_tensor() for key, value in model.state_dict().items()}
 
 
@@ -76,7 +78,7 @@ def _process(rank: int, port: int, teacher: str, folder: str) -> None:
     torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
     init_default_scope('mmpretrain')
     for train in (_fsdp, _fully_shard):
-        state = train(_build(teacher), rank)
+        state = train(build_model(teacher), rank)
         if rank == 0:
             torch.save(state, Path(folder) / f'{train.__name__}.pth')
     torch.distributed.destroy_process_group()
@@ -90,9 +92,9 @@ def test_sharded_students_equal_one_process(tmp_path: Path) -> None:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_process, (port, teacher, str(tmp_path)), nprocs=2)
-    alone = _build(teacher)
+    alone = build_model(teacher)
     start = {key: value.clone() for key, value in alone.state_dict().items()}
-    _train(alone, slice(4))
+    train_model(alone, slice(4))
     expected = alone.state_dict()
     assert max((expected[key] - start[key]).abs().max() for key in start) > 1e-3
     for kind in (_fsdp, _fully_shard):

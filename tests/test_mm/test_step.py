@@ -1,4 +1,4 @@
-"""What the log shows of distilled steps."""
+"""Tensors of distillation steps for the log."""
 
 import math
 

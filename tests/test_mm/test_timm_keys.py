@@ -49,18 +49,18 @@ def test_a_timm_classifier_keeps_its_weights(nest: Callable[[str], str]) -> None
 
 
 @pytest.mark.parametrize(
-    ('model', 'name', 'words'),
+    ('model', 'name', 'message'),
     [
         (resnet(), None, 'timm has no key for backbone.conv1.weight'),
         (_on_timm_backbone('test_resnet', 384), None, '--timm-model NAME'),
         (_on_timm_backbone('test_resnet', 384), 'test_efficientnet', 'do not fit'),
-        (timm_student(), 'test_efficientnet', 'no test_efficientnet with a classifier'),
+        (timm_student(), 'test_efficientnet', 'not a test_efficientnet with a classifier'),
         (timm_student(), 'test_resnot', 'has no model'),
     ],
     ids=['not of timm', 'no name', 'another', 'no classifier', 'unknown'],
 )
-def test_what_is_not_timms_is_refused(model: dict, name: str | None, words: str) -> None:
+def test_what_is_not_timms_is_refused(model: dict, name: str | None, message: str) -> None:
     if model.get('backbone', {}).get('type') == 'TIMMBackbone':
         model['head']['in_channels'] = timm.create_model('test_resnet').num_features
-    with pytest.raises(SetupError, match=words):
+    with pytest.raises(SetupError, match=message):
         to_timm_keys(build(model).state_dict(), 'x.pth', name)

@@ -71,7 +71,7 @@ def test_training_needs_no_test_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ('line', 'said'),
+    ('line', 'message'),
     [
         ("import os; folder = os.environ['FNKD_NONE']", 'environment variable FNKD_NONE is not set'),
         ("folder = '{{$FNKD_NONE:}}'", r'FNKD_NONE.* cannot be found in .os\.environ'),
@@ -79,8 +79,8 @@ def test_training_needs_no_test_data() -> None:
         ('folder = 1', 'has no model'),
     ],
 )
-def test_why_a_config_cannot_be_read(line: str, said: str, tmp_path: Path) -> None:
+def test_a_config_that_cannot_be_read_is_refused_with_the_reason(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / 'cfg.py'
     path.write_text(line)
-    with pytest.raises(SetupError, match=said):
+    with pytest.raises(SetupError, match=message):
         load_config(path)

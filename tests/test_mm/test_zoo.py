@@ -1,4 +1,4 @@
-"""The zoo in MMPretrain's hub: names, student configs, and what is said where there are no weights."""
+"""The zoo in MMPretrain's hub: names, student configs, and messages where weights are missing."""
 
 import hashlib
 import os

@@ -81,7 +81,7 @@ def test_teaches_through_the_runner_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('fn', 'said'),
+    ('fn', 'message'),
     [
         ('nowhere.to_be_found', 'cannot be imported .*package.module.name'),
         ('torch.nothing', 'cannot be imported'),
@@ -91,8 +91,8 @@ def test_teaches_through_the_runner_by_its_name(tmp_path: Path) -> None:
         (not_logits, r'not a tensor of logits \[N, K\], but of shape'),
     ],
 )
-def test_faults(fn: Any, said: str) -> None:
-    with pytest.raises(SetupError, match=f'CallableTeacher.*{said}'):
+def test_faults(fn: Any, message: str) -> None:
+    with pytest.raises(SetupError, match=f'CallableTeacher.*{message}'):
         CallableTeacher(fn, **HALVES)
 
 

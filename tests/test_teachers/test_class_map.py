@@ -72,12 +72,11 @@ def test_files_are_in_utf_8(tmp_path: Path) -> None:
 
 
 def test_matching_by_name_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.class_map._logger.info', said.append)
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.teachers.class_map._logger.info', messages.append)
     assert _index('by-name', student=Classes(['e', 'b', 'c'])) == [4, 1, 2]
-    assert said == [
-        "Teacher: class_map='by-name' found all 3 classes of the student among the teacher's 5; "
-        '1 of them have another index.'
+    assert messages == [
+        "Teacher: class_map='by-name' found all 3 student classes among the teacher's 5; 1 have a different index."
     ]
 
 
@@ -191,7 +190,7 @@ def test_imagenets_own_order_is_recognised() -> None:
 
 
 @pytest.mark.parametrize(
-    ('mapping', 'classes', 'student', 'said'),
+    ('mapping', 'classes', 'student', 'message'),
     [
         ([0, 5], LETTERS, None, "1 of 2 classes are not among the teacher's 5: 5"),
         ([0, -1], LETTERS, None, 'not among'),
@@ -200,14 +199,14 @@ def test_imagenets_own_order_is_recognised() -> None:
         (['a', 'b'], Classes(['a', 'b', 'b', 'c', 'd']), None, "match several of the teacher's 5: 'b'"),
         (['a'], None, None, "needs the names of the teacher's classes"),
         ([], LETTERS, None, 'class_map is empty'),
-        ([0, 'a'], LETTERS, None, 'indices alone or names alone'),
-        ([True, False], LETTERS, None, 'indices alone or names alone'),
-        ([0.0, 1.0], LETTERS, None, 'indices alone or names alone'),
-        (3, LETTERS, None, 'indices alone or names alone, but is 3'),
-        (dict(a='b', b='a'), LETTERS, None, 'indices alone or names alone'),
+        ([0, 'a'], LETTERS, None, 'only indices or only names'),
+        ([True, False], LETTERS, None, 'only indices or only names'),
+        ([0.0, 1.0], LETTERS, None, 'only indices or only names'),
+        (3, LETTERS, None, 'only indices or only names, but is 3'),
+        (dict(a='b', b='a'), LETTERS, None, 'only indices or only names'),
         ([1], LETTERS, None, 'teacher Teacher has 1 class'),
         ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
-        ('by-name', LETTERS, None, r'needs the names of the student.*Distiller\(classes='),
+        ('by-name', LETTERS, None, r'needs the names of the student.*Distiller .*classes='),
         ('by-name', LETTERS, Classes(['a', 'z']), "1 of 2 classes are not among the teacher's 5: 'z'"),
         ([0, 1], LETTERS, Classes(['a', 'b', 'c']), 'the student has 3 classes, the teacher Teacher has 2'),
         (None, LETTERS, Classes(['a', 'x', 'c']), "3 classes, .* has 5; .*first that differ: 1: 'x', not 'b'"),
@@ -219,8 +218,8 @@ def test_imagenets_own_order_is_recognised() -> None:
         ),
     ],
 )
-def test_faults(mapping: Any, classes: Any, student: Any, said: str) -> None:
-    with pytest.raises(SetupError, match=said):
+def test_faults(mapping: Any, classes: Any, student: Any, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
         _index(mapping, classes, student)
 
 
@@ -231,7 +230,7 @@ def test_a_long_name_is_cut_in_the_message() -> None:
 
 
 def test_stated_names_must_be_as_many_as_the_classes(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): it has 4 classes, but classes names 3'):
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): it has 4 classes, but classes has 3 names'):
         TimmTeacher('test_resnet', timm_checkpoint(tmp_path), classes=['a', 'b', 'c'])
 
 
@@ -310,12 +309,12 @@ def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path)
 
 @pytest.mark.parametrize('known', [True, False])
 def test_classes_taken_for_imagenets_are_said(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', said.append)
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', messages.append)
     path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)
     teacher = TimmTeacher('test_resnet', path)
     assert teacher.own_classes.names[0] == ('c0' if known else 'tench, Tinca tinca')
-    assert ['taken for ImageNet' in text for text in said] == [True] * (not known)
+    assert ['of ImageNet' in text for text in messages] == [True] * (not known)
 
 
 def test_names_come_from_the_teachers_config(tmp_path: Path) -> None:

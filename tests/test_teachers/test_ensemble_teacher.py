@@ -131,7 +131,7 @@ def test_does_not_break_a_compiled_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ('options', 'said'),
+    ('options', 'message'),
     [
         (dict(teachers=[]), 'teachers is empty'),
         (dict(teachers=[{}, {}], weights=[1]), '2 teachers need as many weights, not 1'),
@@ -139,8 +139,8 @@ def test_does_not_break_a_compiled_graph() -> None:
         (dict(teachers=[torch.nn.Identity()]), 'Identity is not a teacher'),
     ],
 )
-def test_faults(options: dict, said: str) -> None:
-    with pytest.raises(SetupError, match=f'EnsembleTeacher: {said}'):
+def test_faults(options: dict, message: str) -> None:
+    with pytest.raises(SetupError, match=f'EnsembleTeacher: {message}'):
         EnsembleTeacher(**options)
 
 

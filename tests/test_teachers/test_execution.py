@@ -245,7 +245,7 @@ def test_auto_leaves_nothing_to_timing_under_deterministic_algorithms() -> None:
 
 
 @pytest.mark.parametrize(
-    ('execution', 'said'),
+    ('execution', 'message'),
     [
         ('fast', r"CallableTeacher\(_Net\): execution is 'auto' or a dict of dtype in .* compile in .* is 'fast'"),
         (dict(layout='x'), 'execution is .* but is {.layout.'),
@@ -254,6 +254,6 @@ def test_auto_leaves_nothing_to_timing_under_deterministic_algorithms() -> None:
         (dict(compile='inductor'), r"compile in \(True, False\), but is .*'inductor'"),
     ],
 )
-def test_unknown_options_are_refused_when_it_is_built(execution: Any, said: str) -> None:
-    with pytest.raises(SetupError, match=said):
+def test_unknown_options_are_refused_when_it_is_built(execution: Any, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
         CallableTeacher(_Net(), input_size=8, execution=execution)

@@ -222,7 +222,7 @@ def test_code_of_the_hub_is_refused(entry: Any, saved: Path) -> None:
         dict(attn_implementation=None, text=dict(attn_implementation=entry)),
     ):
         _edit(saved, 'config.json', **changes)
-        with pytest.raises(SetupError, match=r"attention '(someone/kernel|flash_attention_2).*code of the hub"):
+        with pytest.raises(SetupError, match=r"attention '(someone/kernel|flash_attention_2).*code from the hub"):
             HuggingFaceTeacher(saved)
 
 
@@ -259,5 +259,5 @@ def test_pickled_weights_are_not_read(saved: Path) -> None:
 
 def test_multi_label_models_are_refused(saved: Path) -> None:
     _edit(saved, 'config.json', problem_type='multi_label_classification')
-    with pytest.raises(SetupError, match='made for multi_label_classification, not for one label'):
+    with pytest.raises(SetupError, match='for multi_label_classification, not single-label'):
         HuggingFaceTeacher(saved)

@@ -59,22 +59,22 @@ def test_grey_images_have_no_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ('source', 'target', 'said'),
+    ('source', 'target', 'message'),
     [
         (PixelFormat(channel_order='rgb'), RGB, "the student's mean and std are unknown"),
         (RGB, PixelFormat(channel_order='rgb'), "the teacher's mean and std are unknown"),
         (PixelFormat.of(MEAN, STD), RGB, "the student's channel order is unknown"),
         (RGB, PixelFormat.of(MEAN, STD), "the teacher's channel order is unknown"),
-        (PixelFormat.of([1.0], [1.0]), RGB, '1 channels are not 3'),
+        (PixelFormat.of([1.0], [1.0]), RGB, "1 channels, the teacher's 3"),
     ],
 )
-def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, said: str) -> None:
-    with pytest.raises(SetupError, match=said):
+def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
         converter(source, target)
 
 
 @pytest.mark.parametrize(
-    ('options', 'said'),
+    ('options', 'message'),
     [
         (dict(mean=(1.0,)), 'given together'),
         (dict(mean=(1.0, 2.0), std=(1.0,)), 'of one length'),
@@ -84,10 +84,10 @@ def test_what_is_unknown_is_said(source: PixelFormat, target: PixelFormat, said:
         (dict(channel_order='RGB'), "channel_order must be 'rgb' or 'bgr', but is 'RGB'"),
     ],
 )
-def test_formats_that_are_none(options: dict, said: str) -> None:
-    with pytest.raises(SetupError, match=said):
+def test_formats_that_are_none(options: dict, message: str) -> None:
+    with pytest.raises(SetupError, match=message):
         PixelFormat(**options)
-    with pytest.raises(SetupError, match=f'Me: .*{said}'):
+    with pytest.raises(SetupError, match=f'Me: .*{message}'):
         PixelFormat().restated('Me', **options)
 
 

@@ -146,8 +146,8 @@ def test_a_callables_is_stated() -> None:
 
 
 def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', said.append)
+    messages: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.teachers.teacher._logger.info', messages.append)
     second = timm_teacher(
         tmp_path, mean=MEAN, std=STD, input_size=(48, 32), execution=dict(dtype='float32', channels_last=True)
     )
@@ -155,9 +155,9 @@ def test_what_each_teacher_sees_is_said_once(tmp_path: Path, monkeypatch: pytest
     teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=members))
     teacher.prepare(SOURCE)
     teacher.predict(IMAGES[..., :SIZE, :SIZE])
-    assert said == [
-        f'TimmTeacher(test_vit) sees: mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, {SIZE} px bicubic; it runs '
-        "in the student's autocast dtype, float32 without.",
-        'TimmTeacher(test_resnet) sees: mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb, 48 x 32 px bilinear; '
-        'it runs in float32, channels last.',
+    assert messages == [
+        f'TimmTeacher(test_vit): input mean 127.5 127.5 127.5, std 127.5 127.5 127.5, rgb, {SIZE} px bicubic; runs '
+        "in the student's autocast dtype (float32 without).",
+        'TimmTeacher(test_resnet): input mean 123.67 116.28 103.53, std 58.395 57.12 57.375, rgb, 48 x 32 px bilinear; '
+        'runs in float32, channels last.',
     ]

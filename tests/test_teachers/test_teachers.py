@@ -188,7 +188,7 @@ def test_a_wrong_option_is_named_with_those_there_are(zoo: tuple[Path, Path, Any
     for teacher in teachers:
         with pytest.raises(SetupError, match=r'unknown option inputsize; .* mean, std, channel_order, input_size, '):
             build(dict(**teacher, inputsize=32))
-    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): timm cannot make it: .*inputsize'):
+    with pytest.raises(SetupError, match=r'TimmTeacher\(test_resnet\): timm cannot create it: .*inputsize'):
         TimmTeacher('test_resnet', timm_checkpoint(tmp_path), inputsize=32)
 
 
@@ -271,8 +271,8 @@ def test_mmpretrain_teachers_of_other_tasks(tmp_path: Path) -> None:
     head = dict(type='MultiLabelLinearClsHead', num_classes=CLASSES, in_channels=32)
     model = resnet(head=head)
     torch.save(build(model).state_dict(), tmp_path / 'w.pth')
-    said = r'MMPretrainTeacher\(Config\): the teacher is a multi-label classifier \(MultiLabelLinearClsHead\)'
-    with pytest.raises(SetupError, match=said):
+    message = r'MMPretrainTeacher\(Config\): the teacher is a multi-label classifier \(MultiLabelLinearClsHead\)'
+    with pytest.raises(SetupError, match=message):
         MMPretrainTeacher(config(model, tmp_path), tmp_path / 'w.pth')
 
 

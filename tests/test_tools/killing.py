@@ -22,7 +22,7 @@ class Kill(Hook):
             put = LocalBackend.put
 
             def put_half(self: Any, content: bytes, path: str) -> None:
-                if os.path.basename(path) == os.environ['KILL_WRITING']:
+                if os.path.basename(path).lstrip('.') == os.environ['KILL_WRITING']:  # hidden until it is whole
                     put(self, bytes(content)[: len(bytes(content)) // 2], path)
                     _kill()
                 put(self, content, path)

@@ -60,7 +60,7 @@ def test_a_killed_tool_resumes_and_its_cache_trains(tools: Tools, tmp_path: Path
     assert trained.code == 0, trained.output
     other = tools.run('cache_teacher.py', config, '--out', cut, *VIEWS[:2], '--seed', 6)
     assert other.code == 1
-    assert 'is a cache of something else: seed: 5 in the cache, 6 now' in other.output
+    assert 'is another cache: seed: 5 in the cache, 6 now' in other.output
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
-from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
@@ -22,13 +21,15 @@ from fnkd_plugin.cache.store import Store, rows_of
 from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 
+from ._pairs import optim_wrapper
+
 LOOKUP = 256
 """Rows of a batch."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def add_arguments(parser: argparse.ArgumentParser, rounds: int, images: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser, rounds: int, images: int | None) -> None:
     """Epochs of which images."""
     parser.add_argument('--rounds', type=int, default=rounds, help='epochs of each kind')
     parser.add_argument('--images', type=int, default=images, help='images of an epoch')
@@ -75,9 +76,11 @@ def images_of(cfg: Config, stamps: bool) -> Dataset:
     return dataset
 
 
-def epoch_of(model: Any, dataset: Dataset, batches: Iterable[range], workers: int) -> Callable[[], None]:
+def epoch_of(
+    model: Any, dataset: Dataset, batches: Iterable[range], workers: int, amp: bool = False
+) -> Callable[[], None]:
     """Training on these batches, loader included."""
-    optim = OptimWrapper(torch.optim.SGD(model.parameters(), 0.01, momentum=0.9))
+    optim = optim_wrapper(model, amp)
 
     def epoch() -> None:
         for batch in loader(dataset, batches, workers):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from fnkd_plugin import Distiller
 from fnkd_plugin.teachers import PixelFormat
 from fnkd_plugin.teachers.execution import DTYPES
 from fnkd_plugin.teachers.teacher import ModelTeacher
+
+from ._timing import add_preset
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 CLASSES = 200
@@ -41,6 +43,14 @@ PAIRS = (
     Pair('resnet50', 'resnet152', 64, 16),
     Pair('vit_small_patch16_224', 'vit_base_patch16_224', 96, 16),
 )
+_GPU_BATCH = {
+    'resnet18': 128,
+    'mobilenetv3_small_100': 256,
+    'mobilenetv3_large_100': 128,
+    'resnet50': 64,
+    'vit_small_patch16_224': 128,
+}
+_GPU_SIZE = 224
 
 
 class Setting(NamedTuple):
@@ -63,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Which pairs, where and how often."""
     known = [f'{pair.student}:{pair.teacher}' for pair in PAIRS]
     parser.add_argument('--pairs', nargs='+', choices=known, default=known, metavar='STUDENT:TEACHER', help='(all)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of both, by autocast (float32)')
+    add_preset(parser, f'sizes, and type: fp32; on a GPU {_GPU_SIZE} pixels, bf16')
+    parser.add_argument('--dtype', choices=DTYPES, help="of both, by autocast (the preset's)")
     parser.add_argument('--batch', type=int, help="images a batch (the pair's own)")
     parser.add_argument('--rounds', type=int, default=rounds)
 
@@ -72,7 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 def chosen(args: argparse.Namespace) -> list[Pair]:
     """The pairs that the arguments name."""
     pairs = [pair for pair in PAIRS if f'{pair.student}:{pair.teacher}' in args.pairs]
+    if args.preset == 'gpu':
+        pairs = [pair._replace(size=_GPU_SIZE, batch=_GPU_BATCH[pair.student]) for pair in pairs]
     return [pair._replace(batch=args.batch or pair.batch) for pair in pairs]
+
+
+def dtype_of(args: argparse.Namespace) -> str:
+    """The type that the arguments name, or the preset's."""
+    return args.dtype or ('bfloat16' if args.preset == 'gpu' else 'float32')
 
 
 def network(name: str, size: int, setting: Setting) -> nn.Module:
@@ -117,7 +134,8 @@ def student(pair: Pair, setting: Setting) -> Any:
 
 def teacher(pair: Pair, setting: Setting, execution: Any = None) -> ModelTeacher:
     """The teacher, run in the setting's way unless ``execution`` says otherwise."""
-    execution = execution or dict(dtype=setting.dtype, channels_last=setting.channels_last)
+    if execution is None:
+        execution = dict(dtype=setting.dtype, channels_last=setting.channels_last)
     model = network(pair.teacher, pair.size, setting)
     return ModelTeacher(model, model, PixelFormat.of(MEAN, STD, 'rgb'), pair.teacher, pair.size, execution=execution)
 
@@ -128,9 +146,14 @@ def distilled(pair: Pair, setting: Setting, soft_loss: dict, hard_weight: float 
     return Distiller(student(pair, setting), teacher(pair, setting, execution), head)
 
 
-def train_step(model: Any, batch: Batch, setting: Setting) -> Callable[[], Any]:
+def optim_wrapper(model: nn.Module, amp: bool) -> OptimWrapper:
+    """MMEngine's, under AMP as ``--amp`` makes it."""
+    return AmpOptimWrapper(optimizer=optimizer(model)) if amp else OptimWrapper(optimizer(model))
+
+
+def train_step(model: Any, batch: Batch, setting: Setting, amp: bool = False) -> Callable[[], Any]:
     """MMEngine's training step."""
-    optim = OptimWrapper(optimizer(model))
+    optim = optim_wrapper(model, amp)
     data = batch.data()
 
     def step() -> None:

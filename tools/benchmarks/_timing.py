@@ -1,5 +1,6 @@
-"""Times of several things side by side, and where they were taken."""
+"""Times of several things side by side, and where they are taken."""
 
+import argparse
 import os
 import platform
 import statistics
@@ -12,8 +13,19 @@ from typing import Any
 import torch
 from rich.progress import track
 
+PRESETS = ('cpu', 'gpu')
 WARM_UP = 2
 _PACKAGES = ('torch', 'triton', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain')
+
+
+def add_preset(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--preset``: what is measured, on which device, and in which folder the results are."""
+    parser.add_argument('--preset', choices=PRESETS, default=PRESETS[torch.cuda.is_available()], help=text)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """Torch's name of the preset's device."""
+    return 'cuda' if args.preset == 'gpu' else 'cpu'
 
 
 def interleaved(todo: Mapping[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:

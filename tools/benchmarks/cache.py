@@ -28,20 +28,23 @@ from ._caches import (
     loader,
     write_blocks,
 )
-from ._timing import interleaved, median_interval, shown
+from ._timing import add_preset, device_of, interleaved, median_interval, shown
 
 _CLASSES, _SAMPLES = 1000, 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much, and of what."""
-    _caches.add_arguments(parser, rounds=9, images=640)
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add_preset(parser, 'on a GPU 224 pixels, batches of 128, --amp, and 8 workers')
+    _caches.add_arguments(parser, rounds=9, images=None)
+    parser.add_argument('--workers', type=int)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything, in temporary folders."""
+    on_gpu = args.preset == 'gpu'
+    args.images = args.images or (2048 if on_gpu else 640)
+    args.workers = args.workers or (8 if on_gpu else 1)
     with tempfile.TemporaryDirectory() as folder:
         found = dict(
             rounds=args.rounds,
@@ -126,13 +129,19 @@ def _some(store: Store) -> list[tuple[int, int, int]]:
 
 def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Whole passes over the images, loader included, of a student plain, cached and live; and of making a view."""
-    cfg = config_of(args, folder)
+    cfg, device, on_gpu = config_of(args, folder), device_of(args), args.preset == 'gpu'
+    if on_gpu:
+        cfg.train_dataloader.batch_size = 128
+        crop = next(t for t in cfg.train_dataloader.dataset.pipeline if t['type'] == 'RandomResizedCrop')
+        crop['scale'] = 224
     size = cfg.train_dataloader.batch_size
-    source, store = _caches.make_cache(cfg, folder / 'cache', args.workers, args.device)
+    source, store = _caches.make_cache(cfg, folder / 'cache', args.workers, device)
     models = _caches.models_of(cfg, folder / 'cache')
     batches = batches_of(args.images, size)
     todo: dict[str, Callable[[], Any]] = {
-        name: epoch_of(build(model, cfg).to(args.device), images_of(cfg, name == 'cached'), batches, args.workers)
+        name: epoch_of(
+            build(model, cfg).to(device), images_of(cfg, name == 'cached'), batches, args.workers, amp=on_gpu
+        )
         for name, model in models.items()
     }
     todo['teacher'] = partial(_predict_all, source, batches, args.workers)
@@ -150,7 +159,7 @@ def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return dict(
         images=args.images,
         workers=args.workers,
-        device=args.device,
+        device=device,
         config=args.config.name,
         milliseconds_an_image={name: median_interval([t / args.images for t in ts], 3) for name, ts in times.items()},
         cached_over_plain=ratio('cached', 'plain'),

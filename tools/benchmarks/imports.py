@@ -1,4 +1,4 @@
-"""The import of mmpretrain, then of this package on top of it, in fresh processes."""
+"""Import times of mmpretrain, and of this package after it, each in a new process."""
 
 import argparse
 import os
@@ -23,18 +23,18 @@ print('seconds', framework - start, time.perf_counter() - framework)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How often."""
+    """Add the options."""
     parser.add_argument('--rounds', type=int, default=7)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both."""
+    """Measure both times in seconds."""
     times: list[list[float]] = []
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(_ROOT), os.environ.get('PYTHONPATH', '')])}
     for _ in track(range(args.rounds + 1), 'import'):
         done = subprocess.run([sys.executable, '-c', _IMPORT], env=env, check=True, capture_output=True, text=True)
         times.append([float(word) for word in done.stdout.split('seconds')[1].split()])
-    framework, ours = zip(*times[1:], strict=True)  # the first one fills the file cache
+    framework, ours = zip(*times[1:], strict=True)  # the first run fills the file cache
     rows = [{'mmpretrain_s': median_interval(framework, 3), 'fnkd_plugin_s': median_interval(ours, 3)}]
     return {'rounds': args.rounds, 'rows': rows}
 

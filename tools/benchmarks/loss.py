@@ -22,7 +22,7 @@ from torch.profiler import profile
 from fnkd_plugin.losses import FNKDLoss, KDLoss
 from fnkd_plugin.prediction import Prediction
 
-from ._timing import interleaved, median_interval, shown
+from ._timing import add_preset, interleaved, median_interval, shown
 
 SIZES = {
     'cpu': [(images, classes) for classes in (10, 100, 1_000) for images in (32, 256)],
@@ -36,8 +36,7 @@ REPLAYS = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, and where."""
-    default = 'gpu' if torch.cuda.is_available() else 'cpu'
-    parser.add_argument('--preset', choices=list(SIZES), default=default, help='sizes and type: fp32, on a GPU bf16')
+    add_preset(parser, 'sizes, and type: fp32; on a GPU bf16')
     parser.add_argument('--rounds', type=int, default=100)
     parser.add_argument('--no-compile', action='store_true', help='leaves torch.compile out, which takes a minute')
 

@@ -1,7 +1,8 @@
 """A KD step here, in timm's distillation task, in torchdistill and in a loop written by hand, side by side.
 
 First at matched settings: the same networks, batch, normalisation on the device, optimiser, loss, dtype and memory
-order. Then with what each does by itself (``matched: false``): contiguous fp32; here also with ``execution='auto'``.
+order. Then with what each does by itself (``matched: false``): contiguous fp32; here also with ``execution='auto'``,
+and on a GPU as ``tools/train.py --amp`` trains (fp16).
 torchdistill is measured where it can be imported: ``pip install --no-deps --target FOLDER torchdistill``, and FOLDER in
 PYTHONPATH. Where it cannot, the results say so.
 """
@@ -18,7 +19,7 @@ from torch import nn
 
 from . import _pairs
 from ._pairs import Batch, Pair, Setting
-from ._timing import interleaved, median_interval, shown, version_of
+from ._timing import device_of, interleaved, median_interval, shown, version_of
 
 TEMPERATURE, ALPHA = 4.0, 0.5
 Step = Callable[[], Any]
@@ -32,11 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds a step of each, and ours minus each other's, round by round."""
     rows = []
+    device = device_of(args)
     for pair in _pairs.chosen(args):
         for matched in (True, False):
-            setting = Setting(args.device, args.dtype, True) if matched else Setting(args.device)
+            setting = Setting(device, _pairs.dtype_of(args), True) if matched else Setting(device)
             torch.manual_seed(0)
-            todo = {name: make(pair, setting) for name, make in _makers(matched).items()}
+            todo = {name: make(pair, setting) for name, make in _makers(matched, device).items()}
             times = interleaved(todo, args.rounds, f'{pair}{", matched" if matched else ", defaults"}')
             row: dict[str, Any] = pair._asdict() | {'matched': matched, 'setting': setting._asdict()}
             row |= {f'{name}_ms': median_interval(ms) for name, ms in times.items()}
@@ -49,20 +51,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {'torchdistill': found, 'rounds': args.rounds, 'rows': rows}
 
 
-def _makers(matched: bool) -> dict[str, Callable[[Pair, Setting], Step]]:
+def _makers(matched: bool, device: str) -> dict[str, Callable[[Pair, Setting], Step]]:
     makers = {'ours': ours, 'timm': timm_task, 'naive': naive}
     if importlib.util.find_spec('torchdistill') is not None:
         makers['torchdistill'] = torchdistill_box
     if not matched:
         makers['ours_auto'] = lambda pair, setting: ours(pair, setting, 'auto')
+    if not matched and device == 'cuda':
+        makers['ours_amp'] = lambda pair, setting: ours(pair, setting, {}, amp=True)
     return makers
 
 
-def ours(pair: Pair, setting: Setting, execution: str | None = None) -> Step:
+def ours(pair: Pair, setting: Setting, execution: str | dict | None = None, amp: bool = False) -> Step:
     """``Distiller``, through MMEngine's ``train_step``."""
     soft_loss = dict(type='KDLoss', temperature=TEMPERATURE, loss_weight=1 - ALPHA)
     model = _pairs.distilled(pair, setting, soft_loss, hard_weight=ALPHA, execution=execution)
-    return _pairs.train_step(model, Batch(pair, setting), setting)
+    return _pairs.train_step(model, Batch(pair, setting), setting, amp)
 
 
 def timm_task(pair: Pair, setting: Setting) -> Step:

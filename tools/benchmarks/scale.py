@@ -1,6 +1,6 @@
-"""How the cache and the epochs grow: with images, classes, views and processes.
+"""How the costs of cache and epochs grow with images, classes, views and processes.
 
-Rows are of random logits; epochs are those of a config, each process with one thread and its loader inside.
+Caches hold random logits. Epochs train a config; each process has one thread and loads its images itself.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from ._caches import (
 )
 from ._timing import median_interval, milliseconds, shown
 
-# Images, classes, views: each alone grows.
+# Images, classes, views: only one of them grows at a time.
 STORES = (
     *((images, 100, 1) for images in (10_000, 100_000, 1_000_000)),
     *((10_000, classes, 1) for classes in (10, 1_000, 21_841)),
@@ -48,13 +48,13 @@ KINDS = ('plain', 'live', 'cached', 'build')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How much."""
+    """Add the options."""
     _caches.add_arguments(parser, rounds=5, images=256)
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in temporary folders."""
+    """Measure everything in temporary folders."""
     with tempfile.TemporaryDirectory() as folder:
         epochs = [_epochs(args, Path(folder), world) for world in args.processes]
         stores = [_store(Path(folder) / f'store{i}', *sizes) for i, sizes in enumerate(STORES)]
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any]:
-    """Writing all rows, then opening the store and looking rows up at random."""
+    """Time writing all rows, opening the store and random lookups."""
     store = empty_store(folder, images, classes, views)
     start = time.perf_counter()
     write_blocks(store, list(store.pending()))
@@ -76,9 +76,9 @@ def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any
             opened.lookup(np.full(len(rows), view), np.asarray(rows))  # warm
     rates = []
     for _ in range(200):
-        # A batch is of one view.
-        asked = np.full(LOOKUP, random.integers(0, views)), random.integers(0, images, LOOKUP)
-        rates.append(LOOKUP / milliseconds(lambda asked=asked: opened.lookup(*asked)) / 1000)
+        # All rows of a batch are of one view.
+        batch = np.full(LOOKUP, random.integers(0, views)), random.integers(0, images, LOOKUP)
+        rates.append(LOOKUP / milliseconds(lambda batch=batch: opened.lookup(*batch)) / 1000)
     return dict(
         images=images,
         classes=classes,
@@ -92,7 +92,7 @@ def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any
 
 
 def _check(folder: Path, images: int) -> dict[str, Any]:
-    """The comparison of a data set with what a cache belongs to."""
+    """Time describing a data set for the comparison with a cache."""
     (folder / 'labels.txt').write_text(''.join(f'folder/{i:08}.jpg {i % 100}\n' for i in range(images)))
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
     found = DATASETS.build(
@@ -102,15 +102,15 @@ def _check(folder: Path, images: int) -> dict[str, Any]:
 
 
 def _epochs(args: argparse.Namespace, folder: Path, world: int) -> dict[str, Any]:
-    """Milliseconds an image of all processes together, round by round in turn."""
+    """Milliseconds per image of all processes together; the kinds of epochs take turns."""
     folder = folder / f'processes{world}'
     folder.mkdir()
     _caches.config_of(args, folder)  # writes the weights that all processes read
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    asked = argparse.Namespace(images=args.images, rounds=args.rounds, config=args.config)  # a module is no message
-    multiprocessing.spawn(_process, (world, port, asked, folder), nprocs=world)
+    options = argparse.Namespace(images=args.images, rounds=args.rounds, config=args.config)  # can be pickled
+    multiprocessing.spawn(_process, (world, port, options, folder), nprocs=world)
     found = torch.load(folder / 'times.pth', weights_only=True)
     return {'processes': world} | {kind: median_interval([t / args.images for t in found[kind]], 3) for kind in KINDS}
 
@@ -121,9 +121,9 @@ def _process(rank: int, world: int, port: int, args: argparse.Namespace, folder:
     distributed.init_process_group('gloo', rank=rank, world_size=world)
     cfg = config_of(args, folder)
     whole = batches_of(args.images, cfg.train_dataloader.batch_size)
-    batches = whole[: len(whole) // world * world][rank::world]  # as many for each
+    batches = whole[: len(whole) // world * world][rank::world]  # an equal number for each process
     source, _ = _caches.make_cache(cfg, folder / 'cache', workers=0)
-    todo: dict[str, Callable[[], None]] = {'build': lambda: _ask_all(source, batches)}
+    todo: dict[str, Callable[[], None]] = {'build': lambda: _predict_all(source, batches)}
     for kind, model in _caches.models_of(cfg, folder / 'cache').items():
         wrapped = MMDistributedDataParallel(build(model, cfg))
         todo[kind] = epoch_of(wrapped, images_of(cfg, kind == 'cached'), batches, 0)
@@ -142,13 +142,13 @@ def _together(call: Callable[[], None]) -> None:
     distributed.barrier()
 
 
-def _ask_all(source: Source, batches: list[range]) -> None:
+def _predict_all(source: Source, batches: list[range]) -> None:
     for _ in source.rows(loader(source.dataset, batches, 0).batch_sampler):
         pass
 
 
 def table(results: dict[str, Any]) -> str:
-    """Three Markdown tables: of stores, of the comparison of the data, of epochs."""
+    """Three Markdown tables: stores, comparing the data, epochs."""
     stores = [
         '| images | classes | views | on disk, MB | written, rows/s | opened, ms | looked up, million rows/s '
         '| memory, MB |',

@@ -13,7 +13,7 @@ import torch
 from . import _pairs
 from ._memory import peak_bytes
 from ._pairs import Batch, Pair, Setting
-from ._timing import interleaved, median_interval, shown
+from ._timing import device_of, interleaved, median_interval, shown
 
 _MIB = 2**20
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Times and peak memory of each pair, both networks channels-last."""
-    setting = Setting(args.device, args.dtype, channels_last=True)
+    setting = Setting(device_of(args), _pairs.dtype_of(args), channels_last=True)
     rows = []
     for pair in _pairs.chosen(args):
         todo = steps(pair, setting)
@@ -63,7 +63,10 @@ def _one(pair: Pair, setting: Setting, kind: str) -> Callable[[], Any]:
 
 
 def _memory(pair: Pair, setting: Setting) -> dict[str, Any]:
-    peaks = {kind: peak_bytes(_one, pair, setting, kind) for kind in ('plain', 'teacher', 'distilled')}
+    peaks = {
+        kind: peak_bytes(_one, pair, setting, kind, on_gpu=setting.device == 'cuda')
+        for kind in ('plain', 'teacher', 'distilled')
+    }
     weights = _bytes_of(_pairs.network(pair.teacher, pair.size, setting))
     state = 3 * _bytes_of(_pairs.network(pair.student, pair.size, setting))  # weights, gradients, momentum
     batch = 4 * pair.batch * 3 * pair.size**2

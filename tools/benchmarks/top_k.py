@@ -1,4 +1,4 @@
-"""What a cache of the k largest logits loses against one of all: loss and gradient, on real images."""
+"""Errors of loss and gradient on real images if a cache stores the k largest logits only."""
 
 import argparse
 import os
@@ -22,17 +22,16 @@ _TOP, _ALONE = (10, 20, 50, 100), 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of which images."""
+    """Add the options."""
     parser.add_argument('--images', type=int, default=512)
     parser.add_argument('--size', type=int, default=160)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Errors for each policy and k, as shares of the loss and of the gradient's norm with all logits in fp32.
+    """Errors for each policy and k, relative to the loss and the gradient's norm with all logits in fp32.
 
-    Both models have ImageNet's weights and 1,000 classes; the images are crops of CUB-200-2010's training set.
-    ``plain`` is the gradient's error where the k largest are all there is, renormalised; ``fp16`` that of all logits in
-    fp16.
+    Both models have ImageNet weights and 1,000 classes; the images are crops of CUB-200-2010's training set. ``plain``
+    are the errors with the k largest logits alone, renormalised, and ``fp16`` those with all logits in fp16.
     """
     images = _images(args.images, args.size)
     student, teacher = (_prediction(name, images) for name in (_STUDENT, _TEACHER))
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table of the gradients' errors, a line a policy."""
+    """A Markdown table of the gradients' errors, a row for each policy."""
     by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in results['rows']:
         by_policy.setdefault(row['policy'], {})[row['k']] = row
@@ -101,7 +100,7 @@ def _prediction(name: str, images: Tensor) -> Prediction:
 
 
 def _sparse(teacher: Prediction, k: int) -> SparsePrediction:
-    """As a cache gives it: values in fp16, moments in fp32."""
+    """The prediction as a cache stores it: values in fp16, moments in fp32."""
     values, classes, tail = compress(teacher.logits, teacher.origin, k)
     stored = teacher._replace(logits=values.half().double())
     return SparsePrediction.of(stored, classes, tail.float().double(), teacher.logits.shape[1])

@@ -1,7 +1,7 @@
-"""What a cache of the k largest logits costs in accuracy: students trained from it, and from one of all logits.
+"""Accuracy of students trained with caches of the k largest logits, and of all logits.
 
-On CUB-200-2010 with its 200 classes; the caches of the k largest are made from the one of all, so that all have asked
-the teacher the same. A thread a training, as many at a time as there are cores.
+On CUB-200-2010 with 200 classes. The caches of the k largest logits are made from the cache of all, so they have the
+same predictions. Each training has one thread, and there are as many at a time as cores.
 """
 
 import argparse
@@ -34,15 +34,15 @@ _TOP = (None, 100, 50, 20, 10)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of which teacher, how long, how often."""
-    parser.add_argument('--teacher', type=Path, help="weights of configs/cub2010/plain_lite2_cub2010.py's last epoch")
+    """Add the options."""
+    parser.add_argument('--teacher', type=Path, help='the last checkpoint of configs/cub2010/plain_lite2_cub2010.py')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/top_k_accuracy'))
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--seeds', type=int, default=3)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Test accuracy of each method, k and seed."""
+    """Train and test each method, k and seed."""
     if args.teacher is None:
         raise SystemExit('top_k_accuracy: --teacher FILE is missing')
     folder = args.work_dir.resolve()
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _caches(args: argparse.Namespace, folder: Path) -> dict[int | None, Path]:
-    """A cache for each k, an epoch's view each; those of the largest logits from the one of all."""
+    """A cache for each k, with one view for each epoch."""
     init_default_scope('mmpretrain')
     cfg = load_config(_CONFIGS / 'fnkd_lite0_cub2010.py')
     cfg.model.teacher.checkpoint = str(args.teacher)
@@ -106,7 +106,7 @@ def _job(folder: Path, method: str, k: int | None, cache: Path, seed: int, epoch
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table: accuracy, mean ± std over seeds, and the paired difference to all logits."""
+    """A Markdown table: mean ± standard deviation over seeds, and the paired difference to all logits."""
     accuracy = {(row['method'], row['k'], row['seed']): row['accuracy'] for row in results['rows']}
     seeds = range(results['seeds'])
     names = ['all', *(f'k = {k}' for k in _TOP[1:])]

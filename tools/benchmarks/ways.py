@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ._pairs import CLASSES, Pair, Setting, network
-from ._timing import interleaved, median_interval, shown
+from ._timing import add_preset, device_of, interleaved, median_interval, shown
 
 NETWORKS = (
     'resnet50',
@@ -23,6 +23,7 @@ NETWORKS = (
     'densenet121',
     'vit_small_patch16_224',
 )
+_SIZES = {'cpu': (96, 8), 'gpu': (224, 128)}
 WAYS = {
     f'{dtype}{", channels last" if channels_last else ""}': (dtype, channels_last)
     for dtype in ('float32', 'bfloat16')
@@ -33,22 +34,24 @@ WAYS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which networks, where and how often."""
     parser.add_argument('--networks', nargs='+', default=NETWORKS, help="timm's names")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--size', type=int, default=96)
-    parser.add_argument('--batch', type=int, default=8)
+    add_preset(parser, 'sizes: 96 pixels and a batch of 8; on a GPU 224 and 128')
+    parser.add_argument('--size', type=int, help="pixels (the preset's)")
+    parser.add_argument('--batch', type=int, help="images a batch (the preset's)")
     parser.add_argument('--rounds', type=int, default=10)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of each network in each way."""
+    device = device_of(args)
+    size, batch = (given or usual for given, usual in zip((args.size, args.batch), _SIZES[args.preset], strict=True))
     rows = []
     for name in args.networks:
-        pair = Pair(name, name, args.size, args.batch)
-        todo = {way: _forward(pair, Setting(args.device, *options)) for way, options in WAYS.items()}
+        pair = Pair(name, name, size, batch)
+        todo = {way: _forward(pair, Setting(device, *options)) for way, options in WAYS.items()}
         runs = {way: call for way, call in todo.items() if _can(call)}
         times = interleaved(runs, args.rounds, name)
         rows.append({'network': name, 'ms': {way: median_interval(ms) for way, ms in times.items()}})
-    return {'size': args.size, 'batch': args.batch, 'device': args.device, 'rounds': args.rounds, 'rows': rows}
+    return {'size': size, 'batch': batch, 'device': device, 'rounds': args.rounds, 'rows': rows}
 
 
 def _forward(pair: Pair, setting: Setting) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""One training, as a worker process does it: through tools/train.py, then measured on what it predicted."""
+"""One training in a worker process: tools/train.py, then measures of its predictions."""
 
 import os
 import sys
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 Options = Mapping[str, Any]
-"""What ``--cfg-options`` of tools/train.py take."""
+"""Config options, as for ``--cfg-options`` of tools/train.py."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What a teacher says of the training images of a config, as tools/cache_teacher.py keeps it."""
+    """A teacher's predictions on the training images of a config, stored by tools/cache_teacher.py."""
 
     folder: Path
     config: Path
-    """A distilled one: its teacher is asked, as its student would."""
+    """The distilled config whose teacher is cached."""
     views: int
-    """As many as epochs: each epoch has augmentations of its own."""
+    """One for each epoch, so that each epoch has its own augmentations."""
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is there."""
+        """Whether all rows are written."""
         from fnkd_plugin.cache.store import Store
 
         return Store.exists(self.folder) and not any(Store(self.folder).pending())
@@ -33,7 +33,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a config and what it overrides; the validation set is evaluated once, at the end."""
+    """One training: a config and its overrides. The validation set is evaluated once, at the end."""
 
     name: str
     config: Path
@@ -43,22 +43,22 @@ class Job:
     teacher: Path | None = None
     """The teacher's checkpoint."""
     data_root: Path | None = None
-    """The folder of the images, where it is not the config's."""
+    """The folder of the images, if it is not that of the config."""
     flags: tuple[str, ...] = ()
-    """Further ones of tools/train.py."""
+    """Further flags of tools/train.py."""
     cache: Cache | None = None
-    """In the teacher's place; the teacher's own training makes it at its end."""
+    """Replaces the live teacher; the teacher's own training makes it at its end."""
 
     @property
     def predictions(self) -> Path:
-        """What the trained model says of the validation set."""
+        """The file of the predictions on the validation set."""
         return self.folder / 'predictions.npz'
 
     def arguments(self) -> list[str]:
-        """The command line of tools/train.py; a training that was cut off goes on from its last checkpoint."""
+        """The command line of tools/train.py, which resumes an interrupted training from its last checkpoint."""
         options = {
             'randomness.seed': self.seed,
-            # MMEngine keeps its loggers by this name, and a worker may train more than once a second.
+            # MMEngine's loggers have this name, and a worker may start several trainings a second.
             'experiment_name': self.name,
             'default_hooks.save_predictions.type': 'SavePredictionsHook',
             **self.options,
@@ -70,7 +70,7 @@ class Job:
         return [str(self.config), '--work-dir', str(self.folder), '--resume', *self.flags, '--cfg-options', *pairs]
 
     def cache_arguments(self, checkpoint: Path) -> list[str]:
-        """The command line of tools/cache_teacher.py; a cache that was cut off goes on."""
+        """The command line of tools/cache_teacher.py, which continues an unfinished cache."""
         cache = self.cache
         assert cache is not None
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
@@ -86,19 +86,19 @@ def _pairs(options: Mapping[str, Any]) -> list[str]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def start(log_folder: Path) -> None:
-    """Send everything that is printed in this process to a file, which leaves the terminal to the parent."""
+    """Redirect the output of this process to a log file, so that only the parent prints to the terminal."""
     with open(log_folder / f'worker_{os.getpid()}.log', 'w') as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train; where the checkpoint is, and what the training took."""
+    """Train, and return the checkpoint's path and the time."""
     began, cpu = time.perf_counter(), time.process_time()
     from fnkd_plugin.cli.train import main
 
@@ -106,12 +106,12 @@ def run(job: Job) -> dict[str, Any]:
         main(job.arguments())
         checkpoint = Path((job.folder / 'last_checkpoint').read_text().strip())
         if not job.predictions.is_file() or job.predictions.stat().st_mtime < checkpoint.stat().st_mtime:
-            # Cut off between its last checkpoint and its evaluation: resuming found nothing left to train.
+            # Interrupted between its last checkpoint and its evaluation: resuming had nothing left to train.
             _validate(job, checkpoint)
         if job.cache is not None and job.teacher is None:
             _make_cache(job, checkpoint)
     except BaseException:
-        # The parent shows one line; the log has the rest.
+        # The parent shows one line only; the log has the traceback.
         traceback.print_exc()
         raise
     return dict(
@@ -142,7 +142,7 @@ def _validate(job: Job, checkpoint: Path) -> None:
 
 
 def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
-    """The feature norm of each test image, and whether the model is right on it."""
+    """For each test image the feature norm (``norm``) and whether the prediction is correct (``right``)."""
     from mmengine.registry import init_default_scope
     from mmengine.runner import Runner
 

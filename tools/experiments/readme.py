@@ -4,20 +4,20 @@ from pathlib import Path
 
 
 def document_of(root: Path, name: str) -> Path:
-    """The file of README.md and docs/ that shows what is generated under this name.
+    """The file among README.md and docs/ that contains the generated part of this name.
 
     Raises:
-        ValueError: If none or several do.
+        ValueError: If no file or several files do.
     """
     comment = f'<!-- {name} -->'
     files = [path for path in (root / 'README.md', *(root / 'docs').glob('*.md')) if comment in path.read_text()]
     if len(files) != 1:
-        raise ValueError(f'{comment} stands in {len(files)} files of README.md and docs/; it belongs into one.')
+        raise ValueError(f'{comment} is in {len(files)} files of README.md and docs/; it must be in one.')
     return files[0]
 
 
 def replace_between(path: Path, name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- name -->`` and ``<!-- /name -->``.
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``.
 
     Raises:
         ValueError: If the file lacks the two comments.
@@ -27,5 +27,5 @@ def replace_between(path: Path, name: str, text: str) -> None:
     before, found, rest = old.partition(opening)
     _, closed, after = rest.partition(closing)
     if not (found and closed):
-        raise ValueError(f'{path} lacks the comments {opening} and {closing} between which the table goes.')
+        raise ValueError(f'{path} lacks the comments {opening} and {closing} around the table.')
     path.write_text(f'{before}{opening}\n{text}\n{closing}{after}')

@@ -1,4 +1,4 @@
-"""What a table's results say: means, spreads, and differences with their intervals."""
+"""Tables of results: means, standard deviations, and paired differences with their intervals."""
 
 import math
 import statistics
@@ -14,19 +14,19 @@ from experiments.tables import Method
 
 
 def columns(study: Study) -> list[str]:
-    """The heads of :func:`rows`."""
+    """The headings of :func:`rows`."""
     first = study.table.methods[0].title
     measures = ('NLL', 'ECE, %', 'agreement')
-    return ['method', 'top-1, %', f'over {first}', 'over KD', 'best epoch, %', *measures, 'chosen of its trials']
+    return ['method', 'top-1, %', f'over {first}', 'over KD', 'best epoch, %', *measures, 'chosen values']
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation; one value has none."""
+    """The sample standard deviation; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
-    """Mean difference over the seeds that both have, and half its 95 % interval by Student's t; NaN for one seed."""
+    """Mean difference over the common seeds, and half of its 95 % interval by Student's t, NaN for one seed."""
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not differences:
         return math.nan, math.nan
@@ -38,7 +38,7 @@ def paired_difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple
 
 
 def rows(study: Study) -> list[list[str]]:
-    """One a method that has run, and the teacher's, as texts under :func:`columns`."""
+    """A row for each method with results, and one for the teacher, as text cells under :func:`columns`."""
     accuracies = {m.title: _accuracies(study, m) for m in study.table.methods}
     found = []
     for method in study.table.methods:
@@ -65,11 +65,11 @@ def rows(study: Study) -> list[list[str]]:
 def as_rich(study: Study) -> RichTable:
     """For the terminal."""
     found = rows(study)
-    # What was chosen stands below, so that the numbers fit a terminal of 80 columns.
+    # The chosen values go into the caption, so that the numbers fit a terminal of 80 columns.
     chosen = '\n'.join(f'{row[0]}: {row[-1]}' for row in found if row[-1])
     table = RichTable(
         title=study.table.title,
-        caption=f'Chosen of its trials\n{chosen}' if chosen else None,
+        caption=f'Chosen values\n{chosen}' if chosen else None,
         title_justify='left',
         caption_justify='left',
         box=SIMPLE_HEAVY,
@@ -88,7 +88,7 @@ def as_rich(study: Study) -> RichTable:
 
 
 def as_markdown(study: Study) -> str:
-    """For README.md and docs/, without columns in which nothing stands."""
+    """For README.md and docs/, without empty columns."""
     body = rows(study)
     heads = columns(study)
     kept = _filled(body, len(heads))
@@ -104,7 +104,7 @@ def as_markdown(study: Study) -> str:
 
 
 def _filled(body: list[list[str]], count: int) -> list[int]:
-    """The first column, and all in which anything stands."""
+    """The indices of the first column and of all that are not empty."""
     return [i for i in range(count) if i == 0 or any(row[i] for row in body)]
 
 

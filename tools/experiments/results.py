@@ -1,4 +1,4 @@
-"""The results file: one entry a training, written as soon as it is known."""
+"""The results file: one entry for each training, written when it ends."""
 
 import json
 import os
@@ -18,19 +18,19 @@ def measure(predictions: Path, teacher: Path | None) -> dict[str, float]:
     found = np.load(predictions)
     theirs = None
     if teacher is not None and teacher.is_file():
-        asked = np.load(teacher)
-        if np.array_equal(asked['labels'], found['labels']):  # trials are scored on other images
-            theirs = torch.from_numpy(asked['scores'])
+        other = np.load(teacher)
+        if np.array_equal(other['labels'], found['labels']):  # trials are scored on other images
+            theirs = torch.from_numpy(other['scores'])
     return measures(torch.from_numpy(found['scores']), torch.from_numpy(found['labels']), theirs)
 
 
 def measures(scores: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str, float]:
-    """Accuracy in %, NLL in nats, ECE in % (15 bins), and in % the images on which the teacher says the same.
+    """Accuracy in %, NLL in nats, ECE in % (15 bins), and the agreement with the teacher's predictions in %.
 
     Args:
         scores: Probabilities [M, K].
         labels: Classes [M].
-        teacher: The teacher's probabilities or logits [M, K], if it is known.
+        teacher: The teacher's probabilities or logits [M, K]; None leaves the agreement out.
     """
     classes = scores.shape[1]
     nll = -scores.double().gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float32).tiny).log().mean()
@@ -45,10 +45,10 @@ def measures(scores: Tensor, labels: Tensor, teacher: Tensor | None) -> dict[str
 
 
 class Results:
-    """The file's content; a run is known by its name, and must have had the same seed and options.
+    """The content of the file. A run is found by its name and must have the same config, seed and options.
 
     Attributes:
-        runs: For each training by name its config, seed, options, measures and time, and where it ran.
+        runs: For each training, by name, its config, flags, seed, options, measures, time and machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,29 +58,29 @@ class Results:
         self._places: list[dict[str, Any]] = stored['places']
 
     def find(self, job: Job) -> dict[str, Any] | None:
-        """The job's entry, if it has run.
+        """The job's entry; None if it has not run.
 
         Raises:
-            ValueError: If it has run with another config, seed or other options.
+            ValueError: If it has run with another config, seed, flags or options.
         """
         entry = self.runs.get(job.name)
-        asked = _asked(job)
-        was = {} if entry is None else {key: entry.get(key, []) for key in asked}
-        if entry is not None and was != asked:
+        wanted = _settings(job)
+        was = {} if entry is None else {key: entry.get(key, []) for key in wanted}
+        if entry is not None and was != wanted:
             raise ValueError(
-                f'{self.path}: {job.name} was run with {was}, now asked for is {asked}. '
-                'Move the file away to start anew, or give another --out.'
+                f'{self.path}: {job.name} was run with {was}, but {wanted} is wanted. '
+                'Move the file to start again, or give another --out.'
             )
         return entry
 
     def add(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
-        """Take in a training's outcome and write the file."""
+        """Add a training's results and write the file."""
         from fnkd_plugin.cli.doctor import surroundings
 
         place = surroundings()
         if place not in self._places:
             self._places.append(place)
-        entry = {**_asked(job), **found}
+        entry = {**_settings(job), **found}
         self.runs[job.name] = {**entry, 'place': self._places.index(place)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f'.{os.getpid()}')
@@ -89,7 +89,7 @@ class Results:
         return self.runs[job.name]
 
 
-def _asked(job: Job) -> dict[str, Any]:
+def _settings(job: Job) -> dict[str, Any]:
     return dict(config=job.config.name, flags=list(job.flags), seed=job.seed, options=dict(job.options))
 
 
@@ -100,4 +100,4 @@ def _read(path: Path) -> dict[str, Any]:
             return stored
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f'{path} is no results file of this tool; move it away, or give another --out.')
+    raise ValueError(f'{path} is not a results file of this tool; move it, or give another --out.')

@@ -21,17 +21,17 @@ from experiments.tables import CONFIGS, Method, Table
 
 TRIAL_SEED = 100
 TEACHER_SEED = 1000
-"""Other crops than those of its students, whose seeds count from 0."""
+"""Not the crops of its students, whose seeds count from 0."""
 
 
 class StudyError(Exception):
-    """A training failed; the message says which and where its log is."""
+    """A training failed. The message names it and its log file."""
 
 
 class Study:
     """The trainings of a table.
 
-    What the results file holds is not run again, and a training that was cut off goes on where it stood.
+    Trainings in the results file are not run again, and an interrupted training is resumed.
 
     Attributes:
         table: What is compared.
@@ -57,13 +57,13 @@ class Study:
     @property
     def teacher(self) -> Job:
         """The teacher's training."""
-        # Results from before teachers had a seed of their own name theirs.
+        # Older results files have other seeds for the teacher.
         seed = self.results.runs.get('teacher', {}).get('seed', TEACHER_SEED)
         job = self._job('teacher', self.table.teacher, seed, self.table.teacher_options)
         return replace(job, cache=self._cache(job))
 
     def trials(self, method: Method) -> list[Job]:
-        """A method's trainings on a part of the training set; none where there is nothing to choose."""
+        """A method's trainings on a part of the training set; none if nothing is tuned."""
         if len(method.trials) == 1:
             return []
         return [
@@ -72,49 +72,49 @@ class Study:
         ]
 
     def best_trial(self, method: Method) -> int:
-        """The number of the most accurate trial, of equals the first."""
+        """The index of the most accurate trial; in a tie, the first."""
         if len(method.trials) == 1:
             return 0
         accuracies = [self.results.runs[job.name]['accuracy'] for job in self.trials(method)]
         return accuracies.index(max(accuracies))
 
     def finals(self, method: Method) -> list[Job]:
-        """A method's trainings that are tested, one a seed."""
+        """A method's final trainings, one for each seed."""
         values = method.trials[self.best_trial(method)]
         cache = self.teacher.cache if method.needs_teacher else None
         options = {**self.table.final_options, **self.table.replay_options, **values}
         return [replace(self._student(method, f'seed{s}', s, options), cache=cache) for s in self.seeds]
 
     def final_results(self, method: Method) -> list[dict[str, Any]]:
-        """Those that have run."""
+        """The results of the final trainings that have run."""
         if not all(self.results.find(job) for job in self.trials(method)):
             return []
         return [entry for job in self.finals(method) if (entry := self.results.find(job))]
 
     def ready(self, methods: Sequence[Method]) -> list[Job]:
-        """What can be run now: trials first, then seed by seed, so that a run cut off compares all methods."""
+        """Trainings that can start now: trials first, then seed by seed, so that partial results cover all methods."""
         trained = self.results.find(self.teacher) is not None
-        at_hand = trained and self._teacher_at_hand()
+        available = trained and self._teacher_available()
         now: list[Job] = []
         later: list[Job] = []
         for method in methods:
             trials = self.trials(method)
             jobs = self.finals(method) if all(self.results.find(job) for job in trials) else trials
             missing = [job for job in jobs if self.results.find(job) is None]
-            (later if method.needs_teacher and not at_hand else now).extend(missing)
+            (later if method.needs_teacher and not available else now).extend(missing)
         return [*([self.teacher] if later or not trained else []), *sorted(now, key=_urgency)]
 
-    def _teacher_at_hand(self) -> bool:
-        # Its weights do not travel with the results file: elsewhere it is trained again.
+    def _teacher_available(self) -> bool:
+        # The results file does not contain the weights: on another machine the teacher is trained again.
         cache = self.teacher.cache
         return self.checkpoint(self.teacher).is_file() and (cache is None or cache.complete)
 
     def count(self, methods: Sequence[Method]) -> int:
-        """How many trainings the methods take, the teacher's among them."""
+        """The number of trainings of these methods, including the teacher's."""
         return 1 + sum(len(self.trials(m)) + len(self.seeds) for m in methods)
 
     def run(self, methods: Sequence[Method], workers: int, console: Console) -> None:
-        """Run what is missing, as many at a time as there are workers.
+        """Run the missing trainings, one in each worker.
 
         Raises:
             StudyError: If a training fails.
@@ -160,7 +160,7 @@ class Study:
             found = future.result()
         except BrokenProcessPool as error:
             raise StudyError(
-                f'a worker process died (out of memory?); the logs are in {self.folder / "logs"}.'
+                f'a worker process died (out of memory?). The logs are in {self.folder / "logs"}.'
             ) from error
         except Exception as error:
             raise StudyError(
@@ -171,16 +171,16 @@ class Study:
         return self.results.add(job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint})
 
     def checkpoint(self, job: Job) -> Path:
-        """The file of a training's weights."""
+        """The checkpoint of a training."""
         return self.folder / self.results.runs[job.name]['checkpoint']
 
     def _cache(self, teacher: Job) -> Cache | None:
-        taught = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
+        distilled = [CONFIGS / method.config for method in self.table.methods if method.needs_teacher]
         if not self.table.cached_views:
             return None
         views = self.table.cached_views
-        folder = teacher.folder.with_name(f'{teacher.folder.name}_{taught[0].stem}_{views}')
-        return Cache(folder, taught[0], views)
+        folder = teacher.folder.with_name(f'{teacher.folder.name}_{distilled[0].stem}_{views}')
+        return Cache(folder, distilled[0], views)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
@@ -198,7 +198,7 @@ class Study:
         flags: tuple[str, ...] = (),
     ) -> Job:
         options = {**options, **self._options}
-        # Other options, another folder: a training never goes on from one that was something else.
+        # The folder depends on the options, so a training is never resumed from one with other options.
         key = hashlib.sha256(json.dumps([config, seed, options, *flags], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
         return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)

@@ -1,7 +1,7 @@
-"""The tables that can be run: which methods, which trials, on which parts of the data.
+"""The tables of experiments: their methods, the trials of each, and the parts of the data that they use.
 
-A method's trials are values for what is tuned. They are compared on a part of the training set; the best one's values
-are then trained anew on all of it, with each seed, and measured on the test set.
+A trial is one setting of the tuned hyperparameters. Trials are compared on a part of the training set; the best
+setting is then trained on all of it with each seed, and evaluated on the test set.
 """
 
 import math
@@ -30,7 +30,7 @@ CUB2010_TRIALS: Options = {
 
 
 def by(method: str) -> tuple[str, ...]:
-    """Flags that train the pair of a distilled config by another method."""
+    """Flags that train a distilled config's student and teacher by another method."""
     return '--distill', method
 
 
@@ -46,10 +46,10 @@ class Method:
     Attributes:
         title: Its name in tables.
         config: Its config, below ``configs/``.
-        trials: The options of each trial.
-        flags: Of tools/train.py, where the config is of another method of the pair.
-        symbols: How tables call what is tuned.
-        needs_teacher: Whether the teacher must be trained before.
+        trials: The config options of each trial.
+        symbols: The symbol of each tuned option in tables.
+        needs_teacher: Whether the teacher must be trained first.
+        flags: Further flags of tools/train.py, such as ``--distill``.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Method:
     flags: tuple[str, ...] = ()
 
     def chosen(self, options: Options) -> str:
-        """The tuned values in words, such as ``lr 0.02, ε 0.1``."""
+        """The tuned values as text, such as ``lr 0.02, ε 0.1``."""
         return ', '.join(f'{symbol} {options[key]:.3g}' for key, symbol in self.symbols.items() if key in options)
 
 
@@ -69,16 +69,15 @@ class Table:
     """A comparison of methods.
 
     Attributes:
-        title: What is compared on what.
+        title: The data set, the models and the length of training.
         teacher: The teacher's config, below ``configs/``.
-        methods: The first is what the others are compared with.
-        trial_options: What makes a training a trial: its parts of the training set, its length.
-        final_options: What is set in the trainings that are tested.
-        teacher_options: What is set in the teacher's training.
-        cached_views: If not 0, the tested trainings, those without a teacher, too, see so many views of the images, the
-            same with every seed, and read what the teacher says of them from a cache, which is the quicker the smaller
-            the student. Trials have other images and a live teacher.
-        note: What a reader must know.
+        methods: The first one is the baseline of the others.
+        trial_options: Config options of trials: their part of the training set, their length.
+        final_options: Config options of the trainings that are tested.
+        teacher_options: Config options of the teacher's training.
+        cached_views: If not 0, the tested trainings (also those without a teacher) use this number of augmented views
+            of the images, the same with every seed, and a cached teacher. Trials use a live teacher.
+        note: A note for the reader, shown above the table.
     """
 
     title: str
@@ -92,7 +91,7 @@ class Table:
 
     @property
     def replay_options(self) -> Options:
-        """What makes a training see the views of the cache; where the teacher is the cache, it says the same."""
+        """Config options that replay the views of the cache."""
         if not self.cached_views:
             return {}
         hook = 'default_hooks.reproducible'
@@ -101,14 +100,14 @@ class Table:
 
 
 def spread(low: float, high: float, count: int) -> list[float]:
-    """``count`` numbers at equal ratios from ``low`` to ``high``; of one, their geometric mean."""
+    """``count`` numbers from ``low`` to ``high``, evenly spaced in logarithm; a single one is their geometric mean."""
     if count == 1:
         return [(low * high) ** 0.5]
     return [round(low * (high / low) ** (i / (count - 1)), 6) for i in range(count)]
 
 
 def latin_order(count: int) -> list[int]:
-    """An order in which low and high weights meet low and high learning rates alike."""
+    """A permutation that pairs low and high weights with low and high learning rates evenly."""
     step = next(s for s in range(max(2, int(count**0.5)), 2 * count + 2) if _coprime(s, count))
     return [(step * i + step // 2) % count for i in range(count)]
 
@@ -120,7 +119,7 @@ def _coprime(a: int, b: int) -> bool:
 
 
 def digits(trials: int = 4) -> Table:
-    """The demo's table: learning rates by weights, a Latin square for each method."""
+    """The demo's table: each method's trials are a Latin square of learning rates and weights."""
     rates = spread(0.005, 0.04, trials)
 
     def tuned(weights: tuple[float, float], options: Callable[[float], dict[str, Any]]) -> tuple[Options, ...]:
@@ -129,7 +128,7 @@ def digits(trials: int = 4) -> Table:
 
     eps, lr = 'model.head.loss.eps', {LR: 'lr'}
     return Table(
-        title='A student of 3,562 parameters that sees 50 scans of digits',
+        title='Digits, a student of 3,562 parameters trained on 50 images',
         teacher='demo/teacher_digits.py',
         methods=(
             Method('plain', 'demo/plain_digits.py', tuple({LR: r} for r in rates), lr),
@@ -160,15 +159,14 @@ def digits(trials: int = 4) -> Table:
         final_options={'val_dataloader.dataset.split': 'test'},
         teacher_options={'val_dataloader.dataset.split': 'test'},
         note=(
-            'The chosen weights of LSR and FNKD lie at the upper edges of their ranges, and the set-up itself (sizes, '
-            'iterations, ranges) '
-            'was found by trying, with test accuracies in sight.'
+            'The chosen weights of LSR and FNKD are the largest of their ranges. Sizes, iterations and ranges were '
+            'set by trial and error, with test accuracies in view.'
         ),
     )
 
 
 def cub2010() -> Table:
-    """The shape of the paper's Table 1, on the birds at hand."""
+    """The methods of the paper's Table 1, on CUB-200-2010."""
     lr, eps = {LR: 'lr'}, 'model.loss.eps'
     uniform, near = 'model.loss.eps_uniform', 'model.loss.eps_near'
     scale = 'model.head.scale'
@@ -235,15 +233,15 @@ def cub2010() -> Table:
         ),
         trial_options=CUB2010_TRIALS,
         note=(
-            "The 2010 edition with a split of its own: not comparable with CUB-200-2011's numbers. The teacher has "
-            'learnt from all training images, those on which trials are scored, too. FNKD was tried at learning rates '
-            'of 0.005 and 0.01, KD and HE at 0.01 and 0.02 (docs/results.md has KD at 0.005).'
+            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
+            'teacher was trained on all training images, including those that score the trials. FNKD was tried at '
+            'learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02 (docs/results.md has KD at 0.005).'
         ),
     )
 
 
 def cub2010_small() -> Table:
-    """As :func:`cub2010`, but with a student that is not nearly as good as its teacher."""
+    """As :func:`cub2010`, with a student that is far worse than its teacher."""
     lr, eps = {LR: 'lr'}, 'model.loss.eps'
     uniform, near = 'model.loss.eps_uniform', 'model.loss.eps_near'
     kd = {LR: 0.004, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1}
@@ -298,16 +296,16 @@ def cub2010_small() -> Table:
         },
         cached_views=12,
         note=(
-            'Each epoch sees another view of the images, the same with every seed; KD and FNKD learn from a cache of '
-            'what the teacher says of it. Of two learning rates the chosen one lies at an edge. The teacher has learnt '
-            'from all training images, those on which trials are scored, too. The last method was added when the '
-            'others had been seen, to learn why FNKD does not win (docs/results.md).'
+            'Each epoch has its own augmented view of the images, the same with every seed. KD and FNKD use a cached '
+            'teacher. Only two learning rates were tried. The teacher was trained on all training images, including '
+            'those that score the trials. The last method was added after the others had been tested, to find out '
+            'why FNKD is not better.'
         ),
     )
 
 
 def sweeps_cub2010() -> Table:
-    """How FNKD depends on its norm and KD on its temperature, scored on the held-out part; nothing is chosen."""
+    """FNKD at several norms and KD at several temperatures, scored on the held-out part; nothing is tuned."""
     lr, tau = {LR: 'lr'}, 'model.head.soft_loss.tau'
     kd = {LR: 0.01, WEIGHT: 0.9, HARD: 0.1}
     pair = 'cub2010/fnkd_lite0_cub2010.py'
@@ -327,12 +325,12 @@ def sweeps_cub2010() -> Table:
         ),
         trial_options={},
         final_options=CUB2010_TRIALS,
-        note='The teacher has learnt from the held-out images, too; its own row is its test accuracy.',
+        note='The teacher was trained on the held-out images, too. Its own row is its accuracy on the test set.',
     )
 
 
 def controls_cub2010() -> Table:
-    """FNKD of :func:`cub2010` and KD, step by step from one's settings to the other's; nothing is tuned."""
+    """From the settings of FNKD in :func:`cub2010` to those of KD, step by step; nothing is tuned."""
     pair = 'cub2010/fnkd_lite0_cub2010.py'
     soft = {LR: 0.005, TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1}
 
@@ -351,16 +349,16 @@ def controls_cub2010() -> Table:
         trial_options={},
         cached_views=5,
         note=(
-            "FNKD has 1 hard + 9 soft and τ = a third of the teacher's mean norm, whose mean temperature is then 3. "
-            'The learning rate is 0.005. All see the same views and learn from one cache.'
+            "FNKD's loss is 1 hard + 9 soft, and its τ is a third of the teacher's mean norm, so its mean temperature "
+            'is 3. The learning rate is 0.005. All rows use the same views and the same cached teacher.'
         ),
     )
 
 
 def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', note: str = '') -> Table:
-    """A pair of the public CIFAR-100 benchmark, each method with its authors' values: nothing is tuned.
+    """A pair of the public CIFAR-100 benchmark, each method with its authors' values; nothing is tuned.
 
-    Shorter trainings have their milestones, and DKD its warm-up, in proportion.
+    In shorter trainings the milestones and DKD's warm-up are scaled in proportion.
     """
 
     plain, pair = f'cifar100/plain_{student}_cifar100.py', f'cifar100/fnkd_{student}_from_{teacher}_cifar100.py'
@@ -377,7 +375,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
         length = {
             'train_cfg.max_epochs': epochs,
             'train_cfg.val_interval': epochs,
-            # Half an epoch more rather than less.
+            # Rounded up.
             'param_scheduler.milestones': [math.ceil(m * share) for m in (150, 180, 210)],
         }
     warmup = {} if share == 1 else {'model.head.warmup': 20 * share}
@@ -408,7 +406,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
 
 
 def _presets(title: str, folder: str, teacher: str, student: str, groups: str, note: str = '') -> Table:
-    """A pair of the shipped configs as they are: nothing is tuned."""
+    """A pair of the shipped configs as they are; nothing is tuned."""
     plain, pair = f'{folder}/plain_{student}_{folder}.py', f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py'
     taught = {'KD, T = 1': 'kd_t1', 'KD': 'kd', 'FNKD': 'fnkd'}
     return Table(
@@ -438,8 +436,8 @@ TABLES: dict[str, Callable[[], Table]] = {
         'r56',
         60,
         'CIFAR-100, 60 epochs, ResNet-56 → ResNet-20',
-        'A quarter of the public recipe, its decays in proportion: compare its rows with one another, not with '
-        'published numbers.',
+        'A quarter of the public recipe, with its learning-rate decays in proportion. Compare its rows with one '
+        'another, not with published numbers.',
     ),
     'cub_r18': lambda: _presets(
         'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', 'cub', "The pair of the paper's Table 1."

@@ -1,4 +1,4 @@
-"""FNKD, or where it is refused, KD."""
+"""FNKD, or KD if FNKD is not possible."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -6,15 +6,15 @@ from typing import TypeVar
 from fnkd_plugin.errors import SetupError
 
 Built = TypeVar('Built')
-SAID = dict(fnkd='FNKD and KD', kd='KD alone')
-"""What taking a method means, for tables."""
+LABELS = dict(fnkd='FNKD and KD', kd='KD alone')
+"""The supported methods in tables, by the method that was built."""
 
 
 def fnkd_or_kd(build: Callable[[str], Built]) -> tuple[Built, str, dict[str, str]]:
-    """What ``build(method)`` makes, the method, and ``reason``: why not FNKD.
+    """The result of ``build(method)``, the method, and under ``reason`` why it is not FNKD.
 
     Raises:
-        SetupError: If KD is refused, too.
+        SetupError: If KD is not possible either.
     """
     try:
         return build('fnkd'), 'fnkd', {}

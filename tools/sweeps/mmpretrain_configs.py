@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from fnkd_plugin import distill
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import config_file, load_config, named_dicts, plain_model, without_pretrained
-from sweeps.methods import SAID, fnkd_or_kd
+from sweeps.methods import LABELS, fnkd_or_kd
 
 SHIPPED = config_file('mmpretrain::.')
 PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='rgb')
 
 
 def names() -> list[str]:
-    """All config files but bases, relative to their folder."""
+    """All config files except bases, relative to their folder."""
     files = (file.relative_to(SHIPPED) for file in SHIPPED.rglob('*.py'))
     return sorted(file.as_posix() for file in files if '_base_' not in file.parts)
 
 
 def attempt(name: str) -> dict[str, Any]:
-    """``method``: FNKD, or KD and the ``reason``; or one of these.
+    """The entry of a config: ``method`` (FNKD, or KD with a ``reason``), or one of these keys with the cause.
 
-    ``unreadable``: the file; ``other``: a model for something else; ``broken``: it fails without a teacher, too;
-    ``refused``; ``failed``.
+    ``unreadable``: the config cannot be read; ``other``: the model is not a classifier; ``broken``: it also fails
+    without a teacher; ``refused``: a SetupError; ``failed``: any other error.
     """
     try:
         cfg = load_config(f'mmpretrain::{name}')
-    except Exception as error:  # whatever a file does when it is read
-        return dict(unreadable=_said(error))
+    except Exception as error:  # any error of reading the config
+        return dict(unreadable=_message(error))
     if not str(cfg.model.type).endswith('Classifier'):
         return dict(other=str(cfg.model.type))
     student = without_pretrained(plain_model(cfg))
@@ -48,21 +48,21 @@ def attempt(name: str) -> dict[str, Any]:
         return dict(method=method, **reason)
     except Exception as error:
         refused = isinstance(error, SetupError)
-        # What is refused may want other labels than this batch's; but it must be built.
+        # A refused model may need other labels than this batch's, so it is only built.
         if fails_alone(student, None if refused else some_batch(cfg, student)):
-            return dict(broken=_said(error))
-        return {'refused' if refused else 'failed': _said(error)}
+            return dict(broken=_message(error))
+        return {'refused' if refused else 'failed': _message(error)}
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, SetupError):
         return str(error)
-    # Files of MMPretrain by their place in it, not on this machine.
+    # Paths of MMPretrain's files without the machine's prefix.
     return f'{type(error).__name__}: {error}'.splitlines()[0].replace(f'{SHIPPED}/', '')
 
 
 def some_batch(cfg: Config, student: ConfigDict) -> dict[str, Any]:
-    """Two random images of the size that the training pipeline crops to, of two classes."""
+    """Two random images of two classes, in the crop size of the training pipeline."""
     sizes = [node.get('crop_size', node.get('scale')) for _, node in named_dicts(cfg.get('train_dataloader'))]
     side = next((size for size in reversed(sizes) if isinstance(size, int)), 32)
     images = torch.randint(0, 256, (2, _channels(student), side, side), dtype=torch.uint8)
@@ -74,7 +74,7 @@ def _channels(student: ConfigDict) -> int:
 
 
 def distilled(cfg: Config, student: ConfigDict, method: str) -> nn.Module:
-    """The model of the mixed config. Any module with a last affine layer will do as its teacher."""
+    """The model of the mixed config. Its teacher is a small module with a last linear layer."""
     channels = _channels(student)
     classes = next(node['num_classes'] for _, node in named_dicts(student) if node.get('num_classes'))
     fn = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
@@ -91,7 +91,7 @@ def run_loss(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def fails_alone(student: ConfigDict, batch: dict[str, Any] | None) -> bool:
-    """Whether the plain model cannot be built either, or, if there is a batch, has no loss."""
+    """Whether building the plain model, or computing its loss on a batch if one is given, fails as well."""
     try:
         model = MODELS.build(student)
         if batch is not None:
@@ -103,25 +103,25 @@ def fails_alone(student: ConfigDict, batch: dict[str, Any] | None) -> bool:
 
 OUTCOMES = dict(
     refused='refused',
-    broken='fails without a teacher, too',
-    failed='fails with a teacher alone',
-    other='no classifier',
+    broken='also fails without a teacher',
+    failed='fails only with a teacher',
+    other='not a classifier',
     unreadable='cannot be read',
 )
 
 
 def outcome(entry: Mapping[str, Any]) -> str:
-    """What became of a config."""
+    """The outcome of a config, for tables."""
     if 'method' in entry:
-        return SAID[entry['method']]
-    return next(said for key, said in OUTCOMES.items() if key in entry)
+        return LABELS[entry['method']]
+    return next(label for key, label in OUTCOMES.items() if key in entry)
 
 
 def table(entries: Mapping[str, dict]) -> str:
-    """Counts, and why not FNKD; each reason with its configs."""
+    """The counts of outcomes, and each reason against FNKD with its configs."""
     counts = Counter(map(outcome, entries.values()))
-    order = [*SAID.values(), *OUTCOMES.values()]
-    lines = ['| configs | |', '|--:|---|', *(f'| {counts[said]} | {said} |' for said in order if counts[said])]
+    order = [*LABELS.values(), *OUTCOMES.values()]
+    lines = ['| configs | |', '|--:|---|', *(f'| {counts[label]} | {label} |' for label in order if counts[label])]
     reasons = defaultdict(list)
     for name, entry in sorted(entries.items()):
         why = next(
@@ -130,6 +130,6 @@ def table(entries: Mapping[str, dict]) -> str:
         if why is not None:
             reasons[outcome(entry), why.replace('|', '/')].append(name.removesuffix('.py'))
     lines += ['', '| | why | configs |', '|---|---|---|']
-    for (said, why), found in sorted(reasons.items(), key=lambda item: order.index(item[0][0])):
-        lines.append(f'| {said} | {why} | {", ".join(found)} |')
+    for (label, why), found in sorted(reasons.items(), key=lambda item: order.index(item[0][0])):
+        lines.append(f'| {label} | {why} | {", ".join(found)} |')
     return '\n'.join(lines)

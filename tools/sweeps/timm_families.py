@@ -1,4 +1,4 @@
-"""Every family of timm's models, by its smallest classifier, as a student and as a teacher."""
+"""The smallest classifier of every timm family, as a student and as a teacher."""
 
 import math
 import sys
@@ -20,30 +20,30 @@ from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.mm.mix import METHODS
 from fnkd_plugin.readers import AffineReader, find_last_affine, probe
-from sweeps.methods import SAID, fnkd_or_kd
+from sweeps.methods import LABELS, fnkd_or_kd
 
 CLASSES = 5
 SIDE = 128
-"""Of the images, in pixels; a model that does not take such has images of its own size."""
+"""Image size in pixels; models with a fixed image size use their own."""
 LARGE = 30_000_000
-"""Models of more parameters are cut to a depth of 2, if they take a depth."""
+"""Models with more parameters are built with ``depth=2``, if they have that option."""
 PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
 class MismatchError(Exception):
-    """What must hold does not."""
+    """A check failed."""
 
 
 def names() -> list[str]:
-    """timm's modules of models."""
+    """The names of timm's model modules."""
     return timm.list_modules()
 
 
 def attempt(family: str) -> dict[str, Any]:
-    """``student`` and ``teacher``: the method that the model took in that role; or ``refused``, or ``failed``.
+    """The entry of a family: ``student`` and ``teacher`` hold the method that works in that role.
 
-    ``reason`` says why not FNKD; ``head`` is the last affine layer's type, ``rescaling`` the relative error of
-    logits that are rescaled by the feature norm.
+    ``reason`` is why FNKD does not, ``head`` the type of the last affine layer, and ``rescaling`` the relative error of
+    logits that are rescaled by the feature norm. ``refused`` or ``failed`` hold the error of a family that fails.
     """
     found: dict[str, Any] = {}
     try:
@@ -55,16 +55,16 @@ def attempt(family: str) -> dict[str, Any]:
             found |= as_teacher(model, images, weights)
     except SetupError as error:
         found['refused'] = str(error)
-    except Exception as error:  # whatever a model does
+    except Exception as error:  # any error of a model
         found['failed'] = f'{type(error).__name__}: {error}'.splitlines()[0]
     return found
 
 
 def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a family's classifiers the one of fewest parameters, then of smallest images; if there is none, of its models.
+    """The family's classifier (if none, model) with the fewest parameters, in a tie the smallest images.
 
     Returns:
-        The arguments that make it, and what is told of it: its name, options, image size in pixels, parameters.
+        The arguments of ``create_model``, and the entry's name, options, image size in pixels and parameters.
     """
     best: tuple[bool, int, int, str] = (True, sys.maxsize, 0, '')
     for name in timm.list_models(module=family):
@@ -78,20 +78,20 @@ def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
             parameters = _size(_on_meta(name, depth=2))
             options = dict(depth=2)
     if not timm.get_pretrained_cfg(name).fixed_input_size:
-        with suppress(Exception):  # images that do not fit fail in as many ways as there are models
+        with suppress(Exception):  # models raise different errors for unsupported image sizes
             _on_meta(name, **options).eval()(torch.zeros(1, 3, SIDE, SIDE, device='meta'))
             side = SIDE
     return dict(model=name, **options), dict(model=name, options=options, size=side, parameters=parameters)
 
 
 def _on_meta(model: str, **options: Any) -> nn.Module:
-    """The model without memory for its weights."""
+    """The model on the meta device, without memory for its weights."""
     with torch.device('meta'), _NoInitialValues():
         return _plain(model, **options)
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """On the meta device, drawing the initial values costs most of the time, and does nothing."""
+    """Skip weight initialisation, which takes most of the time and has no effect on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -114,7 +114,7 @@ class _TooLargeError(Exception):
 
 @contextmanager
 def _at_most(limit: int) -> Iterator[None]:
-    """Building a module of more parameters stops at once, which saves most of the time of choosing."""
+    """Stop building a module as soon as it has more parameters, which saves most of the time."""
     count = 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -128,7 +128,7 @@ def _at_most(limit: int) -> Iterator[None]:
 
 
 def as_student(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str, Any]:
-    """Distil it from a tiny teacher, and leave its weights in a file from which new students start."""
+    """Distil the model from a tiny teacher, save its weights and load them into new students."""
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
     student, method, reason = distil(_student(**model), dict(type='CallableTeacher', fn=tiny, **PIXELS), images)
     found = dict(student=method, head=None, **reason)
@@ -141,13 +141,13 @@ def as_student(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str
     torch.save(student.state_dict(), weights)
     del student
     again = _logits(MODELS.build(_student(**model, checkpoint=weights)), images)
-    _require(torch.equal(again, logits), 'a student that starts from its own weights is another')
+    _require(torch.equal(again, logits), 'a student that loads its own weights has other outputs')
     MODELS.build(_student(**model, checkpoint=weights, num_classes=CLASSES + 1))
     return found
 
 
 def as_teacher(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str, Any]:
-    """Compare its predictions with those of timm's model, whose keys the file must have, and let it teach."""
+    """Check keys and predictions against timm's model, then distil a tiny student from it."""
     plain = _plain(**model)
     state = torch.load(weights)
     _require(list(state) == list(plain.state_dict()), "the student's keys are not timm's")
@@ -162,10 +162,10 @@ def as_teacher(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str
 
 
 def distil(student: dict, teacher: Any, images: Tensor) -> tuple[Any, str, dict[str, str]]:
-    """One backward pass of the soft loss: the distilled model, the method, and why not FNKD.
+    """Run one backward pass of the soft loss; the model, the method, and the reason against FNKD.
 
     Raises:
-        SetupError: If KD is refused, too.
+        SetupError: If KD is not possible either.
     """
 
     def build(method: str) -> Any:
@@ -181,7 +181,7 @@ def distil(student: dict, teacher: Any, images: Tensor) -> tuple[Any, str, dict[
 
 
 def rescaling_error(student: nn.Module, layer: nn.Module, images: Tensor, tau: float = 1.0) -> float:
-    """How far logits that are rescaled afterwards are from those of the rescaled feature, relative to the largest."""
+    """The largest difference of rescaled logits from the logits of the rescaled feature, over the largest logit."""
     reader = AffineReader(layer)
     reader.reading = True
     logits = _logits(student, images)
@@ -199,7 +199,7 @@ def rescaling_error(student: nn.Module, layer: nn.Module, images: Tensor, tau: f
 
 @torch.no_grad()
 def _fill_zeros(model: nn.Module) -> None:
-    """Random values for what starts from zeros (biases, some heads), so that their part is seen."""
+    """Fill parameters that are all zero (biases, some heads) with random values, so that they matter."""
     for parameter in model.parameters():
         if not parameter.any():
             parameter.normal_(std=0.02)
@@ -225,11 +225,11 @@ def _require(true: bool | Tensor, otherwise: str) -> None:
 
 
 def table(entries: Mapping[str, dict]) -> str:
-    """Counts, then a row for each family."""
+    """The counts of outcomes, then a row for each family."""
     roles = {role: [outcome(entry, role) for entry in entries.values()] for role in ('student', 'teacher')}
     lines = ['| | ' + ' | '.join(f'as {role}' for role in roles) + ' |', '|---|--:|--:|']
-    for said in dict.fromkeys(said for outcomes in roles.values() for said in sorted(outcomes)):
-        lines.append(f'| {said} | ' + ' | '.join(str(outcomes.count(said)) for outcomes in roles.values()) + ' |')
+    for label in dict.fromkeys(label for outcomes in roles.values() for label in sorted(outcomes)):
+        lines.append(f'| {label} | ' + ' | '.join(str(outcomes.count(label)) for outcomes in roles.values()) + ' |')
     lines += ['', '| family | model | parameters | pixels | last affine layer | as student | as teacher |']
     lines += ['|---|---|--:|--:|---|---|---|']
     for family, entry in sorted(entries.items()):
@@ -246,7 +246,7 @@ def table(entries: Mapping[str, dict]) -> str:
 
 
 def outcome(entry: Mapping[str, Any], role: str) -> str:
-    """What became of a model in a role."""
+    """The outcome of a model in a role, for tables."""
     if role in entry:
-        return SAID[entry[role]]
+        return LABELS[entry[role]]
     return f'refused: {entry["refused"]}' if 'refused' in entry else f'failed: {entry["failed"]}'

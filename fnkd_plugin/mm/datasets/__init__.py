@@ -1,4 +1,4 @@
-"""Data sets, labels flipped on purpose, and a file backend for images that stand in a tar archive."""
+"""Data sets, label noise, and a file backend for images in a tar archive."""
 
 from fnkd_plugin.mm.datasets.cub2010 import CUB2010
 from fnkd_plugin.mm.datasets.digits import Digits

@@ -17,20 +17,19 @@ _PARTS = ('all', 'fit', 'tune')
 
 @DATASETS.register_module()
 class CUB2010(BaseDataset):
-    """CUB-200-2010 as one folder: ``images.tar``, ``classes.txt``, ``train.txt``, ``test.txt``.
+    """CUB-200-2010 in one folder: ``images.tar``, ``classes.txt``, ``train.txt``, ``test.txt``.
 
-    Its 200 classes are those of CUB-200-2011, in the same order. Lines of the lists are
-    ``<path in images/> <label>``. The test set's labels choose nothing: to tune, take ``part='fit'`` and
-    ``part='tune'`` of the training set, which hold out every fifth image.
+    Its 200 classes are those of CUB-200-2011, in the same order. Lines of the lists are ``<path in images/> <label>``.
+    To tune without the test set, use ``part='fit'`` and ``part='tune'`` of the training set.
 
     Args:
         data_root: The folder.
         split: ``'train'`` or ``'test'``.
-        part: ``'all'``, ``'fit'`` (four fifths) or ``'tune'`` (every fifth).
+        part: ``'all'``, ``'fit'`` (four fifths) or ``'tune'`` (every fifth image).
         **kwargs: See MMPretrain's ``BaseDataset``.
 
     Raises:
-        SetupError: If the folder lacks the files, its archive is truncated, or ``classes.txt`` names other classes.
+        SetupError: If files or images are missing, the archive is truncated, or ``classes.txt`` has other classes.
     """
 
     METAINFO: ClassVar[dict] = {'classes': CUB.METAINFO['classes']}
@@ -50,11 +49,11 @@ class CUB2010(BaseDataset):
         super().__init__(ann_file=f'{split}.txt', data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """One dict of ``img_path`` and ``gt_label`` an image."""
+        """One dict with ``img_path`` and ``gt_label`` per image."""
         lines = Path(self.ann_file).read_text().split('\n')
         pairs = [line.rsplit(' ', 1) for line in lines if line]
         archive = f'{self.data_root}/images.tar'
-        index = index_of(archive)  # a truncated one is refused here, not in the middle of an epoch
+        index = index_of(archive)  # fails here if it is truncated, not within an epoch
         lost = [path for path, _ in pairs if f'images/{path}' not in index]
         if lost:
             raise SetupError(

@@ -1,4 +1,4 @@
-"""Labels flipped on purpose, to measure methods that find wrong labels."""
+"""Synthetic label noise, to measure methods that find wrong labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,27 +20,27 @@ def flip_labels(
     seed: int = 0,
     neighbours: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
-    """A copy of ``labels`` of which a share is wrong, the same for the same arguments (our choice of noise model).
+    """A copy of ``labels`` with a fraction of them flipped, deterministic in its arguments (our choice of noise model).
 
     Args:
         labels: Class indices [N].
         num_classes: K.
-        rate: The share of wrong labels among those that can be flipped, in [0, 1); their number is rounded.
-        seed: Chooses which labels are flipped and to what.
-        neighbours: For each class the indices of its near classes A; a label becomes one of them, and labels of
-            classes without any stay. None: any other class, each as likely.
+        rate: Fraction to flip of the labels that can be flipped, in [0, 1); the number is rounded.
+        seed: Seed of the flips.
+        neighbours: For each class the indices of its near classes A, one of which replaces the label; labels of classes
+            without any are kept. None for any other class with equal probability.
 
     Returns:
         Class indices [N].
 
     Raises:
-        SetupError: If ``rate`` is out of range, there is one class only, or no class has neighbours.
+        SetupError: If ``rate`` is out of range, there is only one class, or no class has neighbours.
     """
     check_number('flipped labels', 'rate', rate, below=1)
     others = None if neighbours is None else _without_themselves(neighbours)
     can_flip = np.flatnonzero(flippable(labels, neighbours))
     if num_classes < 2 or len(can_flip) == 0:
-        raise SetupError('flipped labels: no label has a class to be flipped to; give other groups, or none.')
+        raise SetupError('flipped labels: no label can be flipped to another class; give other groups, or none.')
     random = np.random.default_rng(seed)
     flipped = labels.copy()
     for i in random.choice(can_flip, round(rate * len(can_flip)), replace=False):
@@ -52,7 +52,7 @@ def flip_labels(
 
 
 def flippable(labels: np.ndarray, neighbours: Sequence[Sequence[int]] | None = None) -> np.ndarray:
-    """Which labels :func:`flip_labels` may flip, booleans [N]: within A(x) those whose class has a neighbour."""
+    """Which labels :func:`flip_labels` may flip, booleans [N]: those whose class has a neighbour."""
     if neighbours is None:
         return np.ones(len(labels), dtype=bool)
     return np.array([len(near) > 0 for near in _without_themselves(neighbours)])[labels]
@@ -64,28 +64,27 @@ def _without_themselves(neighbours: Sequence[Sequence[int]]) -> list[list[int]]:
 
 @DATASETS.register_module()
 def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any = None, **kwargs: Any) -> BaseDataset:  # noqa: N802
-    """A data set with labels flipped on purpose: builds the data set ``of`` and changes its ``gt_label``.
+    """Builds the data set ``of`` and flips some of its labels (``gt_label``).
 
-    Returns that data set itself, so that samplers, hooks and wrappers work with it. One line makes any config train on
-    wrong labels, ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010',
-    rate=0.1))``, or the same by ``--cfg-options``. Each sample keeps its own label as ``clean_label``, which
-    ``tools/analyze.py`` takes for the truth, and ``could_flip`` says whether it could have been flipped.
+    Returns that data set itself, so that samplers, hooks and wrappers work with it. Use it in any config as
+    ``train_dataloader=dict(dataset=dict(type='FlippedLabels', of='CUB2010', rate=0.1))``, or by ``--cfg-options``. Each
+    sample keeps its original label as ``clean_label``, which ``tools/analyze.py`` uses as ground truth, and has
+    ``could_flip``, whether it could have been flipped.
 
     Args:
-        of: The type of the data set, a subclass of MMEngine's ``BaseDataset`` with one label per image.
+        of: Type of the data set, a subclass of MMEngine's ``BaseDataset`` with one label per image.
         rate: See :func:`flip_labels`.
-        seed: See :func:`flip_labels`; not the run's seed, so that several runs see the same wrong labels.
-        groups: Flip within A(x), which is what :func:`fnkd_plugin.taxonomy.taxonomy_of` makes of this; None:
-            to any other class.
-        **kwargs: The data set's own.
+        seed: See :func:`flip_labels`; not the run's seed, so that several runs have the same labels.
+        groups: Flip within these groups, see :func:`fnkd_plugin.taxonomy.taxonomy_of`; None for any other class.
+        **kwargs: Arguments of the data set.
 
     Raises:
-        SetupError: If ``of`` is not such a data set, or ``groups`` are of other classes.
+        SetupError: If ``of`` is not such a data set, or ``groups`` have other classes.
     """
     dataset = DATASETS.build(dict(type=of, **kwargs))
     if not isinstance(dataset, BaseDataset):
         raise SetupError(
-            f'FlippedLabels: {type(dataset).__name__} is not a BaseDataset with labels of its own; put FlippedLabels '
+            f'FlippedLabels: {type(dataset).__name__} is not a BaseDataset with its own labels; put FlippedLabels '
             'inside that wrapper.'
         )
     dataset.full_init()
@@ -108,7 +107,7 @@ def FlippedLabels(of: str | type, rate: float = 0.1, seed: int = 0, groups: Any 
         dataset.data_bytes, dataset.data_address = dataset._serialize_data()
     print_log(
         f'FlippedLabels: {int((flipped != labels).sum())} of {len(labels)} labels of {type(dataset).__name__} are '
-        f'wrong on purpose, {"of any other class" if groups is None else "within their groups"} (seed {seed}).',
+        f'flipped {"to any other class" if groups is None else "within their groups"} (seed {seed}).',
         logger='current',
     )
     return dataset

@@ -1,4 +1,4 @@
-"""Images out of a tar archive, without unpacking it."""
+"""Reads images from a tar archive without unpacking it."""
 
 import os
 import tarfile
@@ -15,8 +15,8 @@ _PREFIX = 'tar://'
 class TarBackend(BaseStorageBackend):
     """MMEngine's file backend for ``tar://ARCHIVE.tar!MEMBER`` paths, uncompressed archives only.
 
-    Any transform that loads through MMEngine (``LoadImageFromFile``) reads such paths. The archive's index is
-    made once in each process; reads are positioned, so workers may share a file descriptor.
+    Any transform that loads files through MMEngine (``LoadImageFromFile``) reads such paths. Each process indexes an
+    archive once; reads are positioned, so that workers may share a file descriptor.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -39,11 +39,11 @@ class TarBackend(BaseStorageBackend):
         return os.pread(descriptor, size, offset)
 
     def get_text(self, filepath: str, encoding: str = 'utf-8') -> str:
-        """The text of a member; see :meth:`get`."""
+        """The decoded text of a member; see :meth:`get`."""
         return self.get(filepath).decode(encoding)
 
     def join_path(self, filepath: str, *filepaths: str) -> str:
-        """Parts joined by slashes, as names in an archive are."""
+        """Parts joined by slashes."""
         return '/'.join([filepath.rstrip('/'), *filepaths])
 
 
@@ -57,10 +57,10 @@ def index_of(archive: str | Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(archive, 'r:') as tar:
             index = {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
     except tarfile.TarError as error:
-        raise SetupError(f'{archive} is not a whole tar archive ({error}); fetch it again.') from error
+        raise SetupError(f'{archive} is damaged, or not a tar archive ({error}); download it again.') from error
     size, end = os.path.getsize(archive), max((offset + size for offset, size in index.values()), default=0)
     if size < end:
-        raise SetupError(f'{archive} is truncated: it has {size} bytes of at least {end}; fetch it again.')
+        raise SetupError(f'{archive} is truncated: it has {size} bytes of at least {end}; download it again.')
     return index
 
 

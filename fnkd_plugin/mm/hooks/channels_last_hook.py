@@ -1,4 +1,4 @@
-"""Weights in the memory order in which convolutions are fast."""
+"""Channels-last memory order, in which convolutions are faster."""
 
 from typing import Any
 
@@ -11,22 +11,19 @@ from fnkd_plugin.mm.channels_last import check_trainable_on, unsafe_convolution
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Puts the model's weights in channels-last memory order before training, validation or testing.
+    """Converts the model's weights to channels-last memory order before training, validation or testing.
 
-    A convolution whose weight is in this order gives its output in it, whatever its input's, so that the whole
-    network follows. Convolutions, above all depthwise ones, are then several times faster on CPUs and on tensor
-    cores. Names and shapes stay; numbers differ by rounding. ``TimmStudent`` and the teachers have an option of
-    their own.
-
-    A strided 1x1 convolution of fewer than 8 input channels is refused on CPUs, see
-    :func:`~fnkd_plugin.mm.channels_last.unsafe_convolution`.
+    A convolution with such a weight returns its output in this order for any input, so the whole network follows.
+    Convolutions, depthwise ones above all, are then several times faster on CPUs and on tensor cores. Outputs change by
+    rounding only. ``TimmStudent`` and the teachers have their own option for it.
     """
 
     def before_train(self, runner: Any) -> None:
-        """Reorder, unless that is harmful.
+        """Convert the weights.
 
         Raises:
-            SetupError: If the model's gradients may overwrite memory.
+            SetupError: If gradients may overwrite memory on CPUs, see
+                :func:`~fnkd_plugin.mm.channels_last.unsafe_convolution`.
         """
         device = next(runner.model.parameters()).device
         unsafe = unsafe_convolution(runner.model)
@@ -34,8 +31,8 @@ class ChannelsLastHook(Hook):
         self.before_val(runner)
 
     def before_val(self, runner: Any) -> None:
-        """Reorder in place; the parameters stay the objects that the optimiser holds."""
-        # Not before_run: initial weights, which come after it, are drawn in memory order.
+        """Convert in place; the optimiser keeps its parameters."""
+        # Not in before_run: weights are initialised later, in memory order.
         runner.model.to(memory_format=torch.channels_last)
 
     before_test = before_val

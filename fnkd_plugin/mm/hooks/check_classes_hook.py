@@ -1,11 +1,10 @@
-"""Checks before a run: the classes of the data, of the model, of a teacher and of label groups are the same."""
+"""Checks before a run that data, model, teacher and label groups have the same classes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.models import ClsHead, HuggingFaceClassifier, ImageClassifier, TimmClassifier
 from mmpretrain.registry import HOOKS
 from torch import nn
@@ -13,15 +12,16 @@ from torch import nn
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.distiller import Distiller
-from fnkd_plugin.mm.tasks import other_task
+from fnkd_plugin.mm.labels import class_names
+from fnkd_plugin.mm.tasks import other_task, unwrapped
 from fnkd_plugin.teachers.class_names import Classes, differences, name_key
 
-# Larger data sets are sampled evenly: reading all of ImageNet's labels takes seconds.
+# Larger data sets are subsampled evenly: reading all labels of ImageNet takes seconds.
 _MAX_LABELS = 1_000_000
 
 
 def class_count(model: nn.Module) -> int | None:
-    """K of a single-label classifier of MMPretrain; None for other models, or where it does not say."""
+    """K of a single-label classifier of MMPretrain; None for other models, or if it has no such attribute."""
     if not isinstance(model, (ImageClassifier, TimmClassifier, HuggingFaceClassifier)):
         return None
     head = getattr(model, 'head', None)
@@ -34,10 +34,10 @@ def class_count(model: nn.Module) -> int | None:
 
 
 def check_class_counts(model: nn.Module) -> None:
-    """Refuse a label table of another number of classes than its classifier's.
+    """Check that label tables (``ALSRLoss``) have as many classes as their classifiers.
 
     Raises:
-        SetupError: With both numbers.
+        SetupError: If not; it names both numbers.
     """
     for owner, loss in label_tables(model):
         count = getattr(owner, 'num_classes', None) or getattr(getattr(owner, 'model', None), 'num_classes', None)
@@ -47,12 +47,11 @@ def check_class_counts(model: nn.Module) -> None:
 
 @HOOKS.register_module()
 class CheckClassesHook(Hook):
-    """Refuses data whose classes do not fit the model, its groups of classes or its teacher, before the first step.
+    """Checks the classes of a single-label classifier before training and testing.
 
-    Compared are, for single-label classifiers: the number of classes of training, validation and test set with the
-    model's; each label with that number; the names of the validation set with those of the training set; the names in
-    the groups of ``ALSRLoss`` and those of the teacher with the training set's. ``tools/train.py``, ``tools/test.py``
-    and :func:`fnkd_plugin.distill` add it.
+    Training, validation and test set must have as many classes as the model, and labels within them. The class names of
+    the validation set, the groups of ``ALSRLoss`` and the teacher must be those of the training set.
+    ``tools/train.py``, ``tools/test.py`` and :func:`fnkd_plugin.distill` add this hook.
     """
 
     # Before the hooks that run the teacher.
@@ -62,9 +61,9 @@ class CheckClassesHook(Hook):
         """Check training and validation set.
 
         Raises:
-            SetupError: With the numbers, or the first names that differ and their positions.
+            SetupError: If counts, labels or names differ; it lists the first that do.
         """
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         train = runner.train_dataloader.dataset
         _check_dataset('train_dataloader', train, model)
         _check_mixing(model)
@@ -72,8 +71,8 @@ class CheckClassesHook(Hook):
             val = runner.val_loop.dataloader.dataset
             _check_dataset('val_dataloader', val, model)
             if class_count(model) is not None:
-                _check_same_names(_names(val), _names(train), f'val_dataloader: {type(val).__name__}')
-        names = _names(train)
+                _check_same_names(class_names(val), class_names(train), f'val_dataloader: {type(val).__name__}')
+        names = class_names(train)
         if not names:
             return
         for _, loss in label_tables(model):
@@ -85,21 +84,13 @@ class CheckClassesHook(Hook):
         """Check the test set.
 
         Raises:
-            SetupError: With the numbers.
+            SetupError: If counts or labels differ.
         """
-        _check_dataset('test_dataloader', runner.test_loop.dataloader.dataset, _unwrapped(runner.model))
-
-
-def _unwrapped(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model
-
-
-def _names(dataset: Any) -> list[str]:
-    return list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+        _check_dataset('test_dataloader', runner.test_loop.dataloader.dataset, unwrapped(runner.model))
 
 
 def _check_dataset(loader: str, dataset: Any, model: nn.Module) -> None:
-    count, names, owner = class_count(model), _names(dataset), f'{loader}: {type(dataset).__name__}'
+    count, names, owner = class_count(model), class_names(dataset), f'{loader}: {type(dataset).__name__}'
     if count is None:
         return
     if count == 1:
@@ -107,8 +98,8 @@ def _check_dataset(loader: str, dataset: Any, model: nn.Module) -> None:
     if names and len(names) != count:
         raise SetupError(
             f'{owner} has {len(names)} classes, the model {count}; give --cfg-options '
-            f'{_option_of_count(model)}={len(names)}, or the data of all {count} classes (a folder may be missing or '
-            'surplus).'
+            f'{_option_of_count(model)}={len(names)}, or the data of all {count} classes (check for missing or extra '
+            'folders).'
         )
     if not hasattr(dataset, 'get_data_info'):
         return
@@ -132,7 +123,7 @@ def _check_dataset(loader: str, dataset: Any, model: nn.Module) -> None:
 
 
 def _check_mixing(model: nn.Module) -> None:
-    """Refuse mixup and CutMix whose targets have another number of classes."""
+    """Check the number of classes of mixup and CutMix targets."""
     count, preprocessor = class_count(model), getattr(model, 'data_preprocessor', None)
     mixed = getattr(preprocessor, 'num_classes', None) if getattr(preprocessor, 'batch_augments', None) else None
     if count and mixed and mixed != count:
@@ -147,16 +138,16 @@ def _option_of_count(model: nn.Module) -> str:
 
 
 def _check_same_names(names: Sequence[str], train: Sequence[str], owner: str) -> None:
-    """Refuse a validation set of other classes; one of other names altogether is compared by position."""
+    """Check classes and order of a validation set; names that are all different are assumed to be synonyms."""
     missing = [name for name in train if name not in set(names)]
-    surplus = [name for name in names if name not in set(train)]
-    if not names or not train or (len(surplus) == len(set(names)) and len(names) == len(train)):
+    extra = [name for name in names if name not in set(train)]
+    if not names or not train or (len(extra) == len(set(names)) and len(names) == len(train)):
         return
-    if missing or surplus:
-        parts = [f'{verb} {first_few(which)}' for verb, which in (('lacks', missing), ('adds', surplus)) if which]
+    if missing or extra:
+        parts = [f'{verb} {first_few(which)}' for verb, which in (('lacks', missing), ('adds', extra)) if which]
         raise SetupError(
-            f'{owner} has other classes than the training set: it {" and ".join(parts)}, so its labels are those of '
-            'other classes; give the same folders, or classes=FILE to both.'
+            f'{owner} has other classes than the training set: it {" and ".join(parts)}, so its labels mean other '
+            'classes; give the same folders, or classes=FILE to both.'
         )
     different = [f'{k}: {a!r}, not {b!r}' for k, (a, b) in enumerate(zip(names, train, strict=True)) if a != b]
     if different:
@@ -168,7 +159,7 @@ def _check_same_names(names: Sequence[str], train: Sequence[str], owner: str) ->
 
 def _check_teacher(model: Any, names: list[str], dataset: str) -> None:
     if model.distillation.classes is not None:
-        # These have been compared with the teacher's, whatever the data set's names are.
+        # These match the teacher's already, whatever the data set's names are.
         _refuse_another_order(model.distillation.classes.names, names, dataset)
     else:
         teacher = model.distillation.teacher
@@ -181,6 +172,6 @@ def _refuse_another_order(stated: Sequence[str], names: Sequence[str], dataset: 
     if different and sorted(map(name_key, stated)) == sorted(map(name_key, names)):
         pairs = [f'{k}: {stated[k]!r}, not {names[k]!r}' for k in different]
         raise SetupError(
-            f'Distiller: classes are those of {dataset} in another order ({first_few(pairs)}), but its labels '
-            'are in its own; leave classes out.'
+            f'Distiller: classes are those of {dataset} in another order ({first_few(pairs)}) than its labels; '
+            'leave classes out.'
         )

@@ -1,4 +1,4 @@
-"""A checkpoint that is loaded, resumed or tested must fit the model."""
+"""Strict loading of checkpoints."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from fnkd_plugin.weights import find_state_dict, load_weights
 
 @HOOKS.register_module()
 class CheckWeightsHook(Hook):
-    """Refuses a checkpoint with other keys or shapes than the model's, which MMEngine only warns of.
+    """Refuses checkpoints whose keys or shapes differ from the model's, for which MMEngine only warns.
 
-    ``tools/train.py`` (``load_from``, ``--resume``), ``tools/test.py`` and :func:`fnkd_plugin.distill` add it. To start
-    from a part of a checkpoint's weights, give ``init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone')``
-    to that part of the model.
+    ``tools/train.py`` (``load_from``, ``--resume``), ``tools/test.py`` and :func:`fnkd_plugin.distill` add it. To load
+    part of a checkpoint, set ``init_cfg=dict(type='Pretrained', checkpoint=FILE, prefix='backbone')`` in that part of
+    the model.
     """
 
     # Before EMAHook, which loads the weights itself.
     priority = 'HIGHEST'
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Load the weights, before MMEngine does.
+        """Load the weights before MMEngine does.
 
         Raises:
-            SetupError: With the first keys that are missing, unknown or of another shape.
+            SetupError: If keys are missing, unknown or of another shape; it lists the first.
         """
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         source = runner._load_from or 'the checkpoint'

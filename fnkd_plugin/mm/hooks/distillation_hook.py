@@ -1,28 +1,28 @@
-"""The log of a distilled run, the check of its teacher, and the state of its soft losses in checkpoints."""
+"""Logging, teacher checks and checkpoint state of a distilled run."""
 
 import functools
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import FlexibleRunner, Runner
 
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.step import Step, first_broken, means
+from fnkd_plugin.mm.tasks import unwrapped
 
 SOFT_LOSSES = 'fnkd_soft_losses'
-"""Where a checkpoint's ``message_hub['runtime_info']`` keeps the state of the soft losses."""
+"""Key of the soft losses' state in a checkpoint's ``message_hub['runtime_info']``."""
 
 
 class DistillationHook(Hook):
-    """Added to every Runner of a :class:`Distiller`; reads the device only when something is logged or stored.
+    """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log or to store.
 
-    When ``LoggerHook`` logs and at the end of an epoch, it gives the log the means since the last time, and raises
-    if the teacher's logits were not finite in one of these iterations; the latter also before a checkpoint is written.
+    When ``LoggerHook`` logs, and at the end of an epoch, it logs means over the iterations since the last time and
+    checks that the teacher's logits were finite in them. It also checks before a checkpoint is written.
 
     Raises:
-        FloatingPointError: If they were not.
-        RuntimeError: If the student trains without calling ``forward(mode='loss')``, where distilling happens.
+        FloatingPointError: If the teacher's logits were non-finite.
+        RuntimeError: If the student trains without calling ``forward(mode='loss')``, so that the teacher is not used.
     """
 
     # Before LoggerHook, after the losses are in the message hub.
@@ -30,10 +30,10 @@ class DistillationHook(Hook):
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
-        self._first = 0  # the iteration of the first of them, from 1
+        self._first = 0  # iteration of the first step, counted from 1
 
     def before_train(self, runner: Any) -> None:
-        """Restore the soft losses of a run that was resumed, whose message hub has them now."""
+        """Restore the soft losses of a resumed run from the message hub."""
         stored = runner.message_hub.runtime_info.pop(SOFT_LOSSES, None)
         model = _distiller(runner)
         if model is not None and stored is not None:
@@ -49,15 +49,15 @@ class DistillationHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Keep what the log needs of this step, and log if it is time."""
+        """Keep this step for the log, and log if it is due."""
         model = _distiller(runner)
         if model is None or not model.distillation.head.active:
             return
         step, model.distillation.step = model.distillation.step, None
         if step is None:
             raise RuntimeError(
-                f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), where distilling "
-                "happens, so that its teacher is not used. Call it in the student's train_step."
+                f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), so that its "
+                "teacher is not used. Call it in the student's train_step."
             )
         if runner.cfg.get('compile'):  # a graph may write to the same memory again
             step = step.clone()
@@ -78,18 +78,18 @@ class DistillationHook(Hook):
         if broken is not None:
             first, last = self._first, self._first + len(self._steps) - 1
             raise FloatingPointError(
-                f'{model.distillation.teacher.name}: its logits are NaN or infinite in iteration {first + broken}; '
+                f'{model.distillation.teacher.name}: non-finite logits in iteration {first + broken}; '
                 f'iterations {first} to {last} were checked. Check the weights of the teacher and the images.'
             )
 
 
 def _distiller(runner: Any) -> Distiller | None:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     return model if isinstance(model, Distiller) else None
 
 
 def add_to_runners() -> None:
-    """Make MMEngine's Runners add the hook when their model is a Distiller."""
+    """Make MMEngine's Runners add :class:`DistillationHook` if their model is a Distiller."""
     for kind in (Runner, FlexibleRunner):
         kind.register_hooks = _adding(kind.register_hooks)
 

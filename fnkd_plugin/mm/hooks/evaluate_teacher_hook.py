@@ -1,4 +1,4 @@
-"""The teacher's own result before training, to find a wrong teacher early."""
+"""Evaluation of the teacher before training."""
 
 import copy
 import math
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 from mmpretrain.structures import DataSample
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.tasks import unwrapped
 from fnkd_plugin.rng import isolated_rng
 
 
@@ -21,20 +21,24 @@ from fnkd_plugin.rng import isolated_rng
 class EvaluateTeacherHook(Hook):
     """Evaluates the teacher on the validation set before the first epoch, with the run's own metrics.
 
-    Warns when its accuracy is not above chance by two standard deviations: then its normalisation or the order of its
-    classes is probably wrong.
+    Warns if its accuracy is not two standard deviations above chance: its normalisation or class order is then probably
+    wrong.
 
     Attributes:
-        result: The metrics in one line; empty before they are there.
+        result: The metrics in one line; empty before the evaluation.
     """
 
     result = ''
 
     def before_train(self, runner: Any) -> None:
-        """Evaluate and log."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        """Evaluate and log.
+
+        Raises:
+            SetupError: If the model is not a Distiller, or there is no validation set.
+        """
+        model = unwrapped(runner.model)
         if not isinstance(model, Distiller):
-            raise SetupError('EvaluateTeacherHook: the model has no teacher; it is not a Distiller.')
+            raise SetupError('EvaluateTeacherHook: the model is not a Distiller and has no teacher.')
         if runner._val_loop is None:
             raise SetupError('EvaluateTeacherHook: the config has no validation set; give val_dataloader and val_cfg.')
         loop = runner.val_loop
@@ -51,7 +55,7 @@ class EvaluateTeacherHook(Hook):
         metrics = evaluator.evaluate(len(loop.dataloader.dataset))
         numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
         self.result = ', '.join(f'{name} {value:.4g}' for name, value in numbers.items())
-        # Metrics by class, or a confusion matrix.
+        # Per-class metrics, or a confusion matrix.
         others = [f'\n{name}: {value}' for name, value in metrics.items() if name not in numbers]
         runner.logger.info(
             f'Teacher {model.distillation.teacher.name} on the validation set: {self.result}{"".join(others)}'
@@ -63,7 +67,7 @@ class EvaluateTeacherHook(Hook):
         if accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / max(total, 1)):
             runner.logger.warning(
                 f"The teacher's accuracy on the validation set is {accuracy:.1%}, chance is {chance:.1%}: its "
-                'normalisation or the order of its classes is probably not that of its training.'
+                'normalisation or class order is probably not that of its training.'
             )
 
 

@@ -1,10 +1,9 @@
-"""Runs that depend on their seed alone, also when interrupted and resumed."""
+"""Reproducible runs, also when interrupted and resumed."""
 
 from typing import Any
 
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 
 from fnkd_plugin.errors import SetupError
@@ -14,28 +13,29 @@ from fnkd_plugin.mm.replay.description import TRAINING_IMAGES, images_key, warn_
 from fnkd_plugin.mm.replay.fixed_batches import fix_batches
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, data_seed, number_views, seed_all, seed_samples, step_seed
 from fnkd_plugin.mm.replay.switches import refuse_switches
+from fnkd_plugin.mm.tasks import unwrapped
 
 
 @HOOKS.register_module()
 class ReproducibleHook(Hook):
     """Derives all randomness of training from (seed, epoch, sample) and (seed, rank, iteration).
 
-    MMEngine restores no random state when it resumes, and its workers repeat or continue theirs depending on
-    ``persistent_workers``. With this hook a run that was killed and resumed ends with the same weights as one that was
-    not, for any number of workers, and plain and distilled runs see the same batches. The seed is ``randomness.seed``,
-    or the one that MMEngine drew, which a resumed run takes from the checkpoint. Put the hook into ``default_hooks``,
-    whose entries merge.
+    MMEngine does not restore random states when it resumes, and workers restart or continue theirs depending on
+    ``persistent_workers``. With this hook a run that was killed and resumed ends with the same weights as an
+    uninterrupted one, for any number of workers, and plain and distilled runs train on the same batches. The seed is
+    ``randomness.seed``, or the one that MMEngine drew, which a resumed run takes from the checkpoint. Put the hook into
+    ``default_hooks``, whose entries merge.
 
     Args:
         replay: Repeat these views of each image instead: ``dict(seed=0, views=2)``. With ``batch_size=32``, which must
-            be the data loader's, batches and their mixtures are repeated, too. A ``CachedTeacher`` brings its own; give
-            it to runs that are to be compared with one.
+            be the data loader's, batches and their mixing are repeated, too. A ``CachedTeacher`` sets this itself; pass
+            it to runs to be compared with a cached one.
 
     Raises:
         SetupError: Before training, if a ``CachedTeacher`` has no predictions for the images.
     """
 
-    # Before every hook that may draw, and right after the batch is loaded, whose workers are seeded apart.
+    # Before every hook that may draw random numbers, and after the batch is loaded, which seeds itself.
     priority = 'VERY_HIGH'
 
     def __init__(self, replay: dict | None = None) -> None:
@@ -49,7 +49,7 @@ class ReproducibleHook(Hook):
         if hasattr(sampler, 'seed') and not _has_own_seed(runner):
             # The sampler was built before the seed was read from a checkpoint.
             sampler.seed = seed
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         replay = self._replay_with(model)
         data = replay.data_seed if replay else data_seed(seed)
         self._images = images_key(loader.dataset, data)
@@ -62,16 +62,16 @@ class ReproducibleHook(Hook):
         if teacher and teacher.replay:
             teacher.check(loader.dataset, model.data_preprocessor)
         if hasattr(runner.train_loop, 'dataloader_iterator'):
-            # Upstream's loop by iterations has started its workers already, with the data set as it was.
+            # Upstream's iteration-based loop has already started its workers, with the unseeded data set.
             loader._iterator = None
             runner.train_loop.dataloader_iterator = type(runner.train_loop.dataloader_iterator)(loader)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Store which crops the model was trained on, for runs in which it is the teacher."""
+        """Store a key of the training crops, for runs in which this model is the teacher."""
         checkpoint['meta'][TRAINING_IMAGES] = self._images
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed mixup, dropout and all else that draws in the main process."""
+        """Seed mixup, dropout and other random operations of the main process."""
         seed_all(step_seed(_common_seed(runner), get_rank(), runner.iter))
 
     def _replay_with(self, model: Any) -> Replay | None:
@@ -84,7 +84,7 @@ class ReproducibleHook(Hook):
 
 
 def _seed_batches(loader: Any, sampler: Any, model: Any, seed: int, replay: Replay | None) -> None:
-    """Seed the samples, and if batches are repeated, their order and mixing."""
+    """Seed the samples and, if batches are repeated, their order and mixing."""
     seed_samples(loader.dataset, seed, stamps=replay is not None)
     if replay and replay.batch_size:
         fix_batches(loader, seed, replay.views, replay.batch_size)
@@ -95,7 +95,7 @@ def _seed_batches(loader: Any, sampler: Any, model: Any, seed: int, replay: Repl
 
 
 def _common_seed(runner: Any) -> int:
-    # With diff_rank_seed MMEngine adds the rank to each process's, which would shuffle their shards apart.
+    # With diff_rank_seed MMEngine adds the rank, which would give each process another order.
     return runner.seed - (get_rank() if runner._randomness_cfg.get('diff_rank_seed') else 0)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of tensors, numbers and strings only, of which a run always has a whole one."""
+"""Checkpoints as plain data, written atomically."""
 
 import os
 import re
@@ -21,34 +21,34 @@ from fnkd_plugin.mm.checkpoints import check_resumable, read_checkpoint, to_plai
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Stores checkpoints as plain data, never leaves a run without a whole one, and checks what it resumes from.
+    """Stores checkpoints as plain data, writes them atomically, and checks the one that a run resumes from.
 
-    The checkpoints load with ``torch.load(weights_only=True)``: in timm, in upstream MMPretrain on torch >= 2.6, and
-    here, where training logs come back on resuming. Put it into ``default_hooks``, whose entries merge.
+    The checkpoints load with ``torch.load(weights_only=True)``, as timm and upstream MMPretrain on torch >= 2.6 do;
+    resuming restores the training logs. Put the hook into ``default_hooks``, whose entries merge.
 
-    The ``CheckpointHook`` of the run writes each file, and ``last_checkpoint``, under another name first, and removes
-    older ones last. Resuming takes the newest whole checkpoint where ``last_checkpoint`` names none.
+    The run's ``CheckpointHook`` writes each file, and ``last_checkpoint``, under a temporary name first, and removes
+    older ones last. If ``last_checkpoint`` does not name a complete checkpoint, a run resumes from the newest one.
 
     Raises:
         SetupError: Before training, if checkpoints are written within epochs, which cannot be resumed exactly, or if
-            the checkpoint to resume from is not one of such a run; later, if a checkpoint cannot be written.
+            the checkpoint to resume from does not match the run; later, if a checkpoint cannot be written.
     """
 
-    # After EMAHook and others that add to the checkpoint.
+    # After EMAHook and other hooks that add to the checkpoint.
     priority = 'LOWEST'
 
     def before_run(self, runner: Any) -> None:
         """Prepare the ``CheckpointHook``, and find the checkpoint to resume from."""
         for hook in runner.hooks:
             if type(hook) is CheckpointHook:
-                hook.__class__ = _WholeCheckpoints
+                hook.__class__ = _AtomicCheckpointHook
             if isinstance(hook, CheckpointHook) and isinstance(runner._train_loop, BaseLoop):
                 _check_interval(hook, runner._train_loop, runner.optim_wrapper)
         if runner._resume and runner._load_from is None:
             runner._load_from = _newest(Path(runner.work_dir, 'last_checkpoint'), _folder(runner))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Check what a run resumes from."""
+        """Check the checkpoint that a run resumes from."""
         if runner._resume:
             own: dict[str, Any] = {}
             shapes = []
@@ -61,13 +61,13 @@ class SafeCheckpointHook(Hook):
             check_resumable(checkpoint, runner._load_from, own, shapes, _folder(runner))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Make everything but the weights plain."""
+        """Convert everything but the weights to plain data."""
         for key in [k for k in checkpoint if not k.endswith('state_dict')]:
             checkpoint[key] = to_plain(checkpoint[key])
 
 
-class _WholeCheckpoints(CheckpointHook):
-    """MMEngine's, with whole files, and the newer before the older is removed."""
+class _AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's hook, which writes files atomically and removes old ones after writing the new one."""
 
     file_backend: Any
     keep_ckpt_ids: deque
@@ -81,7 +81,7 @@ class _WholeCheckpoints(CheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        # FlexibleRunner writes folders, from all processes.
+        # FlexibleRunner writes folders from all processes.
         partial = f'.{name}' if isinstance(runner, Runner) and '://' not in str(self.out_dir) else name
         with _writing(self.last_ckpt):
             runner.save_checkpoint(
@@ -120,12 +120,12 @@ class _WholeCheckpoints(CheckpointHook):
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # of deepspeed
+        elif self.file_backend.isdir(path):  # DeepSpeed
             self.file_backend.rmtree(path)
 
 
 class _RemoveLater:
-    """A file backend that removes nothing; MMEngine removes the older best checkpoint before it writes the newer."""
+    """A file backend that defers removal: MMEngine removes the old best checkpoint before it writes the new one."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -149,14 +149,14 @@ def _writing(path: Any) -> Iterator[None]:
 
 
 def _folder(runner: Any) -> Path:
-    """Where the run's ``CheckpointHook`` writes, also before training starts."""
+    """The folder of the run's ``CheckpointHook``, which sets its own only when training starts."""
     work_dir = Path(runner.work_dir)
     out = next((hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     return work_dir if out is None or Path(out).name == work_dir.name else Path(out, work_dir.name)
 
 
 def _newest(pointer: Path, folder: Path) -> str | None:
-    """The checkpoint that ``last_checkpoint`` names, or the newest whole one."""
+    """The checkpoint named in ``last_checkpoint`` if it is complete, else the newest complete one."""
     named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     others = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
     others.sort(key=lambda path: int(path.stem.partition('_')[2]), reverse=True)
@@ -165,7 +165,8 @@ def _newest(pointer: Path, folder: Path) -> str | None:
             if path and 'message_hub' in read_checkpoint(path):
                 if path != named:
                     print_log(
-                        f'last_checkpoint names {named or "nothing"}, not a whole checkpoint; it is {path}.', 'current'
+                        f'last_checkpoint names {named or "no file"}, not a complete checkpoint; using {path}.',
+                        'current',
                     )
                 return path
         except SetupError as error:
@@ -178,14 +179,14 @@ def _check_interval(hook: CheckpointHook, loop: Any, optim_wrapper: Any) -> None
         return
     if not hook.by_epoch and isinstance(loop, EpochBasedTrainLoop):
         raise SetupError(
-            f'CheckpointHook(by_epoch=False, interval={hook.interval}): a run by epochs cannot be resumed exactly from '
-            'the middle of one; set by_epoch=True, or train by iterations (train_cfg.by_epoch=False).'
+            f'CheckpointHook(by_epoch=False, interval={hook.interval}): an epoch-based run cannot be resumed exactly '
+            'within an epoch; set by_epoch=True, or train by iterations (train_cfg.by_epoch=False).'
         )
     counts = getattr(optim_wrapper, '_accumulative_counts', 1)
     iterations = hook.interval * (len(loop.dataloader) if hook.by_epoch else 1)
     if iterations % counts:
         print_log(
             f'accumulative_counts={counts} does not divide the {iterations} iterations between checkpoints; a resumed '
-            'run loses the gradients of an unfinished step, and differs from one that was not cut off.',
+            'run loses the gradients accumulated since the last step, and differs from an uninterrupted one.',
             'current',
         )

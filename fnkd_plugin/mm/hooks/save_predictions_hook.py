@@ -1,4 +1,4 @@
-"""What a model said of each validation or test image, for measures that need them all."""
+"""Predictions for all validation or test images, saved to a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from mmpretrain.registry import HOOKS
 
 @HOOKS.register_module()
 class SavePredictionsHook(Hook):
-    """Writes ``predictions.npz`` into the work dir after each evaluation, in place of the one before.
+    """Writes ``predictions.npz`` into the work dir after each evaluation, replacing the previous one.
 
-    It holds ``scores``, the class probabilities [N, K] in fp32, and ``labels`` [N], in the order of the data set.
+    It contains ``scores``, the class probabilities [N, K] in fp32, and ``labels`` [N], in the order of the data set.
     """
 
     file_name = 'predictions.npz'
@@ -24,7 +24,7 @@ class SavePredictionsHook(Hook):
         self._rows: list[tuple[torch.Tensor, int]] = []
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Forget an evaluation that was cut off."""
+        """Discard the predictions of an interrupted evaluation."""
         self._rows = []
 
     before_test_epoch = before_val_epoch

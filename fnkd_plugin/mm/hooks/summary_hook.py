@@ -1,4 +1,4 @@
-"""What a run trains, logged before it starts, and what came of it, logged when it ends."""
+"""Summary tables in the log before and after training."""
 
 import io
 import math
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import DATASETS, HOOKS
 from rich import box
 from rich.console import Console
@@ -18,36 +17,37 @@ from torch import nn
 from fnkd_plugin.mm.config import is_distilled, plain_model, type_name
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.hooks.evaluate_teacher_hook import EvaluateTeacherHook
+from fnkd_plugin.mm.labels import class_names
+from fnkd_plugin.mm.tasks import unwrapped
 
 Rows = list[tuple[str, str]]
 
 SHOWN = dict(shown=True)
-"""Marks a record that the terminal shows, too, when MMEngine's log goes to its file alone."""
+"""``extra`` of log records that the terminal shows even if MMEngine logs to a file only."""
 
 
 @HOOKS.register_module()
 class SummaryHook(Hook):
     """Logs two tables: data, student, teacher and method before training; accuracies and files after it."""
 
-    # After EvaluateTeacherHook, and after the last checkpoint and validation.
+    # After EvaluateTeacherHook, the last checkpoint and the last validation.
     priority = 'LOWEST'
 
     def before_train(self, runner: Any) -> None:
-        """Log what is trained."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        """Log data, student, teacher, method and work dir."""
+        model = unwrapped(runner.model)
         rows = [('training set', _dataset(runner.train_dataloader.dataset))]
         if runner._val_loop is not None:
             rows.append(('validation set', _dataset(runner.val_loop.dataloader.dataset)))
         rows += [('student', f'{_student(runner.cfg, model)}, {_parameters(model)}'), *_method(runner.cfg)]
         if isinstance(model, Distiller):
-            result = _teacher_result(runner)
-            accuracy = result or 'not evaluated (--evaluate-teacher)'
+            accuracy = _teacher_result(runner) or 'not evaluated (--evaluate-teacher)'
             rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
         rows.append(('checkpoints', str(runner.work_dir)))
         runner.logger.info(as_text('Training', rows), extra=SHOWN)
 
     def after_train(self, runner: Any) -> None:
-        """Log accuracies and where the checkpoint is."""
+        """Log accuracies and the path of the checkpoint."""
         rows = list(_accuracies(runner))
         if result := _teacher_result(runner):
             rows.append(('teacher', result))
@@ -63,11 +63,11 @@ class SummaryHook(Hook):
 
 
 def as_text(title: str, rows: Rows) -> str:
-    """A table of two columns as plain text, so that the log file holds what the terminal shows."""
+    """A table of two columns as plain text, for terminal and log file."""
     table = Table(title=title, title_justify='left', box=box.SIMPLE, show_header=False)
     for row in rows:
         table.add_row(*map(Text, row))
-    width = sum(max((len(row[k]) for row in rows), default=0) for k in (0, 1)) + 12  # so that nothing wraps
+    width = sum(max((len(row[k]) for row in rows), default=0) for k in (0, 1)) + 12  # no line breaks
     console = Console(file=io.StringIO(), width=width, no_color=True)
     console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -75,9 +75,9 @@ def as_text(title: str, rows: Rows) -> str:
 
 
 def _dataset(dataset: Any) -> str:
-    names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    names = class_names(dataset)
     classes = f'{len(names):,} classes, ' if names else ''
-    # ReproducibleHook may have changed the class of the object.
+    # ReproducibleHook may have changed the object's class.
     kinds = [kind.__name__ for kind in type(dataset).__mro__]
     name = next((name for name in kinds if name in DATASETS.module_dict), kinds[0])
     return f'{name}: {classes}{len(dataset):,} images'
@@ -118,7 +118,7 @@ def _teacher_result(runner: Any) -> str:
 
 
 def _accuracies(runner: Any) -> Iterator[tuple[str, str]]:
-    """Best and last value of each metric of the validation set, also of before the run was resumed."""
+    """Last and best value of each validation metric, including epochs before a resumption."""
     for key, history in runner.message_hub.log_scalars.items():
         scalar = key.startswith('val/') and not key.startswith(('val/time', 'val/data_time'))
         values = [float(value) for value in history.data[0]] if scalar else []

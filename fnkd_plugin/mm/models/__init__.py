@@ -1,4 +1,4 @@
-"""Models that MMPretrain lacks: timm models as classifiers, and backbones for images of 32 pixels."""
+"""timm models as MMPretrain classifiers, and backbones for images of 32x32 pixels."""
 
 from fnkd_plugin.mm.models.cifar_mobilenet_v2 import CIFARMobileNetV2
 from fnkd_plugin.mm.models.cifar_resnet import CIFARResNet

@@ -1,4 +1,4 @@
-"""MobileNetV2 for images of 32 pixels."""
+"""MobileNetV2 for images of 32x32 pixels."""
 
 from typing import ClassVar
 
@@ -8,11 +8,11 @@ from mmpretrain.registry import MODELS
 
 @MODELS.register_module()
 class CIFARMobileNetV2(MobileNetV2):
-    """MMPretrain's MobileNetV2 whose second stage keeps its size, as in the public CIFAR benchmarks.
+    """MMPretrain's MobileNetV2 with stride 1 in the second stage, as in the public CIFAR benchmarks.
 
-    Images of 32 pixels end as maps of 2 by 2, where the original would leave a single pixel. All arguments are
-    the original's; those benchmarks use ``widen_factor=0.5``. Channel counts are rounded to multiples of 8 as
-    MMPretrain does, so that parameter counts differ a little from theirs.
+    The last feature maps of 32x32 images are 2x2 instead of 1x1. All arguments are MMPretrain's; the benchmarks use
+    ``widen_factor=0.5``. MMPretrain rounds channel counts to multiples of 8, so parameter counts differ slightly from
+    those of the benchmarks.
     """
 
     arch_settings: ClassVar[list[list[int]]] = [

@@ -1,4 +1,4 @@
-"""ResNets for images of 32 pixels."""
+"""ResNets for images of 32x32 pixels."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def _conv(in_channels: int, channels: int, stride: int = 1, size: int = 3) -> nn
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions, each followed by BN; the second ReLU follows the sum."""
+    """Two 3x3 convolutions, each followed by BN; the second ReLU follows the addition."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Block(nn.Module):
 
 
 class _PreactBlock(nn.Module):
-    """Two 3x3 convolutions, each after BN and ReLU; a projection shortcut reads the raw input (the authors' code)."""
+    """Two 3x3 convolutions, each after BN and ReLU; the shortcut projects the raw input (the authors' code)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -56,20 +56,20 @@ class CIFARResNet(BaseBackbone):
     """The ResNets of the CIFAR benchmarks: a 3x3 stem, then three stages of basic blocks.
 
     With the defaults the stages have 16, 32 and 64 channels (ResNet-20 and the like); ``stem_channels=32,
-    base_channels=64`` gives the wide ones of the public distillation benchmarks (8x4, 32x4). Where a block
-    changes the shape, its shortcut is a 1x1 convolution. Weights start as He et al. propose.
+    base_channels=64`` gives the wide ones of the public distillation benchmarks (8x4, 32x4). A block that changes the
+    shape has a 1x1 convolution as shortcut. Weights are initialised as by He et al.
 
     Args:
-        depth: 6n + 2, for n blocks a stage: 8, 14, 20, 32, 56, 110, ...
+        depth: 6n + 2, with n blocks per stage: 8, 14, 20, 32, 56, 110, ...
         stem_channels: Channels of the stem, >= 1.
         base_channels: Channels of the first stage, >= 1; the later ones have twice and four times as many.
         preact: Whether BN and ReLU precede each convolution, with a last pair at the end, instead of following it.
-        input_norm: Whether the images first pass a BN without affine. ``preact=True, input_norm=True`` is the
+        input_norm: Whether the first layer is a BN without affine parameters. ``preact=True, input_norm=True`` is the
             network of the FNKD authors' code.
-        init_cfg: As of MMEngine's modules.
+        init_cfg: See MMEngine's ``BaseModule``.
 
     Raises:
-        SetupError: If there is no network of that depth, or a number of channels is not a whole number >= 1.
+        SetupError: If the depth is not 6n + 2, or a number of channels is not an integer >= 1.
     """
 
     def __init__(

@@ -19,31 +19,30 @@ _PREFIX = 'model.'
 
 @MODELS.register_module()
 class TimmStudent(TimmClassifier):
-    """A timm model as a classifier whose checkpoints are timm's own.
+    """A timm model as a classifier whose checkpoints have timm's own keys.
 
-    ``state_dict`` has timm's keys, also inside another module (EMA, DDP), where the stock ``TimmClassifier``
-    cannot load itself back. ``timm.create_model(checkpoint_path=...)`` and the stock ``TimmClassifier`` load its
-    checkpoints.
+    ``timm.create_model(checkpoint_path=...)`` and the stock ``TimmClassifier`` load its checkpoints. Unlike the stock
+    one it also loads them inside another module (EMA, DDP).
 
     Args:
-        model: timm's name of it.
-        num_classes: K; timm's own if None.
-        checkpoint: Weights to start from; if their classifier has another number of classes it starts
-            afresh, as with ``pretrained``, and the log says so.
+        model: timm's name of the model.
+        num_classes: K; None for timm's own.
+        checkpoint: Initial weights. A classifier with another number of classes is initialised randomly, as with
+            ``pretrained``, and a message is logged.
         pretrained: Start from timm's pretrained weights from the hub.
         loss: Config of the hard-label loss.
-        train_cfg: As of MMPretrain's classifiers: ``augments`` for mixup and the like.
-        channels_last: Keep weights and images in channels-last memory order, which makes convolutions, above all
-            depthwise ones, several times faster on CPUs and on tensor cores. On CPUs a model with a strided 1x1
-            convolution of fewer than 8 channels is not trained in it: the gradients may overwrite memory.
-        with_cp: Trade time for memory by gradient checkpointing.
-        data_preprocessor: As of MMPretrain's classifiers.
-        init_cfg: As of MMPretrain's classifiers.
+        train_cfg: See MMPretrain's classifiers: ``augments`` for mixup and the like.
+        channels_last: Keep weights and images in channels-last memory order, which makes convolutions, depthwise ones
+            above all, several times faster on CPUs and on tensor cores. Models with an
+            :func:`~fnkd_plugin.mm.channels_last.unsafe_convolution` cannot be trained in it on CPUs.
+        with_cp: Save memory by gradient checkpointing.
+        data_preprocessor: See MMPretrain's classifiers.
+        init_cfg: See MMPretrain's classifiers.
         **kwargs: Further arguments of ``timm.create_model``.
 
     Raises:
-        SetupError: If timm knows no such model (near names are listed), it has no classifier, or the weights do not
-            fit.
+        SetupError: If timm does not have the model (similar names are listed), it has no classifier, or the weights do
+            not fit.
     """
 
     def __init__(
@@ -77,15 +76,15 @@ class TimmStudent(TimmClassifier):
                 **kwargs,
             )
         check_classifies(name, self.model)
-        self.img_size = kwargs.get('img_size')  # a hint for probe(): not all of timm's models hold theirs
+        self.img_size = kwargs.get('img_size')  # for probe(): not all of timm's models have the attribute
         if pretrained and num_classes not in (None, cfg.num_classes):
             print_log(
                 f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; the classifier '
-                'starts from random values.',
+                'is initialised randomly.',
                 logger='current',
             )
-        # timm initialised the model when it made it. MMEngine, at the start of training, would call the
-        # init_weights of timm's models again, and overwrite pretrained weights.
+        # timm has initialised the model. MMEngine would call its init_weights again when training starts, and
+        # overwrite pretrained weights.
         self.model.is_init = True
         self.channels_last = channels_last
         if channels_last:
@@ -96,7 +95,7 @@ class TimmStudent(TimmClassifier):
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """See MMPretrain's classifiers."""
-        if mode == 'loss':  # not when built: where it will train is known only now
+        if mode == 'loss':  # not in __init__, where the device of the training is not yet known
             check_trainable_on(inputs.device, 'TimmStudent', self._unsafe, 'train without channels_last=True')
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -114,7 +113,7 @@ class TimmStudent(TimmClassifier):
         ]
         if fresh:
             print_log(
-                f'{name}: {checkpoint} has another number of classes; {", ".join(fresh)} start from random values.',
+                f'{name}: {checkpoint} has another number of classes; {", ".join(fresh)} are initialised randomly.',
                 logger='current',
             )
         load_weights(self.model, {**state, **{key: own[key] for key in fresh}}, f'{name} and {checkpoint}')
@@ -123,7 +122,7 @@ class TimmStudent(TimmClassifier):
     def _remove_state_dict_prefix(
         module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict
     ) -> None:
-        # In place: PyTorch ignores what the hook of a nested module returns.
+        # In place: PyTorch ignores the return value of a nested module's hook.
         for key in [k for k in state_dict if k.startswith(prefix)]:
             value = state_dict.pop(key)
             state_dict[prefix + key[len(prefix) :].removeprefix(_PREFIX)] = value

@@ -15,7 +15,7 @@ from fnkd_plugin.mm.replay.seeded_dataset import Replay, derive_seed, seed_all
 from fnkd_plugin.rng import isolated_rng
 
 _TRIALS = 16
-"""Trial batches: enough for each augmentation of a usual choice to be drawn."""
+"""Number of trial batches, enough to draw each augmentation of a common set."""
 
 _TRIAL_SHAPE = (4, 3, 224, 224)
 
@@ -23,18 +23,18 @@ Augments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def batch_augments_of(preprocessor: Any) -> Any:
-    """The batch augmentations of a data preprocessor, as its config built them, or None."""
+    """The batch augmentations in a data preprocessor's config, or None."""
     augments = getattr(preprocessor, 'batch_augments', None)
     return augments.augments if isinstance(augments, ReplayedAugments) else augments
 
 
 def names_of(augments: Any) -> str:
-    """The kinds of augmentations, such as ``'Mixup, CutMix'``."""
+    """Class names of batch augmentations, such as ``'Mixup, CutMix'``."""
     return ', '.join(type(one).__name__ for one in _members(augments) if one is not None)
 
 
 class ReplayedAugments:
-    """Batch augmentations that depend on (seed, view, batch) alone and leave the generators of the run as they are.
+    """Batch augmentations that depend on (seed, view, batch) alone; the run's random generators are not changed.
 
     Args:
         augments: The augmentations.
@@ -48,31 +48,31 @@ class ReplayedAugments:
         self._hook: RemovableHandle | None = None
 
     def attach(self, preprocessor: nn.Module) -> None:
-        """Mix the batches of this data preprocessor from now on."""
+        """Use these augmentations in a data preprocessor."""
         preprocessor.batch_augments = self  # type: ignore[assignment]
-        self._hook = preprocessor.register_forward_pre_hook(self._look, with_kwargs=True)
+        self._hook = preprocessor.register_forward_pre_hook(self._keep_samples, with_kwargs=True)
 
     def detach(self, preprocessor: nn.Module) -> None:
-        """Give it its own augmentations back."""
+        """Restore the data preprocessor's own augmentations."""
         if self._hook is not None:
             self._hook.remove()
         preprocessor.batch_augments = self.augments  # type: ignore[assignment]
 
     @torch.compiler.disable
-    def _look(self, preprocessor: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _keep_samples(self, preprocessor: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         data = args[0] if args else kwargs['data']
         self._samples = data.get('data_samples') or ()
 
-    # Compiled, it would draw from the generators of the graph.
+    # A compiled graph draws from generators of its own.
     @torch.compiler.disable
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix the batch of the current forward, and mark its first sample as ``mixed``."""
+        """Mix the batch of the current forward pass, and mark its first sample as ``mixed``."""
         stamps = [getattr(sample, 'stamp', None) for sample in self._samples]
         keys = {(stamp.view, stamp.batch) for stamp in stamps if stamp is not None}
         if len(keys) != 1 or None in stamps:
             raise RuntimeError(
-                f'{names_of(self.augments)}: these images are not a replayed batch, and cannot be mixed as the '
-                'teacher saw them.'
+                f'{names_of(self.augments)}: these images are not a replayed batch, and cannot be mixed as for '
+                'the teacher.'
             )
         [(view, batch)] = keys
         mixed = self.mix(inputs, scores, view, batch)
@@ -81,27 +81,27 @@ class ReplayedAugments:
         return mixed
 
     def mix(self, inputs: Tensor, scores: Tensor, view: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Mix any images as those of a batch of a view."""
+        """Mix images as in the given batch and view."""
         with isolated_rng():
             seed_all(derive_seed(self._seed, view, batch))
             return self.augments(inputs, scores)
 
 
 def replay_mixing(preprocessor: nn.Module, seed: int | None) -> None:
-    """Make a data preprocessor mix by :class:`ReplayedAugments`, in place; without ``seed`` as its config says."""
-    known: Any = getattr(preprocessor, 'batch_augments', None)
-    if isinstance(known, ReplayedAugments):
-        known.detach(preprocessor)
+    """Make a data preprocessor use :class:`ReplayedAugments`, in place; without ``seed``, its own augmentations."""
+    current: Any = getattr(preprocessor, 'batch_augments', None)
+    if isinstance(current, ReplayedAugments):
+        current.detach(preprocessor)
     augments = batch_augments_of(preprocessor)
     if seed is not None and augments is not None:
         ReplayedAugments(augments, seed).attach(preprocessor)
 
 
 def check_mixing(replay: Replay, preprocessor: nn.Module) -> None:
-    """Check that a data preprocessor mixes the images of a batch if, and only if, those of a cache are mixed.
+    """Check that a data preprocessor has batch augmentations if and only if a cache's images are mixed.
 
     Raises:
-        SetupError: If only one of the two mixes.
+        SetupError: If not.
     """
     augments = batch_augments_of(preprocessor)
     if augments is not None and replay.batch_size is None:
@@ -117,10 +117,10 @@ def check_mixing(replay: Replay, preprocessor: nn.Module) -> None:
 
 
 def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict[str, Any] | None:
-    """A description of batch augmentations, by their options and by checksums of trial batches; None if there are none.
+    """Options and checksums of trial batches of a data preprocessor's batch augmentations, or None without any.
 
     Args:
-        preprocessor: Of the student.
+        preprocessor: The student's.
         seed: 64 bits, of the replayed mixing.
         batch_size: Number of images that are mixed together.
 
@@ -139,7 +139,7 @@ def describe_mixing(preprocessor: nn.Module, seed: int, batch_size: int) -> dict
     probabilities = getattr(augments, 'probs', None)
     return dict(
         batch_size=batch_size,
-        augments=[_words(one) for one in _members(augments)],
+        augments=[_description(one) for one in _members(augments)],
         probabilities=None if probabilities is None else [round(float(p), 6) for p in probabilities],
         draws=sha256(''.join(draws).encode()).hexdigest(),
     )
@@ -149,7 +149,7 @@ def _members(augments: Any) -> list[Any]:
     return list(getattr(augments, 'augments', [augments]))
 
 
-def _words(augment: Any) -> str:
+def _description(augment: Any) -> str:
     if augment is None:
         return 'none'
     options = ', '.join(f'{name}={text_of(value)}' for name, value in sorted(getattr(augment, '__dict__', {}).items()))
@@ -157,7 +157,7 @@ def _words(augment: Any) -> str:
 
 
 def _draws(augments: Augments, seed: int, batches: Iterable[int]) -> list[str]:
-    """Checksums of trial batches; each image is one number, so that they depend on which images were mixed, and how."""
+    """Checksums of trial batches. Each image has one value, so that they depend on which images are mixed, and how."""
     replayed, count = ReplayedAugments(augments, seed), _TRIAL_SHAPE[0]
     found = []
     for batch in batches:
@@ -168,7 +168,7 @@ def _draws(augments: Augments, seed: int, batches: Iterable[int]) -> list[str]:
             raise SetupError(
                 f'{names_of(augments)} cannot mix {count} images of {list(_TRIAL_SHAPE[1:])}: {error}'
             ) from error
-        # Rounded: interpolation may differ in the last bit from machine to machine.
-        whole = [(part.double() * 1000).round().long().numpy().tobytes() for part in mixed]
-        found.append(sha256(b''.join(whole)).hexdigest())
+        # Rounded: interpolation may differ in the last bit between machines.
+        rounded = [(part.double() * 1000).round().long().numpy().tobytes() for part in mixed]
+        found.append(sha256(b''.join(rounded)).hexdigest())
     return found

@@ -1,4 +1,4 @@
-"""Which images a run trains on, as plain data that a file can hold."""
+"""A description of a run's training images as plain data."""
 
 import logging
 import re
@@ -10,22 +10,23 @@ from typing import Any
 from mmengine.logging import print_log
 
 from fnkd_plugin.mm.checkpoints import read_checkpoint
+from fnkd_plugin.mm.labels import class_names
 from fnkd_plugin.mm.replay.seeded_dataset import base_of
 
 TRAINING_IMAGES = 'training_images'
-"""Under this name a checkpoint's ``meta`` holds the :func:`images_key` of its training."""
+"""Key of the :func:`images_key` in a checkpoint's ``meta``."""
 
 _ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 
 def text_of(value: Any) -> str:
-    """An object's ``repr`` without addresses in memory, a path as it is."""
+    """An object's ``repr`` without memory addresses; of a path its text."""
     text = str(value) if isinstance(value, Path) else repr(value)
     return ' '.join(_ADDRESS.sub('', text).split())
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets inside wrappers that hold images themselves."""
+    """The data sets inside wrappers that have a pipeline themselves."""
     if hasattr(dataset, 'pipeline'):
         yield dataset
     else:
@@ -34,11 +35,11 @@ def leaves(dataset: Any) -> Iterator[Any]:
 
 
 def describe_pipeline(dataset: Any) -> dict[str, Any]:
-    """Kinds and number of the images, names of their classes, and each transform with its options."""
+    """Type and size of a data set, its class names, and each transform with its options."""
     return dict(
         dataset=_kinds(dataset),
         samples=len(dataset),
-        classes=list((getattr(dataset, 'metainfo', None) or {}).get('classes') or []),
+        classes=class_names(dataset),
         pipeline=[text_of(step) for leaf in leaves(dataset) for step in leaf.pipeline.transforms],
     )
 
@@ -49,14 +50,14 @@ def images_key(dataset: Any, seed: int) -> str:
 
 
 def warn_if_trained_on(teacher: Any, key: str) -> None:
-    """Log which checkpoints of a teacher's config were trained on the crops of this :func:`images_key`.
+    """Warn of checkpoints in a teacher's config that were trained on the crops of this :func:`images_key`.
 
-    Its predictions of these are surer than those of fresh crops. Files that other programs wrote do not say.
+    A teacher is overconfident on its own training crops. Checkpoints of other programs have no such key.
     """
     for path in _trained_on(teacher, key):
         print_log(
-            f'The teacher {path} was trained on the very crops of this run (same data, pipeline and seed), on which '
-            'it is surer than on fresh ones; train teachers with another seed (randomness.seed).',
+            f'The teacher {path} was trained on exactly the crops of this run (same data, pipeline and seed), on which '
+            'it is overconfident; train teachers with another seed (randomness.seed).',
             'current',
             logging.WARNING,
         )

@@ -10,16 +10,16 @@ from mmengine.dataset import DefaultSampler
 from torch.utils.data import BatchSampler, DataLoader
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, base_of, derive_seed, named_after, rebase, remade
+from fnkd_plugin.mm.replay.seeded_dataset import SampleIndex, base_of, derive_seed, named_after, new_instance, rebase
 
 
 def order_of(seed: int, view: int, count: int) -> np.ndarray:
-    """The permutation in which a view draws ``count`` samples; batch b has those from ``b * batch_size`` on.
+    """The permutation in which a view draws its samples; batch b starts at position ``b * batch_size``.
 
     Args:
         seed: 64 bits, see :attr:`~fnkd_plugin.mm.replay.seeded_dataset.Replay.data_seed`.
-        view: Its number.
-        count: Their number.
+        view: Number of the view.
+        count: Number of samples.
     """
     return np.random.Generator(np.random.PCG64(derive_seed(seed, view))).permutation(count)
 
@@ -30,8 +30,8 @@ def _fixed_sampler(base: type) -> type:
         def _batches(self) -> Iterator[int]:
             count, world, size = len(self.dataset), self.world_size, self._fnkd_size
             steps, batches = steps_of(count, world, size, self._fnkd_drop_last)
-            # The next pass through the views begins with what drop_last left out. An incomplete batch stays the last
-            # of its process, where the loader expects it.
+            # The next pass through the views begins with the batches that drop_last left out. An incomplete batch is
+            # the last of its process, as the loader expects.
             first = self.epoch // self._fnkd_views * steps * world if self._fnkd_drop_last else 0
             for i in range(steps):
                 yield (first + i * world + self.rank) % batches
@@ -51,25 +51,25 @@ def _fixed_sampler(base: type) -> type:
             return sum(end - start for start, end in map(self._bounds, self._batches()))
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return remade, (_fixed_sampler, base), self.__dict__
+            return new_instance, (_fixed_sampler, base), self.__dict__
 
     return named_after(base, Fixed)
 
 
 def steps_of(count: int, world: int, size: int, drop_last: bool) -> tuple[int, int]:
-    """Batches of ``size`` that each of ``world`` processes draws per epoch, and batches that there are.
+    """Batches of ``size`` per epoch for each of ``world`` processes, and batches in all.
 
-    The first is the loader's own number, for which MMEngine has planned its schedules.
+    The first is the loader's own number, on which MMEngine bases its schedules.
     """
     share = math.ceil(count / world)
     return (share // size, count // size) if drop_last else (math.ceil(share / size), math.ceil(count / size))
 
 
 def check_loader(loader: DataLoader) -> None:
-    """Refuse loaders whose batches cannot be fixed.
+    """Check that the batches of a loader can be fixed.
 
     Raises:
-        SetupError: If they are not drawn by a shuffling ``DefaultSampler``.
+        SetupError: If it does not use a shuffling ``DefaultSampler``.
     """
     batch_sampler: Any = loader.batch_sampler
     composed = type(batch_sampler) is not BatchSampler
@@ -81,7 +81,7 @@ def check_loader(loader: DataLoader) -> None:
         )
     if not sampler.shuffle:
         raise SetupError(
-            'DefaultSampler(shuffle=False): with replayed mixed images each view has an order of its own; set '
+            'DefaultSampler(shuffle=False): with replayed mixed images each view is shuffled by its own seed; set '
             'train_dataloader.sampler.shuffle=True.'
         )
 
@@ -93,13 +93,13 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
     depend on n. A second call changes the arguments.
 
     Args:
-        loader: Its sampler is a ``DefaultSampler``.
+        loader: A loader with a shuffling ``DefaultSampler``.
         seed: 64 bits.
-        views: Their number.
-        batch_size: Of a process; the loader's.
+        views: Number of views.
+        batch_size: Per process; must be the loader's.
 
     Raises:
-        SetupError: If the loader has another sampler or batch size, or fewer images than a batch.
+        SetupError: If the loader has another sampler or batch size, or too few images for a batch per process.
     """
     sampler: Any = getattr(loader.batch_sampler, 'sampler', loader.sampler)
     check_loader(loader)
@@ -112,7 +112,7 @@ def fix_batches(loader: DataLoader, seed: int, views: int, batch_size: int) -> N
     if not steps_of(count, world, batch_size, loader.drop_last)[0]:
         raise SetupError(
             f'drop_last leaves no batch of {batch_size} of the {count} images for each of {world} processes; set '
-            'train_dataloader.drop_last=False, or take fewer processes.'
+            'train_dataloader.drop_last=False, or use fewer processes.'
         )
     rebase(sampler, _fixed_sampler)
     sampler._fnkd_seed, sampler._fnkd_views = seed, views

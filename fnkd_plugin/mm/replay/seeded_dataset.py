@@ -20,9 +20,9 @@ class Replay(NamedTuple):
     """The views that a run repeats: epoch e has the augmentations of view ``e % views`` under ``seed``.
 
     Attributes:
-        seed: Of the augmentations; the rest of a run has its own seed.
-        views: How many there are of each image.
-        batch_size: Of the batches that are repeated, too, as mixed images need; None if batches are the run's own.
+        seed: Seed of the augmentations; the rest of a run has its own.
+        views: Number of views of each image.
+        batch_size: Size of batches to repeat, too, which mixed images need; None if batches are not repeated.
     """
 
     seed: int
@@ -31,17 +31,17 @@ class Replay(NamedTuple):
 
     @property
     def data_seed(self) -> int:
-        """What :func:`seed_samples` takes; never that of a run, so that a teacher meets no crop it was trained on."""
+        """The seed for :func:`seed_samples`; never that of a run, so that no teacher was trained on these crops."""
         return derive_seed(self.seed, 2)
 
 
 class SampleIndex(int):
-    """An index into a data set with the view (epoch, or pass) in which it is drawn.
+    """An index into a data set, with the view (epoch, or pass) in which it is drawn.
 
     Attributes:
-        view: The number of the view.
+        view: Number of the view.
         time: How often the index was drawn before in this view.
-        batch: The number of the batch, if batches are fixed (:mod:`fnkd_plugin.mm.replay.fixed_batches`).
+        batch: Number of the batch, if batches are fixed (:mod:`fnkd_plugin.mm.replay.fixed_batches`).
     """
 
     view: int
@@ -58,13 +58,13 @@ class SampleIndex(int):
 
 
 class Stamp(NamedTuple):
-    """Where a replayed data sample comes from, as its ``data_samples.stamp``.
+    """The origin of a replayed data sample, stored as its ``stamp``.
 
     Attributes:
-        view: The view it was drawn in.
-        sample: Its index in the outermost data set; ``sample_idx`` is the inner one inside ConcatDataset.
-        pixels: The checksum of its image, see :func:`checksum`.
-        batch: The number of its batch in that view, if batches are fixed.
+        view: Number of the view.
+        sample: Index in the outermost data set; ``sample_idx`` is that in the innermost one.
+        pixels: Checksum of the image, see :func:`checksum`.
+        batch: Number of the batch in the view, if batches are fixed.
     """
 
     view: int
@@ -74,7 +74,7 @@ class Stamp(NamedTuple):
 
 
 def checksum(image: torch.Tensor) -> int:
-    """CRC-32 of the image's elements, in the order of its dimensions."""
+    """CRC-32 of the image's elements in C order."""
     return zlib.crc32(np.ascontiguousarray(image.numpy()).data)
 
 
@@ -85,7 +85,7 @@ def derive_seed(*key: int) -> int:
 
 
 def data_seed(seed: int) -> int:
-    """What :func:`seed_samples` takes in a run with views of its own; :attr:`Replay.data_seed` in others."""
+    """The seed for :func:`seed_samples` in a run that does not replay views."""
     return derive_seed(seed, 0)
 
 
@@ -95,9 +95,9 @@ def step_seed(seed: int, rank: int, iteration: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, numpy's and torch's global generators, and CUDA's if CUDA is in use.
+    """Seed the global generators of Python, NumPy and torch, and of CUDA if it is initialised.
 
-    ``torch.manual_seed`` would keep a stack trace for CUDA's later start, at ten times the cost.
+    ``torch.manual_seed`` would record a stack trace for CUDA's initialisation, which takes ten times as long.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -119,11 +119,11 @@ def _seeded_dataset(base: type) -> type:
 
         @property
         def __getitems__(self) -> Any:
-            # Batches that the data set would load at once are loaded one by one, each sample seeded.
+            # Hidden, so that the loader calls __getitem__, which seeds each sample.
             raise AttributeError('__getitems__')
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return remade, (_seeded_dataset, base), self.__dict__
+            return new_instance, (_seeded_dataset, base), self.__dict__
 
     return named_after(base, Seeded)
 
@@ -147,9 +147,9 @@ def _view_sampler(base: type) -> type:
         if issubclass(base, InfiniteSampler):
 
             def _indices_of_rank(self) -> Iterator[SampleIndex]:
-                # Below MMEngine's skipping on resumption, which drops the first of these. A pass is an epoch.
-                place = itertools.count(self.rank, self.world_size)
-                for index, i in zip(super()._indices_of_rank(), place, strict=False):
+                # MMEngine drops the first of these when it resumes. A pass is an epoch.
+                positions = itertools.count(self.rank, self.world_size)
+                for index, i in zip(super()._indices_of_rank(), positions, strict=False):
                     yield SampleIndex(index, self._view(i // self.size))
 
         else:
@@ -159,7 +159,7 @@ def _view_sampler(base: type) -> type:
                 if base is DefaultSampler:  # draws each sample once
                     yield from (SampleIndex(index, view) for index in super().__iter__())
                     return
-                # A sampler that repeats samples may do so on another process, which cannot be seen from here.
+                # A sampler that repeats samples may draw the same one in another process, too.
                 rank, step = 0, 1
                 if not isinstance(self, DefaultSampler):
                     rank, step = get_dist_info()
@@ -169,13 +169,13 @@ def _view_sampler(base: type) -> type:
                     seen[index] = time + step
                     if time and self._fnkd_views:
                         raise SetupError(
-                            f'{base.__name__} draws an image several times an epoch, or may, each time with other '
-                            'pixels, but a view holds an image once: train with DefaultSampler, or a live teacher.'
+                            f'{base.__name__} draws an image several times an epoch, or may, but a view has one '
+                            'augmentation of each image; train with DefaultSampler, or with a live teacher.'
                         )
                     yield SampleIndex(index, view, time)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            return remade, (_view_sampler, base), self.__dict__
+            return new_instance, (_view_sampler, base), self.__dict__
 
     return named_after(base, View)
 
@@ -187,31 +187,31 @@ def named_after(base: type, cls: type) -> type:
     return cls
 
 
-def rebase(thing: Any, make: Callable[[type], type]) -> None:
-    """Change an object's class to ``make`` of the class that it had at first."""
-    thing._fnkd_base = base_of(thing)
-    thing.__class__ = make(thing._fnkd_base)
+def rebase(obj: Any, make: Callable[[type], type]) -> None:
+    """Change an object's class to ``make`` of its original class."""
+    obj._fnkd_base = base_of(obj)
+    obj.__class__ = make(obj._fnkd_base)
 
 
-def base_of(thing: Any) -> type:
+def base_of(obj: Any) -> type:
     """The class of an object before :func:`rebase`."""
-    return getattr(thing, '_fnkd_base', type(thing))
+    return getattr(obj, '_fnkd_base', type(obj))
 
 
-def remade(make: Callable[[type], type], base: type) -> Any:
-    """An empty object of a class made at run time, for pickle, which cannot find such a class by name."""
+def new_instance(make: Callable[[type], type], base: type) -> Any:
+    """An empty object of a class made at run time, for pickle, which cannot import such a class."""
     cls: Any = make(base)
     return cls.__new__(cls)
 
 
 def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
-    """Seed all generators before each sample of a data set from (``seed``, view, time in it, sample), in place.
+    """Seed all generators before each sample of a data set from (``seed``, view, repetition, sample), in place.
 
     The object's class changes to a subclass of its own class, so that hooks that swap the pipeline, wrappers and
-    ``metainfo`` go on working, also in worker processes. A second call changes the seed.
+    ``metainfo`` still work, also in worker processes. A second call changes the seed.
 
     Args:
-        dataset: Any data set; view and time come from a :class:`SampleIndex`, and are 0 for a plain index.
+        dataset: Any data set. View and repetition come from a :class:`SampleIndex`, and are 0 for an int.
         seed: 64 bits.
         stamps: Whether each sample gets a :class:`Stamp`.
     """
@@ -223,12 +223,12 @@ def seed_samples(dataset: Any, seed: int, stamps: bool = False) -> None:
 def number_views(sampler: Any, views: int | None = None) -> None:
     """Make a sampler draw :class:`SampleIndex`, in place.
 
-    The view is the epoch, or the pass of a sampler without epochs. The time counts how often a sample was drawn before
-    in the view, so that samplers that repeat one get several augmentations. A second call changes ``views``.
+    The view is the epoch, or the pass of a sampler without epochs. A sample that is drawn several times in a view is
+    augmented differently each time. A second call changes ``views``.
 
     Args:
         sampler: Any sampler of indices; its class changes to a subclass of its own class.
-        views: Begin again with view 0 after this many epochs.
+        views: Number of epochs after which views repeat; None for never.
 
     Raises:
         SetupError: While it draws, if there are ``views`` and it draws a sample again within an epoch.

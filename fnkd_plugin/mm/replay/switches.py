@@ -1,4 +1,4 @@
-"""Hooks that change the images in the middle of a run, for which a cache has no predictions."""
+"""Checks for hooks that change the images during a run, for which a cache has no predictions."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,11 +9,11 @@ from fnkd_plugin.errors import SetupError
 
 
 def refuse_switches(hooks: Iterable[Any], mixed: bool) -> None:
-    """Refuse hooks that change the images in the middle of a run.
+    """Refuse hooks that change the images during a run.
 
     Args:
-        hooks: Of the run.
-        mixed: Whether batch augmentations are replayed, too, and so must stay.
+        hooks: The hooks of the run.
+        mixed: Whether batch augmentations are replayed, too, so that they must not change.
 
     Raises:
         SetupError: If a ``SwitchRecipeHook`` changes the pipeline or the batch augmentations.
@@ -23,7 +23,7 @@ def refuse_switches(hooks: Iterable[Any], mixed: bool) -> None:
             continue
         for epoch, recipe in hook.schedule.items():
             for key in ('train_pipeline', 'batch_augments'):
-                # None takes batch augmentations out, and leaves a pipeline as it is.
+                # None removes batch augmentations, but keeps the pipeline.
                 if recipe.get(key) is not None or (mixed and key == 'batch_augments' and key in recipe):
                     raise SetupError(
                         f'Replay: SwitchRecipeHook sets other {key} at epoch {epoch}, but a cache has predictions for '

@@ -21,7 +21,7 @@ def _build(**options: object) -> BaseDataset:
     return DATASETS.build(dict(type='FlippedLabels', of='RandomImages', count=40, pipeline=PIPELINE, **options))
 
 
-def test_as_many_labels_are_wrong_as_asked_for_and_all_other_classes_are_alike() -> None:
+def test_as_many_labels_are_flipped_as_requested_to_all_classes_alike() -> None:
     labels = np.arange(20_000) % 5
     flipped = flip_labels(labels, 5, 0.3, seed=1)
     wrong = flipped != labels
@@ -53,8 +53,8 @@ def test_within_groups_labels_become_a_near_class_or_stay() -> None:
     [
         (dict(rate=1.0), r'rate must be a finite number >= 0 and < 1, but is 1\.0'),
         (dict(rate=-0.1), 'rate must be'),
-        (dict(rate=0.1, neighbours=[[], []]), 'no label has a class to be flipped to'),
-        (dict(rate=0.1, neighbours=[[0], [1]]), 'no label has a class to be flipped to'),
+        (dict(rate=0.1, neighbours=[[], []]), 'no label can be flipped'),
+        (dict(rate=0.1, neighbours=[[0], [1]]), 'no label can be flipped'),
     ],
 )
 def test_what_cannot_be_flipped_is_refused(options: dict, message: str) -> None:

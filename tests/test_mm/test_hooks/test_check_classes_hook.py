@@ -190,7 +190,7 @@ def test_models_of_other_tasks_are_not_checked(tmp_path: Path) -> None:
     ('stated', 'names', 'fits'),
     [(['a', 'A'], ['A', 'a'], False), (['b', 'a'], ['a', 'b'], False), (['a b', 'c'], ['A_b', 'C'], True)],
 )
-def test_an_order_is_told_by_what_tells_two_classes_apart(stated: list[str], names: list[str], fits: bool) -> None:
+def test_orders_are_compared_as_exactly_as_names(stated: list[str], names: list[str], fits: bool) -> None:
     if fits:
         check_classes_hook._refuse_another_order(stated, names, 'Data')
         return

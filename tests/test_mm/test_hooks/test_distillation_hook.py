@@ -116,7 +116,7 @@ class _Passing(ImageClassifier):
         return log
 
 
-def test_a_student_that_passes_by_forward_is_refused_in_the_first_iteration(tmp_path: Path) -> None:
+def test_a_student_that_bypasses_forward_is_refused_in_the_first_iteration(tmp_path: Path) -> None:
     student = build(resnet())
     student.__class__ = _Passing
     teacher = timm_teacher(tmp_path)

@@ -1,4 +1,4 @@
-"""Runs always have a whole checkpoint to resume from, and say what they cannot resume."""
+"""A run always has a complete checkpoint to resume from, and refuses one it cannot resume."""
 
 import errno
 import shutil
@@ -41,7 +41,7 @@ def test_resumes_from_the_newest_whole_checkpoint(fault: str, tmp_path: Path, ca
     assert resumed.iter == whole.iter // 11 * 12
 
 
-def test_a_run_without_checkpoints_starts_afresh(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_starts_anew(tmp_path: Path) -> None:
     assert run(MODEL, tmp_path, resume=True, **TWO).iter == 8
 
 
@@ -63,7 +63,7 @@ def test_last_checkpoint_is_never_half_written(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize('kept', [1, 2, -1])
-def test_as_many_are_kept_as_asked_for(kept: int, tmp_path: Path) -> None:
+def test_as_many_are_kept_as_requested(kept: int, tmp_path: Path) -> None:
     run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=4), **_checkpoint(max_keep_ckpts=kept))
     names = [f'epoch_{i}.pth' for i in range(1, 5)]
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == (names if kept < 0 else names[-kept:])
@@ -106,15 +106,15 @@ def test_checkpoints_by_iterations_resume_exactly(tmp_path: Path) -> None:
     assert_resumes_exactly(MODEL, tmp_path, 5, train_cfg=loop, **_checkpoint(by_epoch=False, interval=2))
 
 
-@pytest.mark.parametrize(('counts', 'said'), [(2, False), (3, True)])
-def test_accumulation_across_checkpoints_is_said(
-    counts: int, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(('counts', 'warned'), [(2, False), (3, True)])
+def test_accumulation_across_checkpoints_is_logged(
+    counts: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
     monkeypatch.setattr('fnkd_plugin.mm.hooks.safe_checkpoint_hook.print_log', lambda text, *_: logged.append(text))
     wrapper = dict(optimizer=dict(type='SGD', lr=0.05), accumulative_counts=counts)
     run(MODEL, tmp_path, optim_wrapper=wrapper, **TWO)
-    assert any(f'accumulative_counts={counts}' in text and '4 iterations' in text for text in logged) == said
+    assert any(f'accumulative_counts={counts}' in text and '4 iterations' in text for text in logged) == warned
 
 
 def test_a_resumed_file_removes_nothing_elsewhere(tmp_path: Path) -> None:

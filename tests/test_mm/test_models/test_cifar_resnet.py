@@ -80,7 +80,7 @@ def test_a_depth_that_is_none_names_the_nearest(depth: int) -> None:
 
 
 @pytest.mark.parametrize('depth', ['20', None, 20.0])
-def test_a_depth_that_is_no_whole_number_is_refused(depth: object) -> None:
+def test_a_depth_that_is_not_an_integer_is_refused(depth: object) -> None:
     with pytest.raises(SetupError, match=f'a whole number .* but is {depth!r}'):
         CIFARResNet(depth)
 

@@ -128,8 +128,8 @@ def test_a_net_whose_gradients_overwrite_memory_is_not_trained_in_channels_last(
         if not channels_last:
             assert torch.isfinite(model(**data, mode='loss')['loss'])
             continue
-        said = r'TimmStudent: layer2\.0\.downsample\.0, a strided 1x1 convolution of 4 input.* without channels_last'
-        with pytest.raises(SetupError, match=said):
+        message = r'TimmStudent: layer2\.0\.downsample\.0, a strided 1x1 convolution of 4 input.* without channels_last'
+        with pytest.raises(SetupError, match=message):
             model(**data, mode='loss')
 
 
@@ -150,28 +150,26 @@ def test_a_run_starts_from_a_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(p, state[name.removeprefix('model.')]) for name, p in runner.model.named_parameters())
 
 
-def test_a_classifier_of_other_classes_starts_afresh_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.mm.models.timm_student.print_log', lambda text, **_: said.append(text))
+def test_a_classifier_of_other_classes_is_initialised_randomly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.mm.models.timm_student.print_log', lambda text, **_: logged.append(text))
     path = timm_checkpoint(tmp_path, num_classes=7)
     student, state = build(timm_student(checkpoint=str(path))), torch.load(path)
     assert student.model.fc.weight.shape == (CLASSES, 96)
     assert all(torch.equal(v, state[k]) for k, v in student.state_dict().items() if not k.startswith('fc.'))
-    assert 'another number of classes' in said[0] and 'fc.weight, fc.bias start from random' in said[0]
+    assert 'another number of classes' in logged[0] and 'fc.weight, fc.bias are initialised randomly' in logged[0]
 
 
-def test_a_pretrained_classifier_of_other_classes_starts_afresh_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr('fnkd_plugin.mm.models.timm_student.print_log', lambda text, **_: said.append(text))
+def test_a_pretrained_classifier_of_other_classes_is_initialised_randomly(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr('fnkd_plugin.mm.models.timm_student.print_log', lambda text, **_: logged.append(text))
     create = timm.create_model
     monkeypatch.setattr('timm.models.create_model', lambda *args, pretrained, **kwargs: create(*args, **kwargs))
     build(timm_student(pretrained=True))
-    assert 'the pretrained weights have 1000 classes' in said[0] and 'starts from random' in said[0]
+    assert 'the pretrained weights have 1000 classes' in logged[0] and 'initialised randomly' in logged[0]
     build(dict(timm_student(pretrained=True), num_classes=1000))
     build(timm_student())
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize('kind', TIMM_HEADS)
@@ -219,7 +217,7 @@ def test_faults(tmp_path: Path) -> None:
     other = timm_checkpoint(tmp_path, 'test_efficientnet')
     with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\) and .*missing .*another architecture'):
         build(timm_student(checkpoint=str(other)))
-    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): timm cannot make it.*depht'):
+    with pytest.raises(SetupError, match=r'TimmStudent\(test_resnet\): timm cannot create it.*depht'):
         build(timm_student(depht=3))
     with pytest.raises(SetupError, match=r'TimmStudent\(resnet18.bogus\): .*bogus.*a1_in1k'):
         build(timm_student('resnet18.bogus'))

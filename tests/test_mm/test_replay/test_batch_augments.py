@@ -149,7 +149,7 @@ def _description(seed: int = 7, size: int = 4, **augments: Any) -> Any:
     return describe_mixing(_preprocessor(**augments), seed, size)
 
 
-def test_descriptions_tell_what_differs() -> None:
+def test_descriptions_differ_where_augmentations_do() -> None:
     mixup = _description(augments=MIXUP)
     assert mixup == _description(augments=[MIXUP]) and mixup['augments'] == ['Mixup(alpha=0.8)']
     assert _description() is None
@@ -161,7 +161,7 @@ def test_descriptions_tell_what_differs() -> None:
     assert several[0]['augments'][2] == 'none'
 
 
-def test_another_way_to_draw_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_random_generator_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """As another version of torch, NumPy or MMPretrain might have."""
     before = _description(augments=MIXUP)
     permute = torch.randperm
@@ -186,8 +186,8 @@ def test_augmentations_that_are_not_repeatable_are_refused() -> None:
 
 
 def test_an_augmentation_is_described_without_addresses() -> None:
-    [words] = _description(augments=dict(type='Blend', share=lambda: 0.25))['augments']
-    assert words.startswith('Blend(share=<function ') and ' at 0x' not in words
+    [text] = _description(augments=dict(type='Blend', share=lambda: 0.25))['augments']
+    assert text.startswith('Blend(share=<function ') and ' at 0x' not in text
 
 
 def test_describing_leaves_the_augmentation_as_it_was() -> None:

@@ -25,5 +25,5 @@ def test_the_document_is_the_one_with_the_comment(tmp_path: Path) -> None:
     (tmp_path / 'docs' / 'more.md').write_text('<!-- u --><!-- t -->')
     assert document_of(tmp_path, 'u').name == 'more.md'
     for name, count in (('t', 2), ('v', 0)):
-        with pytest.raises(ValueError, match=f'stands in {count} files'):
+        with pytest.raises(ValueError, match=f'is in {count} files'):
             document_of(tmp_path, name)

@@ -72,12 +72,14 @@ def _group(jobs: list, tmp_path: Path, table: Any = None, name: str = 'group'):
 
 def _exact_table(teacher: Any):
     """As the teacher's own, but in fp32."""
-    from experiments.side_by_side.images import VIEWS, Table
+    from experiments.side_by_side.images import VIEWS, TeacherPredictions
 
     rows = torch.arange(COUNT * VIEWS)
-    found = [teacher.answer(teacher._train, part // VIEWS, part % VIEWS) for part in rows.split(2000)]
+    found = [teacher.forward(teacher._train, part // VIEWS, part % VIEWS) for part in rows.split(2000)]
     features = torch.cat([f[0] for _, f in found])
-    return Table(torch.cat([z[0] for z, _ in found]), features.norm(dim=1), teacher.network.bias[0].detach())
+    return TeacherPredictions(
+        torch.cat([z[0] for z, _ in found]), features.norm(dim=1), teacher.network.bias[0].detach()
+    )
 
 
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
@@ -189,7 +191,7 @@ def test_methods_of_a_seed_see_the_same_batches_and_seeds_others(tmp_path: Path)
 def test_what_cannot_be_honoured_is_refused_by_name(options: dict, named: str, tmp_path: Path) -> None:
     from experiments.side_by_side.recipe import read
 
-    with pytest.raises(SetupError, match=f'fnkd_r20_from_r56_cifar100.py: {named}.*the Runner trains it'):
+    with pytest.raises(SetupError, match=f'fnkd_r20_from_r56_cifar100.py: {named}.*--device'):
         read(_job('kd_benchmark', tmp_path, **options))
 
 

@@ -1,5 +1,5 @@
-"""Many students of CIFAR beside each other in one process: the images and what the teacher says of them on the device.
+"""Train many CIFAR students at once in one process, with images and teacher predictions on the device.
 
-``network`` puts networks of one architecture into one, ``kernels`` are its operators on a GPU, ``recipe`` reads the
-config files, ``images`` has data, views and the teacher's table, ``training`` the steps, ``study`` a table's jobs.
+``network`` combines networks of one architecture, ``kernels`` are its operators on a GPU, ``recipe`` reads config
+files, ``images`` has data, views and the teacher's predictions, ``training`` the steps, and ``study`` a table's jobs.
 """

@@ -1,4 +1,4 @@
-"""Images, their augmented views and what a teacher says of all of them, on the device."""
+"""Images, their augmented views and a teacher's predictions for all views, on the device."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from fnkd_plugin.prediction import Prediction
 
 SHIFTS = 2 * PADDING + 1
 VIEWS = SHIFTS * SHIFTS * 2
-"""Of an image: each place of the crop, flipped or not."""
+"""The number of views of an image: each position of the crop, flipped or not."""
 CENTRE = (PADDING * SHIFTS + PADDING) * 2
-"""The view that is the image itself."""
+"""The view that equals the image."""
 
 
 class Images:
     """A data set as one array, and its views.
 
     Args:
-        config: The data set's.
-        recipe: How pixels are normalised.
-        device: Where the images are kept.
+        config: The config of the data set.
+        recipe: Its ``mean`` and ``std`` normalise the pixels.
+        device: The device of the images.
     """
 
     def __init__(self, config: dict, recipe: Recipe, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class Images:
         places = torch.arange(self._step).view(padded.shape[1:3])
         views = [places[y : y + height, x : x + width] for y in range(SHIFTS) for x in range(SHIFTS)]
         self._places = torch.stack([v for view in views for v in (view, view.flip(1))]).flatten(1).to(device)
-        # Of each value of a byte, normalised in fp32 as the data preprocessor does.
+        # A table of all byte values, normalised in fp32 as the data preprocessor does.
         values = torch.arange(256.0)[:, None]
         table = (values - torch.tensor(recipe.mean)) / torch.tensor(recipe.std)
         self._offset = torch.arange(3, device=device) * 256
@@ -49,19 +49,19 @@ class Images:
         return len(self.labels)
 
     def batch(self, indices: Tensor, views: Tensor, dtype: torch.dtype) -> Tensor:
-        """Views [...] of images [...], normalised, [..., H, W, 3]."""
+        """The normalised views [..., H, W, 3] of image indices [...] and view numbers [...]."""
         places = indices.flatten()[:, None] * self._step + self._places.index_select(0, views.flatten())
         pixels = self._pixels.index_select(0, places.flatten()).long() + self._offset
         return self._values.to(dtype).index_select(0, pixels.flatten()).view(*indices.shape, *self.size, 3)
 
 
 class Plan:
-    """Which views of which images make the batches of an epoch: the same for all students of a seed.
+    """The images and views in each batch of an epoch, the same for all students of a seed.
 
     Args:
-        seeds: One plan each.
-        count: How many images there are.
-        batch_size: Of each batch but the last, which has what is left.
+        seeds: Each seed has its own order and views.
+        count: The number of images.
+        batch_size: The size of all batches except the last, which has the rest.
     """
 
     def __init__(self, seeds: Sequence[int], count: int, batch_size: int) -> None:
@@ -70,7 +70,7 @@ class Plan:
         self.rest = count - self.steps * batch_size
 
     def __call__(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Images and views of whole batches, [2, steps, seeds, batch], and of the rest, [2, seeds, rest]."""
+        """Images and views of full batches [2, steps, seeds, batch], and of the last batch [2, seeds, rest]."""
         drawn = [torch.stack(self._of_seed(seed, epoch)) for seed in self.seeds]
         both = torch.stack(drawn, 1)  # [2, seeds, M]
         whole = both[..., : self.steps * self._size]
@@ -85,11 +85,11 @@ class Plan:
         return order, torch.randint(VIEWS, (self._count,), generator=generator)
 
 
-class Table:
-    """What a teacher says of all views of all images, in fp16: CIFAR's 8.1 million take 1.6 GB.
+class TeacherPredictions:
+    """A teacher's predictions for all views of all images, in fp16: 1.6 GB for CIFAR's 8.1 million views.
 
     Attributes:
-        mean_norm: The mean feature norm, from which ``tau='auto'`` follows.
+        mean_norm: The mean feature norm, which defines ``tau='auto'``.
     """
 
     def __init__(self, logits: Tensor, norms: Tensor, origin: Tensor) -> None:
@@ -97,7 +97,7 @@ class Table:
         self.mean_norm = float(norms.mean(dtype=torch.float64))
 
     def __call__(self, indices: Tensor, views: Tensor) -> Prediction:
-        """Of batches [seeds, N]: logits [seeds, N, K] and feature norms [seeds, N], fp32, and the bias."""
+        """For batches [seeds, N]: logits [seeds, N, K] and feature norms [seeds, N], both fp32, and the bias."""
         rows = (indices * VIEWS + views).flatten()
         logits, norms = (x.index_select(0, rows).float() for x in (self._logits, self._norms))
         return Prediction(logits.view(*indices.shape, -1), norms.view(indices.shape), self._origin)

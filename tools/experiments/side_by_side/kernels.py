@@ -1,8 +1,8 @@
-"""Convolution, batch norm, sum and ReLU of many networks at once, in Triton: a few large kernels, not many small ones.
+"""Triton kernels for the convolution, batch norm, addition and ReLU of many networks at once.
 
-Activations are [S, N, H, W, C] of S networks; weights are [S, K * K, inputs, outputs]. All products
-are of the activations' type, summed in fp32, as autocast has them; sums over a batch are made in a fixed order, so that
-a training can be repeated bit for bit.
+Activations of S networks are [S, N, H, W, C]; weights are [S, K * K, inputs, outputs]. Products have the dtype of the
+activations and are summed in fp32, as under autocast. Sums over a batch have a fixed order, so that a training can be
+repeated bit for bit.
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Measured on an H100 with 42 networks: pixels of a tile and warps of a program; for weights by channels.
+# Tuned on an H100 with 42 networks: pixels of a tile and warps of a program; for weight gradients, by channels.
 CONV = dict(ROWS=128, num_warps=4)
 WEIGHTS = {
     16: dict(ROWS=32, num_warps=1, STAGES=3),
@@ -18,7 +18,7 @@ WEIGHTS = {
     64: dict(ROWS=64, num_warps=4, STAGES=3),
 }
 POINTS, SUMS = 2048, 4096
-"""Numbers of a tile of what is done to each, and of sums."""
+"""Elements of a tile in elementwise kernels and in sums."""
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def _tap(
     DY: tl.constexpr, DX: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr, SIZE: tl.constexpr,
     STRIDE: tl.constexpr, BACKWARD: tl.constexpr, IN: tl.constexpr,
 ):  # fmt: skip
-    """What pixels see through one tap, and its weights."""
+    """The inputs of pixels for one kernel position (tap), and its weights."""
     if BACKWARD:
         py, px = line - DY, column - DX
         inside = inside & (py >= 0) & (px >= 0)
@@ -60,13 +60,13 @@ def _convolve(
     ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (C_OUT + OUT - 1) // OUT
-    # Tiles in the first axis, which alone may have more than 65,535 programs.
+    # Tiles are on the first axis, the only one that allows more than 65,535 programs.
     tile, network, block = tl.program_id(0), tl.program_id(1) // blocks, tl.program_id(1) % blocks
     pixels, pixel = images * height * width, tile * ROWS + tl.arange(0, ROWS)
     column, line, image = pixel % width, (pixel // width) % height, pixel // (width * height)
     outputs, inside = block * OUT + tl.arange(0, OUT), pixel < pixels
     total = tl.zeros([ROWS, OUT], dtype=tl.float32)
-    # Three loads, then their products: what one load waits for, the others wait for at the same time.
+    # Three loads, then their products, so that the latencies of the loads overlap.
     if SIZE == 1:
         for first in tl.static_range(0, C_IN, IN):
             a, b = _tap(x, w, images, image, line, column, inside, network, height_in, width_in, outputs, first, 0, 0,
@@ -110,7 +110,7 @@ def _weight_gradient(
 ):  # fmt: skip
     in_blocks: tl.constexpr = (C_IN + IN - 1) // IN
     out_blocks: tl.constexpr = (C_OUT + OUT - 1) // OUT
-    # The three lines of the taps beside each other, so that the second and third find their inputs in a cache.
+    # The three rows of taps are neighbouring programs, so that the second and third find their inputs in the cache.
     unit, dy, part = tl.program_id(0) // SIZE, tl.program_id(0) % SIZE - SIZE // 2, tl.program_id(1)
     network, rest = unit // (in_blocks * out_blocks), unit % (in_blocks * out_blocks)
     inputs, outputs = rest // out_blocks * IN + tl.arange(0, IN), rest % out_blocks * OUT + tl.arange(0, OUT)
@@ -149,7 +149,7 @@ def _weight_gradient(
 
 
 @triton.jit
-def _settle(
+def _reduce_statistics(
     stats, gamma, beta, mean, inverse, scale, shift, running_mean, running_var,
     tiles, count, channels, momentum, eps, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -223,8 +223,8 @@ def _sum_gradients(
 
 
 @triton.jit
-def _settle_gradients(
-    parts, of_gamma, of_beta, count, channels, TILES: tl.constexpr, BLOCK: tl.constexpr
+def _reduce_gradients(
+    parts, grad_gamma, grad_beta, count, channels, TILES: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
@@ -236,13 +236,13 @@ def _settle_gradients(
         here = (part < count)[:, None] & inside[None, :]
         one += tl.load(parts + at, here, 0.0)
         two += tl.load(parts + at + channels, here, 0.0)
-    tl.store(of_beta + channel, tl.sum(one, 0), inside)
-    tl.store(of_gamma + channel, tl.sum(two, 0), inside)
+    tl.store(grad_beta + channel, tl.sum(one, 0), inside)
+    tl.store(grad_gamma + channel, tl.sum(two, 0), inside)
 
 
 @triton.jit
 def _apply_gradients(
-    g, out, y, mean, inverse, scale, shift, of_gamma, of_beta, of_y, of_residual, pixels,
+    g, out, y, mean, inverse, scale, shift, grad_gamma, grad_beta, grad_y, grad_residual, pixels,
     C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
@@ -251,7 +251,7 @@ def _apply_gradients(
     at, here = (network * pixels + pixel)[:, None] * C + column[None, :], (pixel < pixels)[:, None] & inside[None, :]
     m, r = tl.load(mean + channel, inside, 0.0), tl.load(inverse + channel, inside, 0.0)
     s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
-    one, two = tl.load(of_beta + channel, inside, 0.0) / pixels, tl.load(of_gamma + channel, inside, 0.0) / pixels
+    one, two = tl.load(grad_beta + channel, inside, 0.0) / pixels, tl.load(grad_gamma + channel, inside, 0.0) / pixels
     d = tl.load(g + at, here, 0.0).to(tl.float32)
     z = tl.load(y + at, here, 0.0).to(tl.float32)
     if RESIDUAL and RELU:
@@ -259,9 +259,9 @@ def _apply_gradients(
     elif RELU:
         d = tl.where(z * s[None, :] + b[None, :] > 0, d, 0.0)
     if RESIDUAL:
-        tl.store(of_residual + at, d.to(of_residual.dtype.element_ty), here)
+        tl.store(grad_residual + at, d.to(grad_residual.dtype.element_ty), here)
     found = s[None, :] * (d - one[None, :] - (z - m[None, :]) * r[None, :] * two[None, :])
-    tl.store(of_y + at, found.to(of_y.dtype.element_ty), here)
+    tl.store(grad_y + at, found.to(grad_y.dtype.element_ty), here)
 
 
 def _block(channels: int) -> int:
@@ -270,7 +270,7 @@ def _block(channels: int) -> int:
 
 
 def _chunk(pixels: int, programs: int) -> int:
-    """Pixels that one program sums: there shall be many programs, and few sums of theirs."""
+    """Pixels that one program sums: a balance of many programs and few partial sums."""
     chunk = triton.next_power_of_2(max(1, pixels * programs // 2000))
     return min(max(256, chunk), 4096)
 
@@ -294,8 +294,8 @@ def convolve(
         stride: 1 or 2.
         backward_to: Height and width of the gradient; None for a convolution.
         statistics: Whether to sum each channel, and its squares, over each tile of pixels.
-        affine: What each channel is multiplied by, and what is added then.
-        residual: What is added besides.
+        affine: Scale and shift of each channel.
+        residual: A tensor that is added to the output.
         relu: Whether a ReLU follows.
     """
     networks, taps, inputs, outputs = w.shape
@@ -339,7 +339,7 @@ def weight_gradient(x: Tensor, g: Tensor, shape: torch.Size, stride: int) -> Ten
 
 
 class ConvNorm(torch.autograd.Function):
-    """``relu(batch_norm(conv(x)) + residual)`` in training mode; the running statistics are updated."""
+    """``relu(batch_norm(conv(x)) + residual)`` in training mode; updates the running statistics."""
 
     @staticmethod
     def forward(ctx, x, weight, gamma, beta, residual, running, stride, relu, momentum, eps):  # type: ignore[no-untyped-def]
@@ -349,7 +349,7 @@ class ConvNorm(torch.autograd.Function):
         networks, channels = y.shape[0], y.shape[-1]
         pixels, together = y[0].numel() // channels, networks * channels
         mean, inverse, scale, shift = torch.empty(4, together, device=x.device)
-        _settle[(triton.cdiv(together, 16),)](
+        _reduce_statistics[(triton.cdiv(together, 16),)](
             stats, gamma, beta, mean, inverse, scale, shift, *running,
             len(stats), pixels, together, momentum, eps, TILES=64, BLOCK=16,
         )  # fmt: skip
@@ -361,7 +361,7 @@ class ConvNorm(torch.autograd.Function):
             y, residual, scale, shift, out, pixels,
             C=channels, RESIDUAL=residual is not None, RELU=relu, ROWS=rows, BLOCK=block,
         )  # fmt: skip
-        # Without a residual, y tells where the ReLU was open.
+        # Without a residual, the backward pass derives the mask of the ReLU from y.
         ctx.save_for_backward(x, w, mean, inverse, scale, shift, y, None if residual is None else out)
         ctx.stride, ctx.relu, ctx.has_residual = stride, relu, residual is not None
         return out
@@ -380,15 +380,28 @@ class ConvNorm(torch.autograd.Function):
         _sum_gradients[(blocks, len(parts))](
             g, out, y, mean, inverse, scale, shift, parts, pixels, chunk, together, ROWS=SUMS // block, **flags
         )
-        of_gamma, of_beta = torch.empty(2, together, device=x.device)
-        _settle_gradients[(triton.cdiv(together, 16),)](
-            parts, of_gamma, of_beta, len(parts), together, TILES=64, BLOCK=16
+        grad_gamma, grad_beta = torch.empty(2, together, device=x.device)
+        _reduce_gradients[(triton.cdiv(together, 16),)](
+            parts, grad_gamma, grad_beta, len(parts), together, TILES=64, BLOCK=16
         )
-        of_y = torch.empty_like(y)
-        of_residual = torch.empty_like(y) if ctx.has_residual else None
+        grad_y = torch.empty_like(y)
+        grad_residual = torch.empty_like(y) if ctx.has_residual else None
         _apply_gradients[(blocks, triton.cdiv(pixels, rows))](
-            g, out, y, mean, inverse, scale, shift, of_gamma, of_beta, of_y, of_residual, pixels, ROWS=rows, **flags
+            g,
+            out,
+            y,
+            mean,
+            inverse,
+            scale,
+            shift,
+            grad_gamma,
+            grad_beta,
+            grad_y,
+            grad_residual,
+            pixels,
+            ROWS=rows,
+            **flags,
         )
-        of_weight = weight_gradient(x, of_y, w.shape, ctx.stride)
-        of_x = convolve(of_y, w, ctx.stride, backward_to=x.shape[2:4])[0] if ctx.needs_input_grad[0] else None
-        return of_x, of_weight, of_gamma, of_beta, of_residual, None, None, None, None, None
+        grad_weight = weight_gradient(x, grad_y, w.shape, ctx.stride)
+        grad_x = convolve(grad_y, w, ctx.stride, backward_to=x.shape[2:4])[0] if ctx.needs_input_grad[0] else None
+        return grad_x, grad_weight, grad_gamma, grad_beta, grad_residual, None, None, None, None, None

@@ -1,7 +1,7 @@
-"""Networks of one architecture beside each other in one: S times the channels, S groups, the same arithmetic.
+"""S networks of one architecture as one network, with S times the channels and S groups.
 
-A convolution with S groups is S convolutions, and batch norm treats each channel by itself. So one network of S times
-the channels trains S students at once, in as many kernels as one of them would take.
+A convolution with S groups is S convolutions, and batch norm is separate for each channel. So one network with S times
+the channels trains S students at once, with as many kernels as a single student needs.
 """
 
 import operator
@@ -16,10 +16,9 @@ from fnkd_plugin.errors import SetupError
 
 
 class ConvNorm(nn.Module):
-    """A convolution, its batch norm and, where they follow, a sum with another input and a ReLU, of S networks.
+    """A convolution and its batch norm, optionally followed by an addition and a ReLU, of S networks.
 
-    Weights are [S, K * K, inputs, outputs], in fp32; ``native`` leaves the work to PyTorch's own operators, as on a
-    CPU.
+    Weights are [S, K * K, inputs, outputs] in fp32. ``native`` uses PyTorch's own operators, as on a CPU.
     """
 
     def __init__(self, convs: Sequence[nn.Conv2d], norms: Sequence[nn.BatchNorm2d], name: str, relu: bool) -> None:
@@ -49,7 +48,7 @@ class ConvNorm(nn.Module):
         self.register_buffer('var', torch.cat([n.running_var for n in norms]))  # type: ignore[misc]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, S * inputs, H, W] to [N, S * outputs, H', W'], or for the kernels [S, N, H, W, inputs] and alike."""
+        """[N, S * inputs, H, W] to [N, S * outputs, H', W']; our kernels: [S, N, H, W, inputs] to [..., outputs]."""
         if not self.native:
             return self._fused(x, residual)
         networks, _, inputs, outputs = self.weight.shape
@@ -75,20 +74,20 @@ class ConvNorm(nn.Module):
         return kernels.convolve(x, w, self.stride, affine=(scale, shift), residual=residual, relu=self.relu)[0]
 
     def conv_weight(self, network: int) -> Tensor:
-        """Of one network, as ``nn.Conv2d`` has it."""
+        """The weight of one network in the layout of ``nn.Conv2d``."""
         _, _, inputs, outputs = self.weight.shape
         return self.weight[network].permute(2, 1, 0).reshape(outputs, inputs, self.size, self.size)
 
 
 class SideBySide(nn.Module):
-    """Image classifiers of one architecture: CIFARResNet or alike, global average pooling, a linear head.
+    """Image classifiers of one architecture: a backbone such as CIFARResNet, global average pooling, a linear head.
 
     Args:
         models: The classifiers, whose weights are copied.
-        native: Whether PyTorch's own operators do the work, instead of Triton's kernels.
+        native: Whether to use PyTorch's own operators instead of Triton kernels.
 
     Raises:
-        SetupError: If they hold anything else, with its name.
+        SetupError: If a model has any other part. The message names it.
     """
 
     def __init__(self, models: Sequence[nn.Module], native: bool) -> None:
@@ -124,8 +123,8 @@ class SideBySide(nn.Module):
         """The state dict of one classifier.
 
         Args:
-            network: Its number.
-            batches: How many it has seen, which batch norm keeps.
+            network: Its index.
+            batches: The number of training batches, which batch norm stores.
         """
         found: dict[str, Tensor] = {}
         for (conv, norm), name in self._names.items():
@@ -142,7 +141,7 @@ class SideBySide(nn.Module):
 
 
 def _fused_backbone(backbones: Sequence[nn.Module]) -> tuple[fx.GraphModule, dict[tuple[str, str], str]]:
-    """The backbones' own computation, each convolution with what follows it one module; names of their parts."""
+    """The backbones' graph with one module for each convolution and the operators that follow; names of its parts."""
     graph = fx.Tracer().trace(backbones[0])
     modules = dict(backbones[0].named_modules())
 
@@ -152,7 +151,7 @@ def _fused_backbone(backbones: Sequence[nn.Module]) -> tuple[fx.GraphModule, dic
     for node in list(graph.nodes):
         if is_a(node, nn.Identity):
             node.replace_all_uses_with(node.args[0])
-    # By batch norm: the ReLU that follows; the sum between them, if any, and which of its inputs is the other one.
+    # For each batch norm: the ReLU that follows, the addition between them (if any), and the index of its other input.
     ends: dict[fx.Node, tuple[fx.Node, fx.Node | None, int]] = {}
     for relu in graph.nodes:
         if relu.target is not F.relu:

@@ -1,4 +1,4 @@
-"""A training's config, as far as it can be honoured here; what cannot is refused by name."""
+"""The supported settings of a training's config; unsupported ones raise an error that names them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +20,15 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all students of a group have in common.
+    """The settings that all students of a group share.
 
     Attributes:
-        train: The data set that is learned from.
-        test: The one that is tested on.
-        mean: Of each channel, in the unit of the pixels.
-        std: Likewise.
+        train: The config of the training set.
+        test: The config of the test set.
+        mean: The mean of each channel, in the unit of the pixels.
+        std: The standard deviation of each channel, in the unit of the pixels.
         lr: The learning rate of the first epoch.
-        milestones: The epochs, counted from 0, from which it is ``gamma`` times as large.
+        milestones: The epochs, counted from 0, at which it is multiplied by ``gamma``.
     """
 
     train: ConfigDict
@@ -50,7 +50,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Student:
-    """What a job trains: a plain classifier, and the head that distils it, if any."""
+    """The plain classifier of a job, and its distillation head, if any."""
 
     job: Job
     model: ConfigDict
@@ -58,10 +58,10 @@ class Student:
 
 
 def read(job: Job) -> tuple[Recipe, Student]:
-    """The job's config with its options.
+    """Recipe and student of a job.
 
     Raises:
-        SetupError: If it has what cannot be honoured here.
+        SetupError: If its config has an unsupported setting.
     """
     cfg = read_config(parse_args(job.arguments()))
     model = plain_model(cfg)
@@ -104,11 +104,11 @@ def _numbered(items: list[dict]) -> dict[str, dict]:
 
 
 def _only(job: Job, part: str, found: Any, **known: Any) -> None:
-    """Refuse keys that are not known, and values other than the known one where that is not None."""
+    """Raise for unknown keys, and for values other than the known one unless that is None."""
     for key, value in found.items():
         name = str(key)
         if name not in known or (known[name] is not None and value != known[name]):
             raise SetupError(
-                f'{job.config.name}: {part} has {key}={value!r}, which cannot be trained side by side; '
-                'leave out --device, and the Runner trains it.'
+                f'{job.config.name}: {part} has {key}={value!r}, which is not supported with --device; '
+                'without it, the Runner trains this config.'
             )

@@ -1,4 +1,4 @@
-"""A table's jobs side by side: the teacher and whoever needs none, then the students of all that it says."""
+"""Train a table's jobs at once: first the teacher and the plain students, then the distilled ones."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,30 +11,30 @@ from rich.console import Console
 
 import fnkd_plugin  # noqa: F401  (registers the losses)
 from experiments.results import measures
-from experiments.side_by_side.images import Images, Table
+from experiments.side_by_side.images import Images, TeacherPredictions
 from experiments.side_by_side.recipe import Recipe, Student, read
 from experiments.side_by_side.training import Group
 from experiments.study import Study, StudyError
 from experiments.tables import Method
 
 SAVED_EVERY = 60
-"""Seconds."""
+"""Seconds between two checkpoints."""
 
 
 class OutOfTimeError(Exception):
-    """The minutes are over; all is kept, and a second call goes on."""
+    """The time limit is reached. The state is saved, and the same command continues."""
 
 
 class SideBySideStudy:
-    """Runs what is missing of a study in this process.
+    """Runs the missing trainings of a study in this process.
 
     Args:
-        study: Its table, results and folder.
+        study: The study, with table, results and folder.
         device: ``'cuda'`` or ``'cpu'``.
-        console: For a line an epoch.
-        minutes: After which to keep everything and stop; None for no limit.
-        together: How many students train at a time at most.
-        native: Whether PyTorch's own operators do the work on a GPU, too, instead of Triton's kernels.
+        console: Prints a line for each epoch.
+        minutes: Time limit, after which the state is saved; None for no limit.
+        together: The largest number of students that train at once.
+        native: Whether to use PyTorch's own operators also on a GPU, instead of Triton kernels.
     """
 
     def __init__(
@@ -51,25 +51,25 @@ class SideBySideStudy:
         self._together, self._native = together, native or self._device.type == 'cpu'
         self._data: dict[str, Images] = {}
         init_default_scope('mmpretrain')
-        # Of each layer's initialisation it would say a line, of each student.
+        # It would log a line for the initialisation of each layer of each student.
         MMLogger.get_current_instance().setLevel('WARNING')
 
     def run(self, methods: Sequence[Method]) -> None:
-        """Run what is missing.
+        """Run the missing trainings.
 
         Raises:
-            OutOfTimeError: When the minutes are over.
-            StudyError: If methods with trials are asked for.
+            OutOfTimeError: If the time limit is reached.
+            StudyError: If a method has trials.
         """
         tuned = [m.title for m in methods if len(m.trials) > 1]
         if tuned:
-            raise StudyError(f'{", ".join(tuned)}: trials are not run side by side; leave out --device.')
+            raise StudyError(f'{", ".join(tuned)}: trials are not supported with --device; leave it out.')
         study = self._study
         missing = [job for m in methods for job in study.finals(m) if study.results.find(job) is None]
         missing.sort(key=lambda job: job.seed)
         students = [read(job) for job in missing]
         plain = [pair for pair in students if pair[1].head is None]
-        taught = [pair for pair in students if pair[1].head is not None]
+        distilled = [pair for pair in students if pair[1].head is not None]
         teacher = self._group('teacher', [read(study.teacher)], None)
         first = [] if teacher.done else [teacher]
         first += self._groups('plain', plain, None)
@@ -80,31 +80,33 @@ class SideBySideStudy:
         for group in first:
             if group is not teacher:
                 self._record(group, teacher.logits[0])
-        if not taught:
+        if not distilled:
             return
         if not self._has(60):
-            raise OutOfTimeError('the minutes are over; the same command goes on from here.')
+            raise OutOfTimeError('time limit reached; the same command continues from here.')
         began = time.perf_counter()
         table = teacher.table()
-        self._say(f'the table of the teacher: {time.perf_counter() - began:.0f} s, mean norm {table.mean_norm:.3f}')
-        for group in self._groups('taught', taught, table):
+        self._say(f'predictions of the teacher: {time.perf_counter() - began:.0f} s, mean norm {table.mean_norm:.3f}')
+        for group in self._groups('distilled', distilled, table):
             self._train([group])
             self._record(group, teacher.logits[0])
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> list[Group]:
-        # As equal as possible, so that none is small.
+    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> list[Group]:
+        # Groups of nearly equal size.
         count = -(-len(pairs) // self._together)
         parts = [pairs[len(pairs) * i // count : len(pairs) * (i + 1) // count] for i in range(count)]
         return [self._group(f'{name}{i}', part, table) for i, part in enumerate(parts)]
 
-    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: Table | None) -> Group:
+    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> Group:
         recipes = [recipe for recipe, _ in pairs]
         odd = next((student for recipe, student in pairs if recipe != recipes[0]), None)
         if odd is not None:
-            raise StudyError(f'{odd.job.name}: its recipe is not that of {pairs[0][1].job.name}; leave out --device.')
+            raise StudyError(
+                f'{odd.job.name}: its recipe differs from that of {pairs[0][1].job.name}; leave out --device.'
+            )
         recipe = recipes[0]
         train, test = (self._images(part, recipe) for part in (recipe.train, recipe.test))
         students = [student for _, student in pairs]
@@ -119,14 +121,14 @@ class SideBySideStudy:
         return self._data[key]
 
     def _train(self, groups: Sequence[Group]) -> None:
-        """All epochs of groups that run at the same time, a step of each in turn."""
+        """Train groups at the same time, alternating their steps."""
         running = [self._epochs(group) for group in groups]
         while running:
             running = [epochs for epochs in running if next(epochs, self) is None]
         for group in groups:
             group.save()
         if not all(group.done for group in groups):
-            raise OutOfTimeError('the minutes are over; the same command goes on from here.')
+            raise OutOfTimeError('time limit reached; the same command continues from here.')
 
     def _epochs(self, group: Group) -> Iterator[None]:
         seconds, saved = 0.0, time.monotonic()
@@ -154,7 +156,7 @@ class SideBySideStudy:
         )
 
     def _record(self, group: Group, teacher: torch.Tensor | None) -> None:
-        """Results of a group that is done, and its students' weights."""
+        """Save the results and weights of a finished group."""
         assert group.logits is not None
         for i, student in enumerate(group.students):
             job, curve = student.job, group.curves[i]
@@ -162,9 +164,10 @@ class SideBySideStudy:
             file = job.folder / f'epoch_{group.epoch}.pth'
             torch.save(dict(meta={}, state_dict=group.state_of(i)), file)
             scores = group.logits[i].double().softmax(1).cpu()
-            said = None if teacher is None else teacher.cpu()
             best = max(curve, key=lambda epoch: curve[epoch])
-            found: dict[str, Any] = measures(scores, group._test.labels.cpu(), said)
+            found: dict[str, Any] = measures(
+                scores, group._test.labels.cpu(), None if teacher is None else teacher.cpu()
+            )
             found |= dict(best_accuracy=round(curve[best], 4), best_epoch=best)
             found |= dict(seconds=round(group.seconds, 1), side_by_side=len(group.students))
             self._study.results.add(job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))})

@@ -1,4 +1,4 @@
-"""Students side by side: their steps, on a GPU as CUDA graphs, their tests, and where they stopped."""
+"""Training steps, tests and checkpoints of a group of students; on a GPU the steps are CUDA graphs."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from mmengine.runner import set_random_seed
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, Table
+from experiments.side_by_side.images import CENTRE, VIEWS, Images, Plan, TeacherPredictions
 from experiments.side_by_side.network import SideBySide
 from experiments.side_by_side.recipe import Recipe, Student
 from fnkd_plugin.losses import SoftLoss, SoftTargetLoss
@@ -22,18 +22,18 @@ from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.prediction import Prediction
 
 BRANCHES = 8
-"""Streams on which the losses of the students are computed: each is many small kernels."""
+"""CUDA streams for the students' losses, each of which is many small kernels."""
 
 
 class Losses:
-    """The losses of all students: those that are alike in one, since small kernels take more time than their work.
+    """The losses of all students. Equal losses are computed in one call, because small kernels are inefficient.
 
     Args:
-        students: What they learn by.
-        models: Their classifiers, whose heads hold the hard losses.
-        seeds: The number of each one's plan.
+        students: The students, whose distillation heads define the soft losses.
+        models: Their classifiers, whose heads define the hard losses.
+        seeds: For each student, the index of its seed in the plan.
         mean_norm: The teacher's mean feature norm, for ``tau='auto'``.
-        device: Where they learn.
+        device: The device of the training.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Losses:
         self._soft: dict[str, tuple[SoftLoss, list[int]]] = {}
         weights, self._warmups = [], []
         for i, (student, model) in enumerate(zip(students, models, strict=True)):
-            alike = self._hard.setdefault(repr(student.model.head.loss), (model.head.loss_module.to(device), []))
-            alike[1].append(i)
+            equal = self._hard.setdefault(repr(student.model.head.loss), (model.head.loss_module.to(device), []))
+            equal[1].append(i)
             head = None if student.head is None else _built(student.head, mean_norm)
             weights.append(1.0 if head is None else head.hard_weight)
             self._warmups.append(0.0 if head is None else head.warmup)
@@ -65,7 +65,7 @@ class Losses:
         self._branches = [torch.cuda.Stream(device) for _ in range(BRANCHES)] if device.type == 'cuda' else []
 
     def begin(self, epoch: int) -> None:
-        """Let soft losses that warm up grow, before an epoch, counted from 0."""
+        """Set the warm-up factors of the soft losses for an epoch, counted from 0."""
         self._growth.copy_(torch.tensor([min(1.0, (epoch + 1) / n) if n else 1.0 for n in self._warmups]))
 
     def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,14 +73,14 @@ class Losses:
 
         Args:
             logits: [S, N, K].
-            labels: Of each plan, [seeds, N].
+            labels: The labels for each seed, [seeds, N].
         """
         count, total = logits.shape[1], []
         for key, (loss, _) in self._hard.items():
             rows = self._rows[key]
-            answers = labels.index_select(0, self._seeds.index_select(0, rows)).flatten()
+            targets = labels.index_select(0, self._seeds.index_select(0, rows)).flatten()
             weight = self._weights.index_select(0, rows)[:, None].expand(-1, count).flatten()
-            total.append(loss(logits.index_select(0, rows).flatten(0, 1), answers, weight=weight, avg_factor=count))
+            total.append(loss(logits.index_select(0, rows).flatten(0, 1), targets, weight=weight, avg_factor=count))
         return torch.stack(total).sum()
 
     def soft(self, students: Prediction, teacher: Prediction, labels: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Losses:
 
         Args:
             students: Logits [S, N, K], feature norms [S, N] and biases [S, K].
-            teacher: Logits [seeds, N, K] and feature norms [seeds, N] of each plan's batch, and a bias [K].
+            teacher: Logits [seeds, N, K] and feature norms [seeds, N] for each seed's batch, and a bias [K].
             labels: [seeds, N].
         """
         each = [Prediction(*parts) for parts in zip(*(x.unbind() for x in students if x is not None), strict=True)]
@@ -99,11 +99,11 @@ class Losses:
         for number, (key, (loss, rows)) in enumerate(self._soft.items()):
             with torch.cuda.stream(self._branches[number % BRANCHES]) if self._branches else nullcontext():
                 seeds = self._seeds.index_select(0, self._rows[key])
-                said, norm = (x.index_select(0, seeds).flatten(0, 1) for x in teacher[:2])
-                answer = Prediction(said, norm, teacher.origin)
+                logits, norm = (x.index_select(0, seeds).flatten(0, 1) for x in teacher[:2])
+                target = Prediction(logits, norm, teacher.origin)
                 several = len(rows) > 1
                 student = Prediction(torch.cat([each[row].logits for row in rows])) if several else each[rows[0]]
-                found = loss(student, answer, labels.index_select(0, seeds).flatten())
+                found = loss(student, target, labels.index_select(0, seeds).flatten())
                 if several:
                     found = found * len(rows)
                 total.append(found * self._growth[rows[0]] if self._warmups[rows[0]] else found)
@@ -122,18 +122,18 @@ def _built(head: ConfigDict, mean_norm: float | None) -> DistillHead:
 
 
 class Group:
-    """Students that train side by side: of one architecture and recipe, with any losses and seeds.
+    """Students that train at once: of one architecture and recipe, with any losses and seeds.
 
     Args:
-        name: For files and progress.
-        recipe: What they have in common.
+        name: The name in files and progress lines.
+        recipe: The shared settings.
         students: At least one.
-        train: What is learned from.
-        test: What is tested on.
-        table: What their teacher says; None if none has one.
-        folder: Where they are kept.
-        device: A CPU, or a GPU.
-        native: Whether PyTorch's own operators do the work, instead of Triton's kernels.
+        train: The training set.
+        test: The test set.
+        table: The teacher's predictions; None for plain students.
+        folder: The folder of the checkpoint.
+        device: A CPU or a GPU.
+        native: Whether to use PyTorch's own operators instead of Triton kernels.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Group:
         students: Sequence[Student],
         train: Images,
         test: Images,
-        table: Table | None,
+        table: TeacherPredictions | None,
         folder: Path,
         device: torch.device,
         native: bool,
@@ -158,7 +158,7 @@ class Group:
         self._native = native
         models = []
         for student in students:
-            # As the Runner: seed, build, initialise.
+            # As the Runner does: seed, build, initialise.
             set_random_seed(student.job.seed)
             model = MODELS.build(student.model)
             model.init_weights()
@@ -182,11 +182,11 @@ class Group:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs have run."""
+        """Whether all epochs are done."""
         return self.epoch >= self.recipe.epochs
 
     def steps(self) -> Iterator[None]:
-        """One epoch, step by step, and its test; on a GPU all in the group's own stream, ahead of the device."""
+        """One epoch, step by step, then a test. On a GPU all work is queued on the group's own stream."""
         began = time.perf_counter()
         with self._on_stream():
             self.network.train()
@@ -217,7 +217,7 @@ class Group:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def _step(self, size: int) -> None:
-        """A step on the GPU: the first of its size at once, the second captured, all others replayed."""
+        """A step. On a GPU the first of a batch size runs eagerly, the second is captured, all others are replayed."""
         with self._on_stream():
             if not self._cuda:
                 self.step(size)
@@ -232,7 +232,7 @@ class Group:
                 self._graphs[size] = graph
 
     def step(self, size: int) -> None:
-        """Gradients of all losses, and SGD as PyTorch has it."""
+        """Gradients of all losses, and an SGD update as in PyTorch."""
         if size == self.recipe.batch_size:
             indices, views = self._whole.index_select(1, self._at)[:, 0]
             self._at += 1
@@ -263,14 +263,14 @@ class Group:
 
     @torch.no_grad()
     def predict(self, images: Images) -> Tensor:
-        """Logits [S, M, K] of the images as they are."""
+        """Logits [S, M, K] of the images without augmentation."""
         found = []
         for part in torch.arange(len(images), device=self._device).split(max(100, 40000 // len(self.students))):
-            found.append(self.answer(images, part, torch.full_like(part, CENTRE))[0])
+            found.append(self.forward(images, part, torch.full_like(part, CENTRE))[0])
         return torch.cat(found, 1)
 
     @torch.no_grad()
-    def answer(self, images: Images, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Images, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, N, K] and features [S, N, D] of views, in evaluation mode."""
         self.network.eval()
         dtype = torch.bfloat16 if self._cuda else torch.float32
@@ -279,28 +279,28 @@ class Group:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._cuda and self._native):
             return self.network(batch)
 
-    def table(self, size: int = 4096) -> Table:
-        """What the only student, a teacher then, says of all views of the training images."""
+    def table(self, size: int = 4096) -> TeacherPredictions:
+        """The predictions of a group with one model, the teacher, for all views of the training images."""
         rows = len(self._train) * VIEWS
         logits = torch.empty(rows, self.network.bias.shape[1], dtype=torch.float16, device=self._device)
         norms = torch.empty(rows, dtype=torch.float16, device=self._device)
         with self._on_stream():
             for start in range(0, rows, size):
                 row = torch.arange(start, min(start + size, rows), device=self._device)
-                z, f = self.answer(self._train, row // VIEWS, row % VIEWS)
+                z, f = self.forward(self._train, row // VIEWS, row % VIEWS)
                 logits[start : start + size] = z[0]
                 norms[start : start + size] = torch.linalg.vector_norm(f[0], dim=1)
             if self.stream is not None:
                 self.stream.synchronize()
-        return Table(logits, norms, self.network.bias[0].detach())
+        return TeacherPredictions(logits, norms, self.network.bias[0].detach())
 
     def state_of(self, index: int) -> dict[str, Tensor]:
-        """The state dict of a student, as MMPretrain has it."""
+        """The state dict of a student in MMPretrain's format."""
         steps = self.plan.steps + bool(self.plan.rest)
         return self.network.state_of(index, self.epoch * steps)
 
     def save(self) -> None:
-        """Keep where the students stand."""
+        """Save the state of training."""
         if self.stream is not None:
             self.stream.synchronize()
         state = dict(
@@ -317,7 +317,7 @@ class Group:
         if state['names'] != names:
             raise ValueError(f'{self.file} holds {state["names"]}, not {names}; give another --work-dir.')
         self.network.load_state_dict(state['network'])
-        for mine, kept in zip(self._momenta, state['momenta'], strict=True):
-            mine.copy_(kept)
+        for momentum, stored in zip(self._momenta, state['momenta'], strict=True):
+            momentum.copy_(stored)
         self.epoch, self.curves, self.seconds = state['epoch'], state['curves'], state['seconds']
         self.logits = state['logits']

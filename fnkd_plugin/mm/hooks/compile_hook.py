@@ -1,0 +1,67 @@
+"""Compiled training: ``forward(mode='loss')`` as one graph."""
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmpretrain.registry import HOOKS
+from torch._dynamo.exc import TorchDynamoException
+
+from fnkd_plugin.mm.distiller import Distiller
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Compiles ``forward(mode='loss')`` of the model while it trains: of a distilled one student, teacher and loss.
+
+    Unlike MMEngine's ``compile``, which compiles ``train_step``, it leaves out what breaks a graph or keeps it from
+    being captured: the copy to the device, ``backward()``, the optimiser, whose learning rate changes. On a GPU the
+    graph is captured as a CUDA graph (``mode='reduce-overhead'``), so that small networks do not wait for their
+    launches. Validation is not compiled, nor are the first batches, as long as a soft loss reads norms on the host
+    (``tau='auto'``: 20). Where compiling fails, a warning says why, and training goes on in eager mode.
+
+    Args:
+        **options: Of ``torch.compile``, in place of ours.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    def before_train(self, runner: Any) -> None:
+        """Compile; EMA has copied the model by now."""
+        model = _inner(runner)
+        on_gpu = next(model.parameters()).is_cuda
+        options = dict(mode='reduce-overhead' if on_gpu else None, dynamic=False) | self._options
+        eager = model.forward
+        compiled: Any = torch.compile(eager, **options)
+
+        def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
+            nonlocal compiled
+            settled = not isinstance(model, Distiller) or model.distillation.head.settled
+            if mode != 'loss' or compiled is None or not settled:
+                return eager(*args, mode=mode, **kwargs)
+            torch.compiler.cudagraph_mark_step_begin()
+            try:
+                losses = compiled(*args, mode=mode, **kwargs)
+            except TorchDynamoException as error:
+                compiled = None
+                runner.logger.warning(
+                    f'CompileHook: {type(model).__name__} cannot be compiled here and trains in eager mode '
+                    f'({type(error).__name__}: {" ".join(str(error).split())[:300]}).'
+                )
+                return eager(*args, mode=mode, **kwargs)
+            if isinstance(model, Distiller) and model.distillation.step is not None:
+                # The next step writes to the same memory.
+                model.distillation.step = model.distillation.step.clone()
+            return losses
+
+        model.forward = forward
+
+    def after_train(self, runner: Any) -> None:
+        """Leave the model as it was."""
+        _inner(runner).__dict__.pop('forward', None)
+
+
+def _inner(runner: Any) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
