@@ -8,8 +8,10 @@ class SetupError(ValueError):
     """A wrong option of a config or command line, found before training starts."""
 
 
-def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = math.inf) -> float:
+def check_number(owner: str, name: str, value: object, *, positive: bool = False, below: float = 1e12) -> float:
     """Return ``value`` as a finite float in [0, below), or in (0, below) if ``positive``.
+
+    The largest by default (our choice) keeps products of a few such numbers finite in fp32.
 
     Raises:
         SetupError: Otherwise; the message names the owner, the option, its value and its range.
@@ -19,17 +21,21 @@ def check_number(owner: str, name: str, value: object, *, positive: bool = False
         if (number > 0 or (number == 0 and not positive)) and number < below:
             return number
     lower = '> 0' if positive else '>= 0'
-    upper = '' if below == math.inf else f' and < {below:g}'
-    raise SetupError(f'{owner}: {name} must be a finite number {lower}{upper}, but is {value!r}.')
+    raise SetupError(f'{owner}: {name} must be a finite number {lower} and < {below:g}, but is {value!r}.')
 
 
 def check_temperature(owner: str, value: object) -> float:
-    """Return ``value`` as a float in (0, 1e6); above, softened distributions differ by less than fp32 rounding.
+    """Return ``value`` as a float in [1e-6, 1e6).
+
+    Above, softened distributions differ by less than fp32 rounding; far below, logits overflow.
 
     Raises:
         SetupError: See :func:`check_number`.
     """
-    return check_number(owner, 'temperature', value, positive=True, below=1e6)
+    number = check_number(owner, 'temperature', value, positive=True, below=1e6)
+    if number < 1e-6:
+        raise SetupError(f'{owner}: temperature must be a finite number > 0, at least 1e-06, but is {value!r}.')
+    return number
 
 
 def check_several_classes(owner: str, count: int) -> None:
@@ -47,4 +53,4 @@ def check_several_classes(owner: str, count: int) -> None:
 def first_few(entries: Sequence[object], few: int = 5) -> str:
     """Format the first ``few`` entries and the number of the others, for a message."""
     more = f' and {len(entries) - few} more' if len(entries) > few else ''
-    return ', '.join(map(str, entries[:few])) + more
+    return ', '.join(f'{entry!s:.200}' for entry in entries[:few]) + more

@@ -72,7 +72,7 @@ def open_bundle(path: Path) -> tuple[Bundle, Path]:
     about = files[0].with_suffix('.json')
     try:
         return Bundle(**json.loads(about.read_text(encoding='utf-8'))), files[0]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise SetupError(f'{about}: it should say model, classes, image_size, mean and std ({error}).') from error
 
 

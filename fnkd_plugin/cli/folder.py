@@ -89,7 +89,9 @@ class Workshop:
             found = json.loads(done.read_text())
         else:
             found = _run(path, folder, name)
-            done.write_text(json.dumps(found, indent=1) + '\n')
+            partial = done.with_suffix('.partial')
+            partial.write_text(json.dumps(found, indent=1) + '\n')
+            partial.replace(done)
         if not name.startswith(_TRIALS):
             console.print(f'{name}: {found["best"]:.1f} % in {duration(found["seconds"])}', markup=False)
         return Trained(

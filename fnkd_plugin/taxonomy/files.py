@@ -33,7 +33,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     text = read_text(path, 'taxonomy')
     try:
         groups = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SetupError(f'taxonomy: {path} is not JSON ({error}).') from error
     if not isinstance(groups, dict) or not all(
         isinstance(near, list) and all(isinstance(name, str) for name in near) for near in groups.values()

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -167,7 +167,8 @@ def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]
         lines = [line.strip() for line in read_text(Path(mapping), owner).splitlines() if line.strip()]
         entries: list = [int(line) for line in lines] if all(line.isdecimal() for line in lines) else lines
     else:
-        entries = list(mapping) if isinstance(mapping, Iterable) else [None]
+        # A dict would be taken for the list of its keys.
+        entries = list(mapping) if isinstance(mapping, Iterable) and not isinstance(mapping, Mapping) else [None]
     if not entries:
         raise SetupError(f'{owner}: class_map is empty.')
     if all(isinstance(entry, Integral) and not isinstance(entry, bool) for entry in entries):

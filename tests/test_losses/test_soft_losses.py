@@ -254,9 +254,9 @@ NAN, INF = float('nan'), float('inf')
 @pytest.mark.parametrize(
     ('kind', 'name', 'values', 'range_'),
     [
-        (KDLoss, 'temperature', [0, -1.0, NAN, INF, 1e30, '4', None, True], '> 0'),
-        (KDLoss, 'loss_weight', [-1, NAN, INF, '1'], '>= 0'),
-        (FNKDLoss, 'tau', [0, -2.0, NAN, INF, None, True], '> 0'),
+        (KDLoss, 'temperature', [0, -1.0, NAN, INF, 1e30, 1e-40, '4', None, True], '> 0'),
+        (KDLoss, 'loss_weight', [-1, NAN, INF, 1e38, '1'], '>= 0'),
+        (FNKDLoss, 'tau', [0, -2.0, NAN, INF, 1e300, None, True], '> 0'),
         (FNKDLoss, 'loss_weight', [-9, NAN, INF], '>= 0'),
         (DKDLoss, 'alpha', [-1, NAN, '1'], '>= 0'),
         (DKDLoss, 'beta', [-8, INF, None], '>= 0'),

@@ -288,6 +288,7 @@ def test_files_are_in_utf_8_on_every_machine(tmp_path: Path, file: str, monkeypa
     ('content', 'message'),
     [
         ('{', 'is not JSON'),
+        ('[' * 100_000, 'is not JSON'),
         (json.dumps(['a']), 'not one JSON object'),
         (json.dumps(dict(a='b', b=[])), 'not one JSON object'),
         (json.dumps(dict(a=['b', 'c'], b=[])), 'near classes that it does not define: c'),

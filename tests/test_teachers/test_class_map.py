@@ -203,6 +203,7 @@ def test_imagenets_own_order_is_recognised() -> None:
         ([True, False], LETTERS, None, 'only indices or only names'),
         ([0.0, 1.0], LETTERS, None, 'only indices or only names'),
         (3, LETTERS, None, 'only indices or only names, but is 3'),
+        (dict(a='b', b='a'), LETTERS, None, 'only indices or only names'),
         ([1], LETTERS, None, 'teacher Teacher has 1 class'),
         ('nowhere.txt', LETTERS, None, 'no file nowhere.txt'),
         ('by-name', LETTERS, None, r'needs the names of the student.*Distiller .*classes='),
@@ -220,6 +221,12 @@ def test_imagenets_own_order_is_recognised() -> None:
 def test_faults(mapping: Any, classes: Any, student: Any, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         _index(mapping, classes, student)
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    with pytest.raises(SetupError, match='not among') as error:
+        _index(['x' * 100_000], LETTERS)
+    assert len(str(error.value)) < 1000
 
 
 def test_stated_names_must_be_as_many_as_the_classes(tmp_path: Path) -> None:
