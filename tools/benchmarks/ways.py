@@ -1,7 +1,6 @@
-"""A teacher's forward in each dtype and memory order: what ``execution`` can choose from.
+"""A teacher's forward pass in each dtype and memory format that ``execution`` can choose.
 
-All take turns, so that drift hits them alike. In a way in which a network cannot be run it has
-no time.
+All of them take turns, so that drift affects them equally. A combination that a network does not support has no time.
 """
 
 import argparse
@@ -32,7 +31,7 @@ WAYS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which networks, where and how often."""
+    """Add the options."""
     parser.add_argument('--networks', nargs='+', default=NETWORKS, help="timm's names")
     add_preset(parser, 'sizes: 96 pixels and a batch of 8; on a GPU 224 and 128')
     parser.add_argument('--size', type=int, help="pixels (the preset's)")
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each network in each way."""
+    """Measure each network in each dtype and memory format."""
     device = device_of(args)
     size, batch = (given or usual for given, usual in zip((args.size, args.batch), _SIZES[args.preset], strict=True))
     rows = []
