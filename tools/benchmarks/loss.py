@@ -1,9 +1,9 @@
 """Time and memory of the soft loss against log_softmax + softmax + kl_div, eager and under torch.compile.
 
-On a CPU our loss is plain PyTorch code with one thread, on a GPU the Triton kernel. A call is timed until the device has
-finished. At small sizes this is the host's launch time, of which ``nothing`` is autograd's part. On a GPU a call is also
-captured in a CUDA graph and replayed, which leaves the device's time only. Extra memory is the allocator's peak beyond
-the inputs, including the gradient of the logits, in multiples of the logits' size. Needs neither MMEngine nor
+On a CPU our loss is plain PyTorch code with one thread, on a GPU the Triton kernel. A call is timed until the device
+has finished. At small sizes this is the host's launch time, of which ``nothing`` is autograd's part. On a GPU a call is
+also captured in a CUDA graph and replayed, which leaves only the device's time. Extra memory is the allocator's peak
+beyond the inputs, including the gradient of the logits, in multiples of the logits' size. Needs neither MMEngine nor
 MMPretrain.
 """
 
