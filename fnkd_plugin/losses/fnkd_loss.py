@@ -84,7 +84,7 @@ class FNKDLoss(SoftTargetLoss):
     @property
     def settled(self) -> bool:
         """After the first batch, and with ``tau='auto'`` once tau is fixed."""
-        return self._balance_checked and (self._auto is None or self._auto.settled)
+        return self._balance_checked and (self._auto is None or self._auto.calibrated)
 
     @torch.compiler.disable
     def _check_balance(self, feature_norm: Tensor) -> None:

@@ -70,7 +70,7 @@ class DistillHead(nn.Module):
     @property
     def settled(self) -> bool:
         """Whether no soft loss with a weight reads the teacher's batches on the host any more."""
-        return all(loss.settled for loss in self._weighed())
+        return all(loss.settled for loss in self._weighted())
 
     @property
     def needs_feature_norm(self) -> bool:
