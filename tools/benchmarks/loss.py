@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             given = [_prediction(images, classes, device, dtype, learned) for learned in (True, False)]
             compiled = not args.no_compile and (images, classes) in COMPILED
             size = {'policy': policy, 'images': images, 'classes': classes}
-            rows.append(size | measure(_ways(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values()))))
+            rows.append(
+                size | measure(_variants(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values())))
+            )
     setting = {'device': device, 'dtype': str(dtype).removeprefix('torch.'), 'cpu_threads': 1, 'rounds': args.rounds}
     return {'setting': setting, 'rows': rows}
 
@@ -70,10 +72,10 @@ class _Nothing(torch.autograd.Function):
 
 
 def measure(
-    ways: dict[str, Callable], student: Prediction, teacher: Prediction, rounds: int, title: str
+    variants: dict[str, Callable], student: Prediction, teacher: Prediction, rounds: int, title: str
 ) -> dict[str, Any]:
     """Measure all variants at one size, after comparing their gradients."""
-    calls = {name: partial(gradients, loss, student, teacher) for name, loss in ways.items()}
+    calls = {name: partial(gradients, loss, student, teacher) for name, loss in variants.items()}
     expected = calls['eager']()
     for call in calls.values():
         for found, exact in zip(call(), expected, strict=True):
@@ -99,13 +101,13 @@ def _prediction(images: int, classes: int, device: str, dtype: torch.dtype, lear
     return Prediction(*(x.requires_grad_(learned) for x in found))
 
 
-def _ways(policy: str, compiled: bool) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
+def _variants(policy: str, compiled: bool) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
     eager = partial(_naive, policy)
-    ways: dict[str, Callable] = {'eager': eager, 'ours': LOSSES[policy]}
+    variants: dict[str, Callable] = {'eager': eager, 'ours': LOSSES[policy]}
     if compiled:
         torch.compiler.reset()  # each size is compiled for itself
-        ways['compiled'] = torch.compile(eager, dynamic=False, fullgraph=True)
-    return ways
+        variants['compiled'] = torch.compile(eager, dynamic=False, fullgraph=True)
+    return variants
 
 
 def _naive(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
@@ -170,7 +172,8 @@ def table(results: dict[str, Any]) -> str:
     for row in results['rows']:
         name = f'{row["policy"]}, {row["images"]:,} × {row["classes"]:,}'
         shares = [
-            shown(row[f'{way}_ratio'], 2) if f'{way}_ratio' in row else '' for way in ('compiled', 'ours', 'nothing')
+            shown(row[f'{variant}_ratio'], 2) if f'{variant}_ratio' in row else ''
+            for variant in ('compiled', 'ours', 'nothing')
         ]
         graph = f'{row["ours_graph_ms"]:.3f} / {row["eager_graph_ms"]:.3f}' if 'ours_graph_ms' in row else ''
         extra = f'{row["eager_extra"]:.1f}; {row["ours_extra"]:.1f}'

@@ -23,7 +23,7 @@ NETWORKS = (
     'vit_small_patch16_224',
 )
 _SIZES = {'cpu': (96, 8), 'gpu': (224, 128)}
-WAYS = {
+SETTINGS = {
     f'{dtype}{", channels last" if channels_last else ""}': (dtype, channels_last)
     for dtype in ('float32', 'bfloat16')
     for channels_last in (False, True)
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for name in args.networks:
         pair = Pair(name, name, size, batch)
-        todo = {way: _forward(pair, Setting(device, *options)) for way, options in WAYS.items()}
-        runs = {way: call for way, call in todo.items() if _can(call)}
+        todo = {option: _forward(pair, Setting(device, *options)) for option, options in SETTINGS.items()}
+        runs = {option: call for option, call in todo.items() if _is_supported(call)}
         times = interleaved(runs, args.rounds, name)
-        rows.append({'network': name, 'ms': {way: median_interval(ms) for way, ms in times.items()}})
+        rows.append({'network': name, 'ms': {option: median_interval(ms) for option, ms in times.items()}})
     return {'size': size, 'batch': batch, 'device': device, 'rounds': args.rounds, 'rows': rows}
 
 
@@ -66,7 +66,7 @@ def _forward(pair: Pair, setting: Setting) -> Callable[[], Any]:
     return forward
 
 
-def _can(call: Callable[[], Any]) -> bool:
+def _is_supported(call: Callable[[], Any]) -> bool:
     try:
         call()
     except RuntimeError:
@@ -76,8 +76,11 @@ def _can(call: Callable[[], Any]) -> bool:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
-    lines = [f'| network | {" | ".join(f"{way}, ms" for way in WAYS)} |', f'| --- |{" --: |" * len(WAYS)}']
+    lines = [
+        f'| network | {" | ".join(f"{option}, ms" for option in SETTINGS)} |',
+        f'| --- |{" --: |" * len(SETTINGS)}',
+    ]
     for row in results['rows']:
-        cells = ' | '.join(shown(row['ms'][way]) if way in row['ms'] else '' for way in WAYS)
+        cells = ' | '.join(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)
         lines.append(f'| {row["network"]} | {cells} |')
     return '\n'.join(lines)
