@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What distilling costs, measured side by side in one run; sub-commands are the modules of ``tools/benchmarks/``."""
+"""Measure the costs of distillation. Each sub-command is a module of ``tools/benchmarks/``."""
 
 import argparse
 import importlib
@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-# The checkout's own package, installed or not, and what lies beside this file.
+# Use the package of this checkout, and the modules next to this file.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,8 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             found.name, help=(module.__doc__ or '').split('\n')[0], description=module.__doc__
         )
         command.add_argument('--out', type=Path, help='(benchmarks/NAME.json; of --preset gpu in benchmarks/gpu)')
-        command.add_argument('--show', action='store_true', help='measure nothing, show what --out holds')
-        command.add_argument('--docs', action='store_true', help='put the table where README.md or docs/ shows it')
+        command.add_argument('--show', action='store_true', help='measure nothing, only show the results file')
+        command.add_argument('--docs', action='store_true', help='write the table into README.md or docs/')
         module.add_arguments(command)
         command.set_defaults(module=module)
     args = parser.parse_args(argv)
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run, write and show the results."""
+    """Measure, write and show the results."""
     args = parse_args(argv)
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     init_default_scope('mmpretrain')

@@ -1,4 +1,4 @@
-"""What the benchmarks of the cache share: its config, stores without a teacher, memory that is not mapped."""
+"""Shared by the benchmarks of the cache: config, models, stores with random rows, memory use."""
 
 import argparse
 import copy
@@ -24,20 +24,20 @@ from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_sampl
 from ._pairs import optim_wrapper
 
 LOOKUP = 256
-"""Rows of a batch."""
+"""Rows of one lookup."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int, images: int | None) -> None:
-    """Epochs of which images."""
+    """Add the options of epochs and images."""
     parser.add_argument('--rounds', type=int, default=rounds, help='epochs of each kind')
     parser.add_argument('--images', type=int, default=images, help='images of an epoch')
     parser.add_argument('--config', type=Path, default=_ROOT / 'configs' / 'cub2010' / 'fnkd_lite0_cub2010.py')
 
 
 def config_of(args: argparse.Namespace, folder: Path) -> Config:
-    """The config with both networks of random weights, which take as long."""
+    """The config, with random weights for both networks, which do not change the time."""
     init_default_scope('mmpretrain')
     cfg = load_config(args.config)
     weights = folder / 'teacher.pth'
@@ -51,7 +51,7 @@ def config_of(args: argparse.Namespace, folder: Path) -> Config:
 
 
 def make_cache(cfg: Config, folder: Path, workers: int, device: str = 'cpu') -> tuple[Source, Store]:
-    """A view of every image; the store is in ``folder``."""
+    """Cache one view of every image in ``folder``."""
     source = Source(cfg, Replay(0, 1), torch.device(device))
     store = source.open_store(folder)
     fill(source, store, share(store), cfg.train_dataloader.batch_size, workers)
@@ -59,18 +59,18 @@ def make_cache(cfg: Config, folder: Path, workers: int, device: str = 'cpu') -> 
 
 
 def models_of(cfg: Config, cache: Path) -> dict[str, Any]:
-    """The student plain, with its live teacher, and with the cache."""
+    """Model configs: the plain student, and the student with a live and with a cached teacher."""
     cached = dict(cfg.model, teacher=dict(type='CachedTeacher', path=str(cache)))
     return dict(plain=cfg.model.student, live=cfg.model, cached=cached)
 
 
 def build(model: Any, cfg: Config) -> Any:
-    """The model, ready to train."""
+    """Build the model with its data preprocessor."""
     return MODELS.build(copy.deepcopy(dict(model, data_preprocessor=cfg.data_preprocessor)))
 
 
 def images_of(cfg: Config, stamps: bool) -> Dataset:
-    """The training images, replayed."""
+    """The training images with seeded augmentations."""
     dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
     seed_samples(dataset, Replay(0, 1).data_seed, stamps)
     return dataset
@@ -79,7 +79,7 @@ def images_of(cfg: Config, stamps: bool) -> Dataset:
 def epoch_of(
     model: Any, dataset: Dataset, batches: Iterable[range], workers: int, amp: bool = False
 ) -> Callable[[], None]:
-    """Training on these batches, loader included."""
+    """A function that trains on these batches, including data loading."""
     optim = optim_wrapper(model, amp)
 
     def epoch() -> None:
@@ -90,18 +90,18 @@ def epoch_of(
 
 
 def loader(dataset: Dataset, batches: Iterable[range], workers: int) -> DataLoader:
-    """Batches of the first view."""
+    """A data loader of these batches, in the first view."""
     indices = [[SampleIndex(i, 0) for i in batch] for batch in batches]
     return DataLoader(dataset, batch_sampler=indices, num_workers=workers, collate_fn=default_collate)
 
 
 def batches_of(count: int, size: int) -> list[range]:
-    """Which images are in which batch."""
+    """The image indices of each batch."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
-    """A store without a teacher."""
+    """A new store that needs no teacher."""
     teacher = dict(
         name='', config={}, weights='', num_classes=classes, feature_norm=False, classes=None, class_ids=None
     )
@@ -111,13 +111,13 @@ def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Sto
 
 
 def write_blocks(store: Store, blocks: Iterable[tuple[int, int, int]]) -> None:
-    """Rows of random logits."""
+    """Write rows of random logits."""
     logits = torch.randn(store.block, store.manifest['teacher']['num_classes'])
     for view, first, end in blocks:
         store.write(view, first, rows_of(store.row_type, np.zeros(end - first), None, logits[: end - first]))
 
 
 def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
+    """The anonymous memory of this process in bytes (without mapped files)."""
     lines = Path(f'/proc/{os.getpid()}/status').read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: on a CPU in a process of its own."""
+"""Peak memory of a function; on a CPU it is measured in a new process."""
 
 import gc
 import multiprocessing
@@ -13,15 +13,15 @@ _STEPS = 4
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], Any]], *args: Any, on_gpu: bool = False) -> int:
-    """What building and then doing something takes beyond the imported libraries.
+    """The peak memory of preparing and running a function, without the imported libraries.
 
-    On a CPU the peak of resident memory (Linux), on CUDA that of the memory allocated beyond what was allocated before.
-    What building alone takes in passing is not counted, what it leaves is.
+    On a CPU it is the peak of resident memory (Linux), on CUDA of the memory allocated since the call. Temporary memory
+    of preparing is not counted; memory that stays allocated is.
 
     Args:
-        prepare: A function of a module, that builds what is to be done and returns it.
-        *args: Its arguments, which are sent to the process.
-        on_gpu: Which of the two.
+        prepare: A module-level function that returns the function to run.
+        *args: The arguments of ``prepare``; they are pickled.
+        on_gpu: Whether to measure CUDA memory.
     """
     if on_gpu:
         return _measure_on_gpu(prepare, args)
@@ -32,7 +32,7 @@ def peak_bytes(prepare: Callable[..., Callable[[], Any]], *args: Any, on_gpu: bo
 def _measure(prepare: Callable[..., Callable[[], Any]], args: tuple) -> int:
     before = _status('VmRSS')
     work = prepare(*args)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak is measured anew from here
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     for _ in range(_STEPS):
         work()
     return _status('VmHWM') - before

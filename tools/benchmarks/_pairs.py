@@ -1,4 +1,4 @@
-"""Students and teachers of the benchmarks, as training steps on one batch of random images."""
+"""Pairs of student and teacher for the benchmarks, and training steps on a batch of random images."""
 
 import argparse
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _SIZED = ('vit', 'deit', 'swin')  # models that are built for one size of images
 
 
 class Pair(NamedTuple):
-    """timm's names, image size and batch size."""
+    """Two timm model names, the image size and the batch size."""
 
     student: str
     teacher: str
@@ -54,7 +54,7 @@ _GPU_SIZE = 224
 
 
 class Setting(NamedTuple):
-    """How networks are run; the defaults are fp32 and contiguous on a CPU."""
+    """Device, dtype and memory format of the networks; by default fp32 and contiguous on a CPU."""
 
     device: str = 'cpu'
     dtype: str = 'float32'
@@ -70,7 +70,7 @@ class Setting(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """Which pairs, where and how often."""
+    """Add the options of pairs, device and rounds."""
     known = [f'{pair.student}:{pair.teacher}' for pair in PAIRS]
     parser.add_argument('--pairs', nargs='+', choices=known, default=known, metavar='STUDENT:TEACHER', help='(all)')
     add_preset(parser, f'sizes, and type: fp32; on a GPU {_GPU_SIZE} pixels, bf16')
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[Pair]:
-    """The pairs that the arguments name."""
+    """The pairs chosen by the arguments."""
     pairs = [pair for pair in PAIRS if f'{pair.student}:{pair.teacher}' in args.pairs]
     if args.preset == 'gpu':
         pairs = [pair._replace(size=_GPU_SIZE, batch=_GPU_BATCH[pair.student]) for pair in pairs]
@@ -88,12 +88,12 @@ def chosen(args: argparse.Namespace) -> list[Pair]:
 
 
 def dtype_of(args: argparse.Namespace) -> str:
-    """The type that the arguments name, or the preset's."""
+    """The dtype of the arguments, or of the preset."""
     return args.dtype or ('bfloat16' if args.preset == 'gpu' else 'float32')
 
 
 def network(name: str, size: int, setting: Setting) -> nn.Module:
-    """timm's model of random weights."""
+    """A timm model with random weights."""
     options = dict(img_size=size) if name.startswith(_SIZED) else {}
     model = timm.create_model(name, num_classes=CLASSES, **options)
     return model.to(setting.device, memory_format=setting.memory_format)
@@ -115,11 +115,11 @@ class Batch:
         self._std = torch.tensor(STD, device=setting.device).view(-1, 1, 1)
 
     def data(self) -> dict[str, Any]:
-        """For ``train_step``."""
+        """The data of ``train_step``."""
         return {'inputs': self.images, 'data_samples': [DataSample().set_gt_label(k) for k in self.labels]}
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images in RGB, normalised on the device, as the student's data preprocessor makes them; and labels."""
+        """RGB images, normalised on the device as by the student's data preprocessor, and labels."""
         images = self.images.to(self._setting.device).flip(1).float().sub_(self._mean).div_(self._std)
         return images.contiguous(memory_format=self._setting.memory_format), self.labels.to(self._setting.device)
 
@@ -133,7 +133,7 @@ def student(pair: Pair, setting: Setting) -> Any:
 
 
 def teacher(pair: Pair, setting: Setting, execution: Any = None) -> ModelTeacher:
-    """The teacher, run in the setting's way unless ``execution`` says otherwise."""
+    """The teacher, with the dtype and memory format of the setting unless ``execution`` is given."""
     if execution is None:
         execution = dict(dtype=setting.dtype, channels_last=setting.channels_last)
     model = network(pair.teacher, pair.size, setting)
@@ -141,13 +141,13 @@ def teacher(pair: Pair, setting: Setting, execution: Any = None) -> ModelTeacher
 
 
 def distilled(pair: Pair, setting: Setting, soft_loss: dict, hard_weight: float = 1.0, execution: Any = None) -> Any:
-    """The student that learns from the teacher."""
+    """The distilled model."""
     head = dict(type='DistillHead', soft_loss=soft_loss, hard_weight=hard_weight)
     return Distiller(student(pair, setting), teacher(pair, setting, execution), head)
 
 
 def optim_wrapper(model: nn.Module, amp: bool) -> OptimWrapper:
-    """MMEngine's, under AMP as ``--amp`` makes it."""
+    """MMEngine's optimizer wrapper; under AMP the one of ``--amp``."""
     return AmpOptimWrapper(optimizer=optimizer(model)) if amp else OptimWrapper(optimizer(model))
 
 

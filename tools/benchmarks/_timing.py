@@ -1,4 +1,4 @@
-"""Times of several things side by side, and where they are taken."""
+"""Interleaved timing of several calls, and a description of the machine."""
 
 import argparse
 import os
@@ -19,20 +19,20 @@ _PACKAGES = ('torch', 'triton', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmp
 
 
 def add_preset(parser: argparse.ArgumentParser, text: str) -> None:
-    """``--preset``: what is measured, on which device, and in which folder the results are."""
+    """Add ``--preset``, which sets sizes, device and the folder of results."""
     parser.add_argument('--preset', choices=PRESETS, default=PRESETS[torch.cuda.is_available()], help=text)
 
 
 def device_of(args: argparse.Namespace) -> str:
-    """Torch's name of the preset's device."""
+    """The torch device of the preset."""
     return 'cuda' if args.preset == 'gpu' else 'cpu'
 
 
 def interleaved(todo: Mapping[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
-    """Milliseconds of each call, round by round.
+    """Milliseconds of each call in each round.
 
-    In each round each is called once, so that drift hits all alike; the order turns from round to round, so that none
-    always follows the same other.
+    In each round every function is called once, so that drift affects all equally. The order rotates between rounds, so
+    that no function always follows the same one.
     """
     times: dict[str, list[float]] = {name: [] for name in todo}
     names = list(todo)
@@ -45,7 +45,7 @@ def interleaved(todo: Mapping[str, Callable[[], Any]], rounds: int, title: str) 
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Of one call, until the device has done its work."""
+    """The time of one call, until the device has finished."""
     _synchronize()
     start = time.perf_counter()
     call()
@@ -68,13 +68,13 @@ def median_interval(values: Sequence[float], digits: int = 2) -> list[float]:
 
 
 def shown(interval: Sequence[float], digits: int = 1) -> str:
-    """``[median, low, high]`` for a table."""
+    """``[median, low, high]`` as text for a table."""
     median, low, high = interval
     return f'{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
 
 def machine() -> dict[str, Any]:
-    """What the times depend on: processor, threads, GPU, versions."""
+    """The processor, threads, GPU and versions, on which times depend."""
     found: dict[str, Any] = {
         'machine': platform.machine(),
         'processor': _processor(),
@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
 
 
 def version_of(package: str) -> str | None:
-    """Its version, None where it is not installed."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What the cached teacher costs and saves: seeding, lookups, memory, epochs."""
+"""Costs and savings of the cached teacher: seeding, lookups, memory, epochs."""
 
 import argparse
 import multiprocessing
@@ -34,14 +34,14 @@ _CLASSES, _SAMPLES = 1000, 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How much, and of what."""
+    """Add the options."""
     add_preset(parser, 'on a GPU 224 pixels, batches of 128, --amp, and 8 workers')
     _caches.add_arguments(parser, rounds=9, images=None)
     parser.add_argument('--workers', type=int)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in temporary folders."""
+    """Measure everything in temporary folders."""
     on_gpu = args.preset == 'gpu'
     args.images = args.images or (2048 if on_gpu else 640)
     args.workers = args.workers or (8 if on_gpu else 1)
@@ -105,7 +105,7 @@ def _lookups(folder: Path, rounds: int = 200) -> list[float]:
 
 
 def _memory_of(folder: Path, samples: int) -> int:
-    """Bytes of memory, mapped pages apart, that reading a store takes; in a process of its own."""
+    """Memory in bytes, without mapped pages, of reading a store; measured in a new process."""
     store = empty_store(folder, samples, _CLASSES)
     write_blocks(store, _some(store))
     with multiprocessing.get_context('spawn').Pool(1) as pool:
@@ -122,13 +122,13 @@ def _anonymous_growth(folder: Path) -> int:
 
 
 def _some(store: Store) -> list[tuple[int, int, int]]:
-    """About eight of its blocks, from all over it; to write them all would take gigabytes."""
+    """About eight blocks spread over the store; all of them would take gigabytes."""
     step = max(1, store.samples // store.block // 8) * store.block
     return [(0, first, first + store.block) for first in range(0, store.samples - store.block, step)]
 
 
 def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Whole passes over the images, loader included, of a student plain, cached and live; and of making a view."""
+    """Times of an epoch, including data loading, of the plain, cached and live student, and of caching a view."""
     cfg, device, on_gpu = config_of(args, folder), device_of(args), args.preset == 'gpu'
     if on_gpu:
         cfg.train_dataloader.batch_size = 128
@@ -152,7 +152,7 @@ def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return median_interval([x / y for x, y in zip(times[a], times[b], strict=True)], 4)
 
     def of_students(count: int) -> list[float]:
-        """A view made and an epoch of each on it, over an epoch of each with a live teacher; all train as long."""
+        """The time of caching a view and training each student for an epoch on it, relative to a live teacher."""
         rounds = zip(times['build'], times['cached'], times['live'], strict=True)
         return median_interval([(made + count * cached) / (count * live) for made, cached, live in rounds], 4)
 

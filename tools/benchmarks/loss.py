@@ -1,10 +1,10 @@
-"""The soft loss alone, value and gradient, against log_softmax + softmax + kl_div in eager and under torch.compile.
+"""Time and memory of the soft loss against log_softmax + softmax + kl_div, eager and under torch.compile.
 
-On a CPU ours is the plain form with one thread, on a GPU the kernel. A call is timed by itself, until the device has
-done its work: at small sizes that is what the host takes to launch it, of which ``nothing`` shows autograd's part. On a
-GPU it is also captured in a CUDA graph and replayed, which leaves the work of the device. Extra memory is what the
-allocator holds at most beyond the inputs, the gradient of the logits among it, in sizes of the logits. Needs neither
-MMEngine nor MMPretrain.
+On a CPU our loss is plain PyTorch code with one thread, on a GPU the Triton kernel. A call is timed until the device
+has finished. At small sizes this is the host's launch time, of which ``nothing`` is autograd's part. On a GPU a call is
+also captured in a CUDA graph and replayed, which leaves only the device's time. Extra memory is the allocator's peak
+beyond the inputs, including the gradient of the logits, in multiples of the logits' size. Needs neither MMEngine nor
+MMPretrain.
 """
 
 import argparse
@@ -35,14 +35,14 @@ REPLAYS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Sizes, and where."""
+    """Add the options."""
     add_preset(parser, 'sizes, and type: fp32; on a GPU bf16')
     parser.add_argument('--rounds', type=int, default=100)
     parser.add_argument('--no-compile', action='store_true', help='leaves torch.compile out, which takes a minute')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Times, their ratios to eager's and peak extra memory, for each policy and size."""
+    """Measure times, their ratios to eager and the extra peak memory for each policy and size."""
     torch.set_num_threads(1)
     device, dtype = ('cuda', torch.bfloat16) if args.preset == 'gpu' else ('cpu', torch.float32)
     rows = []
@@ -51,13 +51,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             given = [_prediction(images, classes, device, dtype, learned) for learned in (True, False)]
             compiled = not args.no_compile and (images, classes) in COMPILED
             size = {'policy': policy, 'images': images, 'classes': classes}
-            rows.append(size | measure(_ways(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values()))))
+            rows.append(
+                size | measure(_variants(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values())))
+            )
     setting = {'device': device, 'dtype': str(dtype).removeprefix('torch.'), 'cpu_threads': 1, 'rounds': args.rounds}
     return {'setting': setting, 'rows': rows}
 
 
 class _Nothing(torch.autograd.Function):
-    """What autograd takes for a function of Python that launches nothing."""
+    """An autograd function that computes nothing: its time is the overhead of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -70,10 +72,10 @@ class _Nothing(torch.autograd.Function):
 
 
 def measure(
-    ways: dict[str, Callable], student: Prediction, teacher: Prediction, rounds: int, title: str
+    variants: dict[str, Callable], student: Prediction, teacher: Prediction, rounds: int, title: str
 ) -> dict[str, Any]:
-    """Of one size."""
-    calls = {name: partial(gradients, loss, student, teacher) for name, loss in ways.items()}
+    """Measure all variants at one size, after comparing their gradients."""
+    calls = {name: partial(gradients, loss, student, teacher) for name, loss in variants.items()}
     expected = calls['eager']()
     for call in calls.values():
         for found, exact in zip(call(), expected, strict=True):
@@ -99,17 +101,17 @@ def _prediction(images: int, classes: int, device: str, dtype: torch.dtype, lear
     return Prediction(*(x.requires_grad_(learned) for x in found))
 
 
-def _ways(policy: str, compiled: bool) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
+def _variants(policy: str, compiled: bool) -> dict[str, Callable[[Prediction, Prediction], Tensor]]:
     eager = partial(_naive, policy)
-    ways: dict[str, Callable] = {'eager': eager, 'ours': LOSSES[policy]}
+    variants: dict[str, Callable] = {'eager': eager, 'ours': LOSSES[policy]}
     if compiled:
         torch.compiler.reset()  # each size is compiled for itself
-        ways['compiled'] = torch.compile(eager, dynamic=False, fullgraph=True)
-    return ways
+        variants['compiled'] = torch.compile(eager, dynamic=False, fullgraph=True)
+    return variants
 
 
 def _naive(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
-    """As it is written everywhere, in fp32."""
+    """The usual implementation, in fp32."""
 
     def scaled(x: Prediction) -> Tensor:
         if policy == 'kd':
@@ -123,7 +125,7 @@ def _naive(policy: str, student: Prediction, teacher: Prediction) -> Tensor:
 
 
 def gradients(loss: Callable[[Prediction, Prediction], Tensor], student: Prediction, teacher: Prediction) -> list:
-    """Of the logits, and of norm and bias where the policy has any."""
+    """Gradients of the logits, and of norm and bias if the policy uses them."""
     found = torch.autograd.grad(loss(student, teacher), list(student), allow_unused=True)
     return [x for x in found if x is not None]
 
@@ -161,7 +163,7 @@ def _peak_extra(call: Callable[[], Any], on_gpu: bool) -> int:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A Markdown table: eager's time, the others as shares of it, and extra memory in sizes of the logits."""
+    """A Markdown table: times, ratios to eager, and extra memory in multiples of the logits' size."""
     lines = [
         '| policy, N × K | eager, ms | compiled / eager | ours / eager | autograd alone / eager '
         '| device alone: ours / eager, ms | extra memory: eager; ours |',
@@ -170,7 +172,8 @@ def table(results: dict[str, Any]) -> str:
     for row in results['rows']:
         name = f'{row["policy"]}, {row["images"]:,} × {row["classes"]:,}'
         shares = [
-            shown(row[f'{way}_ratio'], 2) if f'{way}_ratio' in row else '' for way in ('compiled', 'ours', 'nothing')
+            shown(row[f'{variant}_ratio'], 2) if f'{variant}_ratio' in row else ''
+            for variant in ('compiled', 'ours', 'nothing')
         ]
         graph = f'{row["ours_graph_ms"]:.3f} / {row["eager_graph_ms"]:.3f}' if 'ours_graph_ms' in row else ''
         extra = f'{row["eager_extra"]:.1f}; {row["ours_extra"]:.1f}'

@@ -1,10 +1,10 @@
-"""A KD step here, in timm's distillation task, in torchdistill and in a loop written by hand, side by side.
+"""A KD step of this package, timm's distillation task, torchdistill and a hand-written loop.
 
-First at matched settings: the same networks, batch, normalisation on the device, optimiser, loss, dtype and memory
-order. Then with what each does by itself (``matched: false``): contiguous fp32; here also with ``execution='auto'``,
-and on a GPU as ``tools/train.py --amp`` trains (fp16).
-torchdistill is measured where it can be imported: ``pip install --no-deps --target FOLDER torchdistill``, and FOLDER in
-PYTHONPATH. Where it cannot, the results say so.
+First with matched settings: the same networks, batch, normalisation on the device, optimiser, loss, dtype and memory
+format. Then with the defaults of each (``matched: false``): contiguous fp32. Ours is also measured with
+``execution='auto'``, and on a GPU as ``tools/train.py --amp`` trains (fp16).
+torchdistill is measured if it can be imported: ``pip install --no-deps --target FOLDER torchdistill``, with FOLDER in
+PYTHONPATH. Otherwise the results note that it was not measured.
 """
 
 import argparse
@@ -26,12 +26,12 @@ Step = Callable[[], Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which pairs."""
+    """Add the options."""
     _pairs.add_arguments(parser, rounds=20)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds a step of each, and ours minus each other's, round by round."""
+    """Measure milliseconds a step, and the paired differences of our step and the others."""
     rows = []
     device = device_of(args)
     for pair in _pairs.chosen(args):
@@ -63,14 +63,14 @@ def _makers(matched: bool, device: str) -> dict[str, Callable[[Pair, Setting], S
 
 
 def ours(pair: Pair, setting: Setting, execution: str | dict | None = None, amp: bool = False) -> Step:
-    """``Distiller``, through MMEngine's ``train_step``."""
+    """A step of ``Distiller`` with MMEngine's ``train_step``."""
     soft_loss = dict(type='KDLoss', temperature=TEMPERATURE, loss_weight=1 - ALPHA)
     model = _pairs.distilled(pair, setting, soft_loss, hard_weight=ALPHA, execution=execution)
     return _pairs.train_step(model, Batch(pair, setting), setting, amp)
 
 
 def timm_task(pair: Pair, setting: Setting) -> Step:
-    """timm's own task, in the loop of its documentation."""
+    """A step of timm's task, as in its documentation."""
     student, teacher = (_pairs.network(name, pair.size, setting) for name in pair[:2])
     task = LogitDistillationTask(
         student,
@@ -85,7 +85,7 @@ def timm_task(pair: Pair, setting: Setting) -> Step:
 
 
 def naive(pair: Pair, setting: Setting) -> Step:
-    """What one writes by hand."""
+    """A step written by hand."""
     student, teacher = (_pairs.network(name, pair.size, setting) for name in pair[:2])
     teacher.eval()
 
@@ -100,7 +100,7 @@ def naive(pair: Pair, setting: Setting) -> Step:
 
 
 def torchdistill_box(pair: Pair, setting: Setting) -> Step:
-    """torchdistill's box of one stage, configured as its sample configs for KD are."""
+    """A step of torchdistill's single-stage box, configured as in its sample configs for KD."""
     from torchdistill.core.distillation import DistillationBox
 
     student, teacher = (_pairs.network(name, pair.size, setting) for name in pair[:2])

@@ -1,7 +1,7 @@
-"""What distilling costs beyond a plain step and the teacher's forward, in time and memory.
+"""Time and memory of a distilled step beyond a plain step and the teacher's forward pass.
 
-The added time, distilled - plain - teacher, is taken round by round, so that drift cancels. Memory is held against
-max(plain, student's state + what the teacher takes in passing) + teacher's weights + one batch.
+The added time, distilled - plain - teacher, is computed for each round, so that drift cancels. Memory is compared with
+max(plain, student's state + the teacher's temporary memory) + teacher's weights + one batch.
 """
 
 import argparse
@@ -19,13 +19,13 @@ _MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which pairs, and whether memory is measured."""
+    """Add the options."""
     _pairs.add_arguments(parser, rounds=30)
     parser.add_argument('--no-memory', action='store_true', help='times only')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Times and peak memory of each pair, both networks channels-last."""
+    """Measure times and peak memory of each pair, both networks in channels-last format."""
     setting = Setting(device_of(args), _pairs.dtype_of(args), channels_last=True)
     rows = []
     for pair in _pairs.chosen(args):
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steps(pair: Pair, setting: Setting, only: str | None = None) -> dict[str, Callable[[], Any]]:
-    """A plain step, the teacher alone, a distilled step; or one of them, and nothing else built."""
+    """Functions of a plain step, the teacher's forward pass and a distilled step; ``only`` builds one of them."""
     torch.manual_seed(0)
     batch = Batch(pair, setting)
     soft_loss = dict(type='FNKDLoss', tau=5.0)

@@ -1,7 +1,6 @@
-"""A teacher's forward in each dtype and memory order: what ``execution`` can choose from.
+"""A teacher's forward pass in each dtype and memory format that ``execution`` can choose.
 
-All take turns, so that drift hits them alike. In a way in which a network cannot be run it has
-no time.
+All of them take turns, so that drift affects them equally. A combination that a network does not support has no time.
 """
 
 import argparse
@@ -24,7 +23,7 @@ NETWORKS = (
     'vit_small_patch16_224',
 )
 _SIZES = {'cpu': (96, 8), 'gpu': (224, 128)}
-WAYS = {
+SETTINGS = {
     f'{dtype}{", channels last" if channels_last else ""}': (dtype, channels_last)
     for dtype in ('float32', 'bfloat16')
     for channels_last in (False, True)
@@ -32,7 +31,7 @@ WAYS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which networks, where and how often."""
+    """Add the options."""
     parser.add_argument('--networks', nargs='+', default=NETWORKS, help="timm's names")
     add_preset(parser, 'sizes: 96 pixels and a batch of 8; on a GPU 224 and 128')
     parser.add_argument('--size', type=int, help="pixels (the preset's)")
@@ -41,16 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each network in each way."""
+    """Measure each network in each dtype and memory format."""
     device = device_of(args)
     size, batch = (given or usual for given, usual in zip((args.size, args.batch), _SIZES[args.preset], strict=True))
     rows = []
     for name in args.networks:
         pair = Pair(name, name, size, batch)
-        todo = {way: _forward(pair, Setting(device, *options)) for way, options in WAYS.items()}
-        runs = {way: call for way, call in todo.items() if _can(call)}
+        todo = {option: _forward(pair, Setting(device, *options)) for option, options in SETTINGS.items()}
+        runs = {option: call for option, call in todo.items() if _is_supported(call)}
         times = interleaved(runs, args.rounds, name)
-        rows.append({'network': name, 'ms': {way: median_interval(ms) for way, ms in times.items()}})
+        rows.append({'network': name, 'ms': {option: median_interval(ms) for option, ms in times.items()}})
     return {'size': size, 'batch': batch, 'device': device, 'rounds': args.rounds, 'rows': rows}
 
 
@@ -67,7 +66,7 @@ def _forward(pair: Pair, setting: Setting) -> Callable[[], Any]:
     return forward
 
 
-def _can(call: Callable[[], Any]) -> bool:
+def _is_supported(call: Callable[[], Any]) -> bool:
     try:
         call()
     except RuntimeError:
@@ -77,8 +76,11 @@ def _can(call: Callable[[], Any]) -> bool:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
-    lines = [f'| network | {" | ".join(f"{way}, ms" for way in WAYS)} |', f'| --- |{" --: |" * len(WAYS)}']
+    lines = [
+        f'| network | {" | ".join(f"{option}, ms" for option in SETTINGS)} |',
+        f'| --- |{" --: |" * len(SETTINGS)}',
+    ]
     for row in results['rows']:
-        cells = ' | '.join(shown(row['ms'][way]) if way in row['ms'] else '' for way in WAYS)
+        cells = ' | '.join(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)
         lines.append(f'| {row["network"]} | {cells} |')
     return '\n'.join(lines)
