@@ -65,7 +65,7 @@ def test_planted_groups_are_found_and_train(tmp_path: Path) -> None:
         (MASS / 0, dict(top=1), 'finite'),
         (MASS, {}, 'either top or share'),
         (MASS, dict(top=1, share=0.1), 'either top or share'),
-        (MASS, dict(top=0), 'top must be a integer >= 1, but is 0'),
+        (MASS, dict(top=0), 'top must be an integer >= 1, but is 0'),
         (MASS, dict(share=1.0), 'share must be a finite number > 0 and < 1'),
     ],
 )
