@@ -183,9 +183,9 @@ def distil(student: dict, teacher: Any, images: Tensor) -> tuple[Any, str, dict[
 def rescaling_error(student: nn.Module, layer: nn.Module, images: Tensor, tau: float = 1.0) -> float:
     """The largest difference of rescaled logits from the logits of the rescaled feature, over the largest logit."""
     reader = AffineReader(layer)
-    reader.reading = True
-    logits = _logits(student, images)
-    read = reader.take()
+    with reader:
+        logits = _logits(student, images)
+        read = reader.take()
     assert read is not None
     _require(torch.equal(logits, read.logits), "the last affine layer's output is not the model's")
     norms = read.feature_norm
