@@ -108,14 +108,15 @@ def converter(source: PixelFormat, target: PixelFormat) -> Callable[[Tensor], Te
     """
     if source == target:
         return _Affine()
+    numbers, wanted = (source.mean, source.std), (target.mean, target.std)
+    if numbers != wanted and None in (*numbers, *wanted):
+        raise SetupError(f'the {_unknown_side(source.mean)} mean and std are unknown')
     flip = False
     if source.channel_order != target.channel_order and len(source.mean or (0, 0, 0)) == 3:
         if source.channel_order is None or target.channel_order is None:
             raise SetupError(f'the {_unknown_side(source.channel_order)} channel order is unknown')
         flip = True
     if source.mean is None or target.mean is None or source.std is None or target.std is None:
-        if (source.mean, source.std) != (target.mean, target.std):
-            raise SetupError(f'the {_unknown_side(source.mean)} mean and std are unknown')
         return _Affine(flip)
     if len(source.mean) != len(target.mean):
         raise SetupError(f"the student's images have {len(source.mean)} channels, the teacher's {len(target.mean)}")
