@@ -88,7 +88,7 @@ def _class_indices(wanted: list[str] | None, classes: list[str]) -> list[int] | 
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise SetupError(
-            f'analysis: --classes: {", ".join(unknown)} is no class; classes are numbers of 0 to {len(classes) - 1} or '
-            f'names such as {", ".join(classes[:3])}.'
+            f'analysis: --classes: {", ".join(unknown)} is not a class; classes are numbers from 0 to '
+            f'{len(classes) - 1} or names such as {", ".join(classes[:3])}.'
         )
     return [known[name] for name in wanted]

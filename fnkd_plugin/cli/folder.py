@@ -155,7 +155,7 @@ def check_methods(option: str, methods: list[str]) -> None:
     known = ['plain', 'lsr', *METHODS]
     unknown = [name for name in methods if name not in known]
     if unknown:
-        raise SetupError(f'{option}: there is no method {first_few(unknown)}; there are {", ".join(known)}.')
+        raise SetupError(f'{option}: unknown method {first_few(unknown)}; known: {", ".join(known)}.')
 
 
 def checked(root: Path) -> Photos:

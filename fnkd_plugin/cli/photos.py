@@ -70,7 +70,7 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
             of training and validation differ.
     """
     if not root.is_dir():
-        raise SetupError(f'There is no folder {root}.')
+        raise SetupError(f'The folder {root} does not exist.')
     train, val = _parts(root)
     found = {'train': _listed(train), 'val': _listed(val) if val is not None else {}}
     if len(found['train']) < 2:
@@ -106,7 +106,7 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
-    """Photos of each class folder, deeper ones too; hidden folders are no classes."""
+    """Photos of each class folder, deeper ones too; hidden folders are skipped."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     found = {}
     for path in classes:

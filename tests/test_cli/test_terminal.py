@@ -1,0 +1,28 @@
+"""Progress where the output is not a terminal, and times."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fnkd_plugin.cli import terminal
+
+
+def test_a_piped_bar_prints_at_the_start_and_then_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(terminal, 'console', Console(file=output))
+    monkeypatch.setattr(terminal.time, 'monotonic', lambda: clock[0])
+    bar = terminal.Bar('photos', 10)
+    for seconds in (10, 20, 59, 75, 80):
+        clock[0] = seconds
+        bar.advance(text='[red]')
+    lines = output.getvalue().splitlines()
+    # Of ten steps one took 10 s: 90 s left; four took 75 s: 112.5 s left.
+    assert [line.split()[1] for line in lines] == ['1/10', '4/10']
+    assert '0:01:30' in lines[0] and '0:01:52' in lines[1]
+    assert all('[red]' in line for line in lines)
+
+
+def test_progress_gives_every_item_and_durations_are_readable() -> None:
+    assert list(terminal.progress('x', 'abc', 3)) == ['a', 'b', 'c']
+    assert terminal.duration(67.4) == '0:01:07'
