@@ -32,6 +32,8 @@ class DISTLoss(SoftLoss):
         SetupError: If a number is out of range or non-finite.
     """
 
+    needs_labels = False
+
     def __init__(
         self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0, loss_weight: float = 1.0
     ) -> None:

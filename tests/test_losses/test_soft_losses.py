@@ -299,18 +299,3 @@ def test_a_new_policy_is_a_few_lines() -> None:
     scaled = Prediction(7 * student.logits)
     loss = Cosine(loss_weight=2.0)
     torch.testing.assert_close(loss(scaled, teacher.prediction), loss(student.prediction, teacher.prediction))
-
-
-def test_statistics_come_with_the_loss_of_one_teacher_that_has_all_logits() -> None:
-    student, teacher = Side(0).prediction, _detached(Side(1))
-    loss = FNKDLoss(tau=2.0)
-    found, statistics = loss.with_statistics(student, teacher, LABELS, image_weight=0.5)
-    assert torch.equal(found, loss(student, teacher, LABELS, image_weight=0.5))
-    assert statistics is not None and statistics.teacher_correct is not None
-    guess = teacher.logits.argmax(1)
-    assert torch.equal(statistics.agreement, (student.logits.argmax(1) == guess).float())
-    assert torch.equal(statistics.teacher_correct, (guess == LABELS).float())
-    several = EnsemblePrediction.of([teacher, teacher], [0.5, 0.5])
-    found, statistics = loss.with_statistics(student, several, LABELS)
-    torch.testing.assert_close(found, loss(student, teacher))
-    assert statistics is None

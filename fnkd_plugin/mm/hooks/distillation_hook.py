@@ -1,13 +1,13 @@
-"""Logging, teacher checks and checkpoint state of a distilled run."""
+"""Log, teacher check and checkpoint state of a distilled run."""
 
 import functools
+import math
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import FlexibleRunner, Runner
 
 from fnkd_plugin.mm.distiller import Distiller
-from fnkd_plugin.mm.step import Step, first_broken, means
 from fnkd_plugin.mm.tasks import unwrapped
 
 SOFT_LOSSES = 'fnkd_soft_losses'
@@ -15,22 +15,19 @@ SOFT_LOSSES = 'fnkd_soft_losses'
 
 
 class DistillationHook(Hook):
-    """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log or to store.
+    """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log.
 
-    When ``LoggerHook`` logs, and at the end of an epoch, it logs means over the iterations since the last time and
-    checks that the teacher's logits were finite in them. It also checks before a checkpoint is written.
+    In an iteration in which ``LoggerHook`` logs, and in the last one of an epoch, it adds the statistics of that
+    iteration to the log. It checks that the teacher's logits are finite in those iterations, and in each in which the
+    loss, which ``RuntimeInfoHook`` has read, is not finite.
 
     Raises:
-        FloatingPointError: If the teacher's logits were non-finite.
+        FloatingPointError: If the teacher's logits are non-finite.
         RuntimeError: If the student trains without calling ``forward(mode='loss')``, so that the teacher is not used.
     """
 
     # Before LoggerHook, after the losses are in the message hub.
     priority = 'NORMAL'
-
-    def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._first = 0  # iteration of the first step, counted from 1
 
     def before_train(self, runner: Any) -> None:
         """Restore the soft losses of a resumed run from the message hub."""
@@ -40,47 +37,40 @@ class DistillationHook(Hook):
             model.distillation.head.restore(stored)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Check the teacher, and store the soft losses."""
+        """Store the soft losses."""
         model = _distiller(runner)
         if model is not None:
-            self._check(model)
             checkpoint['message_hub']['runtime_info'][SOFT_LOSSES] = model.distillation.head.state()
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Keep this step for the log, and log if it is due."""
+        """Check this step, and log it if it is due."""
         model = _distiller(runner)
         if model is None or not model.distillation.head.active:
             return
+        # Taken, so that its tensors are freed.
         step, model.distillation.step = model.distillation.step, None
         if step is None:
             raise RuntimeError(
                 f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), so that its "
                 "teacher is not used. Call it in the student's train_step."
             )
-        if runner.cfg.get('compile'):  # a graph may write to the same memory again
-            step = step.clone()
-        if not self._steps:
-            self._first = runner.iter + 1
-        self._steps.append(step)
+        hub = runner.message_hub
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        if any(self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]) or self.end_of_epoch(
-            runner.train_dataloader, batch_idx
-        ):
-            self._check(model)
-            for name, value in {**means(self._steps), **model.distillation.head.log_vars()}.items():
-                runner.message_hub.update_scalar(f'train/{name}', value)
-            self._steps.clear()
-
-    def _check(self, model: Distiller) -> None:
-        broken = first_broken(self._steps)
-        if broken is not None:
-            first, last = self._first, self._first + len(self._steps) - 1
+        logged = self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
+            self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]
+        )
+        loss = hub.log_scalars.get('train/loss')
+        broken = loss is not None and not math.isfinite(loss.current())
+        if (logged or broken) and not step.teacher_is_finite():
             raise FloatingPointError(
-                f'{model.distillation.teacher.name}: non-finite logits in iteration {first + broken}; '
-                f'iterations {first} to {last} were checked. Check the weights of the teacher and the images.'
+                f'{model.distillation.teacher.name}: non-finite logits in iteration {runner.iter + 1}. Check the '
+                'weights of the teacher and the images.'
             )
+        if logged:
+            for name, value in {**step.statistics(), **model.distillation.head.log_vars()}.items():
+                hub.update_scalar(f'train/{name}', value)
 
 
 def _distiller(runner: Any) -> Distiller | None:
