@@ -53,7 +53,7 @@ def add_norms(found: Diagrams, name: str, norm: NDArray, right: NDArray) -> None
                 share = sign * np.histogram(values, bins)[0] / len(values)
                 label = f'{kind}: {len(values):,}, mean {values.mean():.3g}'
                 axis.stairs(share, bins, fill=True, color=color, alpha=0.85, label=label)
-                axis.axvline(values.mean(), 0.5, 0.5 + sign / 200, color=color, ls='--')
+                axis.axvline(values.mean(), 0.5, 0.5 + sign / 200, color=INK, ls='--')
         limit = max(map(abs, axis.get_ylim()))
         axis.set_ylim(-limit, limit)
         axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
@@ -97,15 +97,15 @@ def add_aurocs(found: Diagrams, name: str, audits: Mapping[str, Mapping[str, Any
     """The AUROC of each indicator with its interval, one row per audit and indicator."""
     colors = {'norm': FNKD, 'loss': WRONG, 'margin': LSR, 'entropy': KD}
     rows = [
-        (f'{names[key]}, {audit}', indicator, colors[key])
+        (f'{names[key]}: {indicator["auroc"]:.3f}\n({audit})', indicator, colors[key])
         for audit, audited in audits.items()
         for key, indicator in audited['indicators'].items()
     ]
-    with _axis(found, name, 'AUROC with 95 % interval; chance is 0.5', height=1.0 + 0.28 * len(rows)) as axis:
+    with _axis(found, name, 'AUROC, 95 % interval; chance is 0.5', height=1.0 + 0.42 * len(rows)) as axis:
         for place, (_, indicator, color) in enumerate(rows):
             axis.plot(indicator['interval'], [place, place], color=color, lw=2.5)
             axis.plot(indicator['auroc'], place, 'o', color=color)
         axis.axvline(0.5, color=GREY, lw=1, ls='--')
-        axis.set_yticks(range(len(rows)), [f'{text}: {indicator["auroc"]:.3f}' for text, indicator, _ in rows])
+        axis.set_yticks(range(len(rows)), [text for text, _, _ in rows], size=9)
         axis.invert_yaxis()
         axis.grid(axis='y', visible=False)
