@@ -123,10 +123,6 @@ def build_subject(
     model.prepare(model.pixels)
     stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
     pixels = model.pixels.restated('analysis: pixels', **stated)
-    if pixels.channel_order is None:
-        # Our choice: what MMCV's loader gives, or else what CIFAR and other images in memory are.
-        from_files = any(type_name(node).endswith('LoadImageFromFile') for node in dicts_in(loader['dataset']))
-        pixels = replace(pixels, channel_order='bgr' if from_files else 'rgb')
     teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
     dataset = DATASETS.build(loader['dataset'])
     count = model.num_classes
@@ -137,6 +133,10 @@ def build_subject(
     if teacher is not None:
         teacher.prepare(pixels)
         teacher.match_classes(count, Classes.of(names, 'analysis') if names else None)
+    if pixels.channel_order is None:
+        # For pictures; our choice: what MMCV's loader gives, or else what CIFAR and other images in memory are.
+        from_files = any(type_name(node).endswith('LoadImageFromFile') for node in dicts_in(loader['dataset']))
+        pixels = replace(pixels, channel_order='bgr' if from_files else 'rgb')
     of_images = np.array([_labels_of(dataset, i, count) for i in range(len(dataset))])
     labels, clean, could_flip = of_images.T
     batch_size, workers = loader['batch_size'], loader.get('num_workers', 0)
