@@ -132,15 +132,16 @@ def verdict(audited: dict[str, Any]) -> str:
         )
     difference = audited['norm_minus_best']
     low, high = difference['interval']
-    to_chance = _compared(*found['norm']['interval'], 0.5)
+    to_chance, to_best = _compared(found['norm']['interval'], 0.5), _compared([low, high], 0)
     return (
         f'‖f‖ finds the {audited["wrong"]} wrong labels with an AUROC of {shown(found["norm"])}, {to_chance} chance, '
-        f'and {_compared(low, high, 0)} {best}, the best of the others (AUROC {found[best]["auroc"]:.3f}; difference '
+        f'and {to_best} {best}, the best of the others (AUROC {found[best]["auroc"]:.3f}; difference '
         f'{difference["difference"]:+.3f} [{low:+.3f}, {high:+.3f}]).'
     )
 
 
-def _compared(low: float, high: float, reference: float) -> str:
+def _compared(interval: list[float], reference: float) -> str:
+    low, high = interval
     if low > reference:
         return 'better than'
     return 'worse than' if high < reference else 'not significantly different from'

@@ -147,7 +147,11 @@ def _confusions(
             pair['near'] = pair['predicted'] in neighbours[pair['true']]
         found['near'] = {
             name: statistics.near_share(
-                *(columns[f'{prefix}{key}'] for key in ('off_mass', 'near_mass', 'prediction')), clean, neighbours
+                columns[f'{prefix}off_mass'],
+                columns[f'{prefix}near_mass'],
+                columns[f'{prefix}prediction'],
+                clean,
+                neighbours,
             )
             for name, prefix in prefixes.items()
         }

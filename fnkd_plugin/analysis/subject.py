@@ -74,7 +74,7 @@ class Subject:
             SetupError: If the pipeline changes a label.
         """
         chosen: Sequence[int] = range(len(self.labels)) if indices is None else indices
-        parts = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        parts: Any = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
         loader = DataLoader(self.dataset, batch_sampler=parts, num_workers=self.num_workers, collate_fn=pseudo_collate)
         preprocess: Any = self.model.model.data_preprocessor
         for part, raw in zip(parts, loader, strict=True):

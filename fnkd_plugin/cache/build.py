@@ -178,7 +178,7 @@ def fill(
     batch_size = source.replay.batch_size or batch_size
     predicted = source.rows(source.batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
-        rows = []
+        rows: list[np.ndarray] = []
         while sum(map(len, rows)) < end - start:
             rows.append(next(predicted)[0])
             advance(len(rows[-1]))
