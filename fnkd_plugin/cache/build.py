@@ -122,7 +122,7 @@ class Source:
 
     def _describe(self, image: list[int]) -> dict[str, Any]:
         teacher = self.teacher
-        classes = teacher.own_classes
+        classes = teacher.class_map.own
         return dict(
             seed=self.replay.seed,
             views=self.replay.views,
