@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fnkd_plugin.cache.manifest import check_manifest
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses.top_k import compress
 
@@ -112,13 +111,12 @@ class Store:
         """Create an empty store atomically: of several processes that try, one succeeds.
 
         Raises:
-            SetupError: If the folder exists and is not empty, or the manifest does not fit.
+            SetupError: If the folder exists and is not empty.
             OSError: If it cannot be written.
         """
         folder = Path(folder)
         manifest = {**manifest, 'format': FORMAT, 'origin': None if origin is None else origin.astype('f4').tolist()}
         manifest['checksum'] = _checksum_of(manifest)
-        check_manifest(manifest, 'the manifest')
         samples = manifest['data']['samples']
         sizes = samples * _type_of(manifest).itemsize, -(-samples // _block(manifest))
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -149,15 +147,6 @@ class Store:
     def exists(folder: str | Path) -> bool:
         """Whether the folder holds a cache."""
         return (Path(folder) / _MANIFEST).is_file()
-
-    def check_unchanged(self) -> None:
-        """Compare the manifest with the one on disk.
-
-        Raises:
-            SetupError: If another process has replaced the cache in this folder.
-        """
-        if _read_manifest(self.folder) != self.manifest:
-            raise SetupError(f'Cache {self.folder}: another process has replaced it meanwhile; make it again.')
 
     def lookup(self, views: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Copies of the rows at these places [N] of these views [N].
@@ -306,12 +295,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    if isinstance(manifest, dict) and manifest.get('format') != FORMAT:
-        raise SetupError(
-            f'Cache: {path} has format {manifest.get("format")!r:.40}, this version reads {FORMAT}; make the cache '
-            'again.'
-        )
-    check_manifest(manifest, str(path))
-    if manifest['checksum'] != _checksum_of(manifest):
+    found = manifest.get('format') if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise SetupError(f'Cache: {path} has format {found!r:.40}, this version reads {FORMAT}; make the cache again.')
+    if manifest.get('checksum') != _checksum_of(manifest):
         raise _damaged(path, 'its checksum does not fit')
     return manifest
