@@ -91,7 +91,6 @@ def taxonomy_of(groups: Any) -> Taxonomy:
             - a file: ``*.json`` of :func:`~fnkd_plugin.taxonomy.files.write_groups`, whose lists may be asymmetric;
               any other has lines ``name<TAB>group`` (or split at the last space). Classes are in the order of the
               file;
-            - ``dict(file=..., classes=...)``: likewise, but in the order of ``classes``, with the same names;
             - ``dict(rule=..., classes=...)``: ``rule`` is ``'last_word'``, ``'make'``, ``'body_type'``,
               ``'superclass'``, or a function from a name (with spaces for underscores) to its group, or to None for
               a class without near classes. ``classes``: see :func:`~fnkd_plugin.taxonomy.names.class_names`;
@@ -108,17 +107,14 @@ def taxonomy_of(groups: Any) -> Taxonomy:
         return _from_file(groups)
     if isinstance(groups, Mapping) and set(groups) == {'rule', 'classes'}:
         return _from_rule(**groups)
-    if isinstance(groups, Mapping) and set(groups) == {'file', 'classes'}:
-        return _from_file(**groups)
     if isinstance(groups, Sequence) and len(groups) > 0:
         if all(isinstance(near, (list, tuple)) for near in groups):
             return Taxonomy(_checked(groups))
         if all(isinstance(group, Hashable) and not isinstance(group, tuple) for group in groups):
             return Taxonomy(_members(groups))
     raise SetupError(
-        f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), '
-        'dict(file=..., classes=...), or a list with one group or one list of indices per class; but are '
-        f'{str(groups)[:80]}.'
+        f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), or a list with '
+        f'one group or one list of indices per class; but are {str(groups)[:80]}.'
     )
 
 
@@ -142,27 +138,20 @@ def _group(rule: Rule, name: str) -> str | None:
     return group
 
 
-def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
+def _from_file(file: str | Path) -> Taxonomy:
     path = Path(file)
     if not path.is_file():
         raise SetupError(f'taxonomy: {str(file)!r} is not one of {", ".join(READY_MADE)}, and there is no such file.')
-    lists = path.suffix == '.json'
-    entries: dict[str, Any] = dict(read_groups(path) if lists else read_table(path))
-    names = list(entries) if classes is None else class_names(classes)
-    positions = {normalised(name): k for k, name in enumerate(names)}
-    by_name = {normalised(name): entry for name, entry in entries.items()}
-    missing = [name for name in names if normalised(name) not in by_name]
-    surplus = [name for name in entries if normalised(name) not in positions]
-    if missing or surplus:
-        fault = f'lacks {first_few(missing)}' if missing else f'also has {first_few(surplus)}'
-        raise SetupError(f'taxonomy: {path} {fault}; it must have each of the {len(names)} classes, and no others.')
-    ordered = [by_name[normalised(name)] for name in names]
-    if not lists:
-        return Taxonomy(_members(ordered), names)
-    unknown = sorted({name for near in ordered for name in near if normalised(name) not in positions})
+    if path.suffix != '.json':
+        table = read_table(path)
+        return Taxonomy(_members(list(table.values())), list(table))
+    lists = read_groups(path)
+    positions = {normalised(name): k for k, name in enumerate(lists)}
+    unknown = sorted({name for near in lists.values() for name in near if normalised(name) not in positions})
     if unknown:
         raise SetupError(f'taxonomy: {path} lists near classes that it does not define: {first_few(unknown)}.')
-    return Taxonomy(_checked([[positions[normalised(name)] for name in near] for near in ordered], names), names)
+    near_indices = [[positions[normalised(name)] for name in near] for near in lists.values()]
+    return Taxonomy(_checked(near_indices, list(lists)), list(lists))
 
 
 def _members(groups: Sequence[Hashable]) -> list[list[int]]:
