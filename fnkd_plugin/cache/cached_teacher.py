@@ -87,16 +87,7 @@ class CachedTeacher(Teacher):
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
         stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
         known = stored if classes is None else Classes.of(classes, self.name)
-        self._classes = ClassMap(self.name, teacher['num_classes'], known, class_map)
-
-    @property
-    def num_classes(self) -> int:
-        """See :attr:`Teacher.num_classes`."""
-        return self._classes.count
-
-    def match_classes(self, count: int, classes: Classes | None) -> None:
-        """See :meth:`Teacher.match_classes`."""
-        self._classes.match(count, classes)
+        self.class_map = ClassMap(self.name, teacher['num_classes'], known, class_map)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`; kept for :meth:`check`."""
@@ -134,7 +125,7 @@ class CachedTeacher(Teacher):
             self._origin = self._origin.to(device)
         prediction = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
-            return self._classes.restrict(prediction)
+            return self.class_map.restrict(prediction)
         classes = _to_device(rows['classes'].astype('i8'), device)
         return SparsePrediction.of(prediction, classes, _tensor(rows['tail'], device), self.num_classes)
 
