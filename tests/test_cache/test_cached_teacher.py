@@ -194,6 +194,7 @@ def test_a_live_teacher_may_switch_them(folder: Path, tmp_path: Path) -> None:
     run(distilled(resnet(), timm_teacher(folder)), tmp_path, custom_hooks=hooks, default_hooks=replayed)
 
 
+@pytest.mark.slow
 def test_compiles_to_the_same(folder: Path, tmp_path: Path) -> None:
     """The look-up itself is not compiled."""
     model = distilled(resnet(), cached(str(folder / 'cache')), FNKD)
