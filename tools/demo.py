@@ -53,7 +53,7 @@ def write_files(study: Study, out: Path) -> dict[str, Path]:
     shutil.copy(study.checkpoint(fnkd), files["FNKD student's checkpoint"])
     shutil.copy(fnkd.folder / 'plain_fnkd_digits.py', files['its plain config'])
     norms = {
-        'Teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
+        'teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
         'FNKD student': feature_norms(CONFIGS / study.table.methods[0].config, study.checkpoint(fnkd)),
     }
     accuracies = {m.title: [entry['accuracy'] for entry in study.final_results(m)] for m in study.table.methods}
