@@ -130,7 +130,7 @@ def build_subject(
     model.model.to(device)
     model.prepare(model.pixels)
     stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
-    pixels = _with_channel_order(model.pixels.restated('analysis: pixels', **stated), loader)
+    pixels = model.pixels.restated('analysis: pixels', **stated)
     teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
     dataset = DATASETS.build(loader['dataset'])
     labels, clean, could_flip = _labels_of(dataset, model.num_classes)
@@ -143,7 +143,17 @@ def build_subject(
         teacher.match_classes(model.num_classes, Classes.of(names, 'analysis') if names else None)
     workers = loader.get('num_workers', 0)
     return Subject(
-        model, teacher, dataset, classes, labels, clean, could_flip, pixels, loader['batch_size'], workers, device
+        model,
+        teacher,
+        dataset,
+        classes,
+        labels,
+        clean,
+        could_flip,
+        _with_channel_order(pixels, loader),
+        loader['batch_size'],
+        workers,
+        device,
     )
 
 

@@ -68,6 +68,19 @@ def test_the_channel_order_follows_the_stated_rule(tmp_path: Path, from_files: b
     assert build_subject(cfg, checkpoint(tmp_path, model), 'val').pixels.channel_order == order
 
 
+def test_a_teacher_of_the_same_unknown_channel_order_needs_no_statement(tmp_path: Path) -> None:
+    """As in training; ``to_rgb=False`` with images in memory (CIFAR) says nothing of the order."""
+    model = resnet()
+    model['data_preprocessor'] = dict(mean=MEAN, std=STD, to_rgb=False)
+    path = tmp_path / 'teacher.py'
+    evaluation_config(tmp_path, model).dump(path)
+    weights = checkpoint(tmp_path, model)
+    options = dict(teacher_config=str(path), teacher_checkpoint=str(weights))
+    found = build_subject(evaluation_config(tmp_path, model), weights, 'val', **options)
+    batch = next(found.batches())
+    torch.testing.assert_close(batch.teacher.logits, batch.model.logits)
+
+
 def test_invalid_options_raise_one_sentence(tmp_path: Path) -> None:
     weights = checkpoint(tmp_path, resnet())
     cfg = evaluation_config(tmp_path)
