@@ -219,7 +219,7 @@ def _load(file: BinaryIO) -> Any:
         names = ['argparse.Namespace']
         if zipped:
             file.seek(0)
-            names += torch.serialization.get_unsafe_globals_in_checkpoint(file)  # type: ignore[arg-type]
+            names += torch.serialization.get_unsafe_globals_in_checkpoint(file)
         allow([(type('Foreign', (Foreign,), {'name': name}), name) for name in names])
         file.seek(0)
         content = torch.load(file, map_location='cpu', weights_only=True)

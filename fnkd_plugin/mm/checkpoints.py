@@ -171,7 +171,7 @@ def to_plain(value: Any) -> Any:
         return sequence(to_plain(v) for v in value if _is_plain(v))
     for kind in (bool, int, float, str, bytes):
         if isinstance(value, kind):
-            return kind(value)  # the plain type of a subclass, such as an enum
+            return kind(value)  # type: ignore[arg-type]  # the plain type of a subclass, such as an enum
     return value
 
 

@@ -12,7 +12,7 @@ import fnkd_cli
 from fnkd_cli import arguments
 from fnkd_plugin.analysis.subject import SPLITS
 from fnkd_plugin.cache.manifest import DTYPES
-from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
+from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, forget_run

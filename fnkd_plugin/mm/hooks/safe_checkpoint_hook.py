@@ -80,8 +80,8 @@ class _RemovesLast(CheckpointHook):
         try:
             yield
         except OSError as error:
-            path = Path(self.out_dir, name)
-            raise SetupError(f'Checkpoint {path} cannot be written ({error.strerror or error}).') from error
+            target = Path(self.out_dir, name)
+            raise SetupError(f'Checkpoint {target} cannot be written ({error.strerror or error}).') from error
         finally:
             self.file_backend = backend
         bests = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
