@@ -138,7 +138,7 @@ def test_options_of_the_plain_model(key: str) -> None:
 @pytest.mark.parametrize(
     'key', ['model.teacher.mean', 'model.head.warmup', 'model.head.soft_loss.tau', 'model.pixels', 'model.classes']
 )
-def test_options_of_what_is_mixed_in(key: str) -> None:
+def test_options_of_distilled_configs_only(key: str) -> None:
     assert is_distilled_key(key)
 
 
