@@ -100,7 +100,7 @@ class Source:
             Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
         barrier()
         store = Store(folder)
-        different = differences(_comparable(store.manifest), _comparable({**store.manifest, **manifest}))
+        different = differences(store.manifest, {**store.manifest, **manifest})
         if different:
             raise SetupError(
                 f'{folder} is another cache: {first_few(different)}; continue with the arguments that it was made '
@@ -122,7 +122,7 @@ class Source:
 
     def _describe(self, image: list[int]) -> dict[str, Any]:
         teacher = self.teacher
-        classes = teacher.own_classes
+        classes = teacher.class_map.own
         return dict(
             seed=self.replay.seed,
             views=self.replay.views,
@@ -133,7 +133,8 @@ class Source:
             mixing=self._mixing,
             teacher=dict(
                 name=teacher.name,
-                config=self.teacher_config,
+                # Without the path of the weights, which are compared by their hash.
+                config={key: value for key, value in self.teacher_config.items() if key != 'checkpoint'},
                 weights=describe_weights(teacher.model),
                 num_classes=teacher.num_classes,
                 feature_norm=teacher.has_feature_norm,
@@ -210,9 +211,3 @@ def _teacher_config(cfg: Config) -> dict[str, Any]:
         )
     teacher.pop('class_map', None)
     return teacher
-
-
-def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest without the path of the weights, which are compared by their hash."""
-    config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
-    return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

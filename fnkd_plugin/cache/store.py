@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -102,8 +102,8 @@ class Store:
         self._salt = int(self.manifest['checksum'][:8], 16)
         # Check all files now, not during a long training.
         for view in range(self.views):
-            os.close(self._open(_rows_file(view), self._view_bytes))
-            os.close(self._open(_done_file(view), self._blocks))
+            self._open(_rows_file(view), self._view_bytes).close()
+            self._open(_done_file(view), self._blocks).close()
         self._mapped: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
     @classmethod
@@ -173,7 +173,7 @@ class Store:
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
         for view in range(self.views):
-            with open(self._open(_done_file(view), self._blocks), 'rb') as file:
+            with self._open(_done_file(view), self._blocks) as file:
                 done = np.frombuffer(file.read(), 'u1')
             if done.max(initial=0) > 1:
                 raise _damaged(self.folder / _done_file(view), f'a mark is {done.max()}, not 0 or 1')
@@ -224,11 +224,8 @@ class Store:
         if view not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
                 self._mapped.pop(next(iter(self._mapped)))  # each keeps a file open
-            descriptor = self._open(_rows_file(view), self._view_bytes)
-            try:
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            finally:
-                os.close(descriptor)
+            with self._open(_rows_file(view), self._view_bytes) as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._mapped[view] = mapped, np.frombuffer(mapped, self.row_type)
         mapped, rows = self._mapped[view]
         # Reading beyond the end of a truncated file would kill the process with a signal.
@@ -236,8 +233,8 @@ class Store:
             raise _damaged(self.folder / _rows_file(view), f'{mapped.size()} bytes, not {self._view_bytes}')
         return rows
 
-    def _open(self, name: str, size: int) -> int:
-        """A descriptor of an existing file of this size."""
+    def _open(self, name: str, size: int) -> BinaryIO:
+        """An existing file of this size, opened for reading."""
         path = self.folder / name
         try:
             found = path.stat()
@@ -245,7 +242,7 @@ class Store:
                 raise _damaged(path, 'not a regular file')
             if found.st_size != size:
                 raise _damaged(path, f'{found.st_size} bytes, not {size}')
-            return os.open(path, os.O_RDONLY)
+            return open(path, 'rb')
         except OSError as error:
             raise _damaged(path, error.strerror or str(error)) from error
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fnkd_plugin.cache import store as store_files
 from fnkd_plugin.cache.store import BLOCK, Store, row_type, rows_of
 from fnkd_plugin.errors import SetupError
 
@@ -190,14 +191,13 @@ def test_a_damaged_file_is_found_when_the_store_is_opened(name: str, how: str, t
 
 def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small(tmp_path / 'cache')
-    opened = os.open
 
-    def refuse(path: Path, *args: int) -> int:
+    def refuse(path: Path, *args: str) -> Any:
         if Path(path).name == 'view-0001.rows':
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return opened(path, *args)
+        return open(path, *args)
 
-    monkeypatch.setattr(os, 'open', refuse)
+    monkeypatch.setattr(store_files, 'open', refuse, raising=False)
     with pytest.raises(SetupError, match=r'view-0001\.rows .*Permission denied'):
         Store(tmp_path / 'cache')
 
