@@ -99,9 +99,10 @@ def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
     axis.set_xlabel('feature norm ‖f‖ on the test images')
     axis.set_ylabel('share, %')
-    axis.set_title(f'Feature norms of the {name}\n', pad=2)
-    _explain(axis, 'right predictions upwards, wrong ones downwards; line: mean')
+    axis.set_title(f'Norms of the {name}\n', pad=2)
+    _explain(axis, 'right predictions up, wrong ones down')
 
 
 def _explain(axis: Any, text: str) -> None:
-    axis.annotate(text, (0, 1), (0, 6), xycoords='axes fraction', textcoords='offset points', fontsize=9.5)
+    note = axis.annotate(text, (0, 1), (0, 6), xycoords='axes fraction', textcoords='offset points', fontsize=9.5)
+    note.set_in_layout(False)  # or its width would push the panels apart
