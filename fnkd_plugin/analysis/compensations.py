@@ -1,18 +1,41 @@
 """The compensation that each method adds to a one-hot label (Eq. 1)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnkd_plugin.analysis.collect import Policy
-from fnkd_plugin.analysis.subject import Batch
+from fnkd_plugin.analysis.subject import Batch, Subject
 from fnkd_plugin.functional import alsr_compensation, fnkd_compensation, kd_compensation, lsr_compensation
 
 # Common values (our choice; the paper does not state its own).
 EPS, ALPHA, LAMBDA_SQUARED = 0.1, 0.5, 9.0
 STRENGTHS = f'LSR ε = {EPS}; ALSR ε₁ = ε₂ = {EPS}; KD α = {ALPHA}; FNKD λ² = {LAMBDA_SQUARED:g}'
+
+
+def compensation_cards(
+    subject: Subject, policy: Policy, neighbours: Sequence[Sequence[int]] | None, reasons: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """The compensations of images :func:`side_by_side`, with ``image`` (index), ``why`` and ``norm``.
+
+    Args:
+        subject: The subject of the analysis.
+        policy: The temperatures.
+        neighbours: A(x) of each class, or None.
+        reasons: Why each image is shown, by index.
+    """
+    cards = []
+    for batch in subject.batches(list(reasons)):
+        labels = torch.from_numpy(subject.clean[batch.indices])
+        etas = compensations(batch, labels, policy, neighbours)
+        norms = batch.source.feature_norm
+        assert norms is not None
+        for row, (index, label) in enumerate(zip(batch.indices, labels.tolist(), strict=True)):
+            shares = side_by_side({name: eta[row] for name, eta in etas.items()}, label)
+            cards.append(dict(why=reasons[index], image=index, norm=float(norms[row]), **shares))
+    return cards
 
 
 def compensations(

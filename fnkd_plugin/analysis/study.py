@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fnkd_plugin.analysis import indicators, statistics
 from fnkd_plugin.analysis.collect import Columns, Policy, collect
-from fnkd_plugin.analysis.compensations import compensations, side_by_side
+from fnkd_plugin.analysis.compensations import compensation_cards
 from fnkd_plugin.analysis.subject import Subject
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.datasets.flipped_labels import flip_labels, flippable
@@ -117,7 +116,7 @@ def study(
         ranking={name: np.argsort(-each, kind='stable')[: 2 * options.show].tolist() for name, each in scores.items()},
         class_rows=_class_rows(norm, clean, options),
     )
-    numbers['compensations'] = _compensations(subject, columns, policy, options.neighbours)
+    numbers['compensations'] = compensation_cards(subject, policy, options.neighbours, _examples(columns))
     return columns, numbers
 
 
@@ -181,13 +180,10 @@ def _class_rows(norm: NDArray, clean: NDArray, options: StudyOptions) -> list[di
     return rows
 
 
-def _compensations(
-    subject: Subject, columns: Columns, policy: Policy, neighbours: Sequence[Sequence[int]] | None
-) -> list[dict[str, Any]]:
-    """The compensations of up to four images: by the norm of the soft labels' source, and by loss."""
+def _examples(columns: Columns) -> dict[int, str]:
+    """The images whose compensations are shown, by the norm of the soft labels' source and by loss; with the reason."""
     source = 'teacher' if 'teacher_norm' in columns else 'model'
-    norm = columns['source_norm']
-    order = np.argsort(norm, kind='stable').tolist()
+    order = np.argsort(columns['source_norm'], kind='stable').tolist()
     reasons: dict[int, str] = {}
     for index, why in (
         (order[0], f'smallest ‖f‖ of the {source}'),
@@ -196,11 +192,4 @@ def _compensations(
         (int(columns[f'loss/{GIVEN}'].argmax()), 'largest loss of the model'),
     ):
         reasons.setdefault(index, why)
-    cards = []
-    for batch in subject.batches(list(reasons)):
-        labels = subject.clean[batch.indices]
-        etas = compensations(batch, torch.from_numpy(labels), policy, neighbours)
-        for row, (index, label) in enumerate(zip(batch.indices, labels.tolist(), strict=True)):
-            of_image = side_by_side({name: eta[row] for name, eta in etas.items()}, label)
-            cards.append(dict(why=reasons[index], image=index, norm=float(norm[index]), **of_image))
-    return cards
+    return reasons

@@ -120,13 +120,14 @@ class CachedTeacher(Teacher):
         """See :meth:`Teacher.predict`; rows are found by the stamps of the samples."""
         rows = self._rows(images, data_samples or ())
         device = images.device
-        logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
+        # Converted to fp32 on the device.
+        logits, norm = _tensor(rows['logits'], device).float(), _tensor(rows['norm'], device)
         if self._origin is not None and self._origin.device != device:
             self._origin = self._origin.to(device)
         prediction = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
             return self.class_map.restrict(prediction)
-        classes = _to_device(rows['classes'].astype('i8'), device)
+        classes = _tensor(rows['classes'].astype('i8'), device)
         return SparsePrediction.of(prediction, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _compare_with_live(self, dataset: Any, preprocessor: nn.Module) -> None:
@@ -216,11 +217,6 @@ class CachedTeacher(Teacher):
 
 
 def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
-    # Converted to fp32 on the device.
-    return _to_device(np.ascontiguousarray(column), device).float()
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.ascontiguousarray(column))
     # From pinned memory, so that the host does not wait for the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

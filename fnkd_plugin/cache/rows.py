@@ -1,6 +1,5 @@
 """The images of a cache's rows, and a live teacher's rows for a batch of them."""
 
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +71,8 @@ def _check_range(logits: Tensor, dtype: np.dtype, data_samples: Any) -> None:
         return
     row, of_class = wrong.nonzero()[0].tolist()
     value, sample = float(logits[row, of_class]), data_samples[row]
-    fix = (
-        f'which does not fit {dtype} (at most {limit:g}); check the teacher, or make another cache with --dtype float32'
-        if math.isfinite(value)
-        else 'which no cache can hold; check the weights of the teacher, and the image'
-    )
     raise SetupError(
         f'Cache: the logit of class {of_class} for image {sample.stamp.sample} '
-        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, {fix}.'
+        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, and {dtype} holds finite '
+        f'numbers up to {limit:g}; check the teacher and the image, or make another cache with --dtype float32.'
     )

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(
-            "The teacher's checkpoint is not there, or it is a cached teacher, which knows its training images alone; "
+            "The teacher's checkpoint is not there, or it is a cached teacher, for training images only; "
             '--teacher-checkpoint FILE names it, --teacher-config FILE another. Going on without.'
         )
     neighbours = None

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from fnkd_plugin.cli.bundle import Bundle
 from fnkd_plugin.cli.photos import Photos
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.mix import distill, smooth_labels
+from fnkd_plugin.mm.distill_config import distill, smooth_labels
 
 LEARNING_RATES = (0.003, 0.01, 0.03)
 """Of SGD at a batch of 32; the classifier learns ten times as fast as the pretrained layers."""
