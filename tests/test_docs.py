@@ -114,6 +114,7 @@ for found, expected in zip(student.parameters(), other.parameters(), strict=True
 """
 
 
+@pytest.mark.slow
 @pytest.mark.upstream
 def test_both_loops_run_and_agree() -> None:
     done = run_bare(BOTH_LOOPS)
