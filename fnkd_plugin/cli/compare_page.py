@@ -56,7 +56,9 @@ def _chart(accuracies: dict[str, list[float]], teacher: float) -> str:
     for tick in range(int(low), int(high) + 1, step):
         parts.append(f'<path d="M{x(tick)} {_TOP}V{bottom}" stroke="#e6eaee"/>')
         parts.append(f'<text x="{x(tick)}" y="{bottom + 18}" text-anchor="middle" fill="#5b6875">{tick} %</text>')
-    parts.append(f'<path d="M{x(teacher)} {_TOP}V{bottom}" stroke="#b5542b" stroke-dasharray="5 4" stroke-width="1.5"/>')
+    parts.append(
+        f'<path d="M{x(teacher)} {_TOP}V{bottom}" stroke="#b5542b" stroke-dasharray="5 4" stroke-width="1.5"/>'
+    )
     parts.append(f'<text x="{x(teacher)}" y="{_TOP - 10}" text-anchor="middle" fill="#b5542b">teacher</text>')
     for place, (name, row) in enumerate(accuracies.items()):
         y = _TOP + _ROW * (place + 0.5)

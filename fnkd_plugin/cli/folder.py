@@ -12,7 +12,7 @@ from mmpretrain.registry import MODELS
 from fnkd_plugin.cli import train
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher
-from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, Recipe, recipe_for, with_method
+from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, recipe_for, with_method
 from fnkd_plugin.cli.terminal import console, duration, print_table, progress, silent_start
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
@@ -107,21 +107,21 @@ class Experiment:
         Fine-tuning has a seed of its own, so that the teacher's crops are not the student's.
         """
         name, checkpoint = self._teacher.name, self._teacher.checkpoint
-        config = ready_teacher(name, checkpoint, self.recipe.photos.classes) if checkpoint else None
+        size = self.recipe.teacher_size(name)
+        config = ready_teacher(name, checkpoint, self.recipe.photos.classes, size) if checkpoint else None
         if config:
             accuracy = accuracy_of(config, self.recipe)
             console.print(f'teacher: {accuracy:.1f} %, used as it is: {checkpoint}', markup=False)
             return Teacher(config, accuracy)
-        found = self.train('teacher', self.recipe.config(name, checkpoint, TEACHER_SEED))
-        config = dict(type='TimmTeacher', model=name, checkpoint=str(found.checkpoint.absolute()))
+        found = self.train('teacher', self.recipe.config(name, checkpoint, TEACHER_SEED, size))
+        file = str(found.checkpoint.absolute())
+        config = dict(type='TimmTeacher', model=name, checkpoint=file, input_size=size, interpolation='bicubic')
         return Teacher(config, found.accuracy, found.seconds)
 
     def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:
         """A student trained by a method with one seed."""
         cfg = self.recipe.config(self._student.name, self._student.checkpoint, seed)
-        return self.train(
-            method if seed == SEED else f'{method}_seed{seed}', with_method(cfg, method, teacher.config)
-        )
+        return self.train(method if seed == SEED else f'{method}_seed{seed}', with_method(cfg, method, teacher.config))
 
     def train(self, name: str, cfg: Config) -> Trained:
         """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
@@ -218,7 +218,7 @@ def _print_results(
     ]
     print_table(('', 'model', 'top-1, %', 'trained in'), rows)
     console.print(
-        f"The student is {final}:\n  import timm\n"
+        f'The student is {final}:\n  import timm\n'
         f"  model = timm.create_model('{student.name}', num_classes={classes}, checkpoint_path='{final}')\n"
         f'or: fnkd predict {final} PHOTO ...',
         markup=False,

@@ -18,7 +18,7 @@ from fnkd_plugin.teachers.timm_models import checkpoint_classes
 from fnkd_plugin.weights import find_state_dict, read_checkpoint
 
 
-def ready_teacher(model: str, checkpoint: str, classes: list[str]) -> dict[str, Any] | None:
+def ready_teacher(model: str, checkpoint: str, classes: list[str], size: int) -> dict[str, Any] | None:
     """The config of a teacher that knows all ``classes``; None if its checkpoint is of others.
 
     The checkpoint's class names decide. Without names, one of as many classes is taken for the folder's, in the order
@@ -28,9 +28,15 @@ def ready_teacher(model: str, checkpoint: str, classes: list[str]) -> dict[str, 
         model: timm's name.
         checkpoint: A ``.safetensors`` file that ``fnkd train`` wrote, or weights as saved by timm, MMEngine or torch.
         classes: Names of the folder's classes.
+        size: Pixels a side that the teacher gets images at, if no file beside the checkpoint says which it needs.
     """
-    config: dict[str, Any] = dict(type='TimmTeacher', model=model, checkpoint=str(Path(checkpoint).absolute()))
     bundle = _bundle(checkpoint)
+    config: dict[str, Any] = dict(
+        type='TimmTeacher',
+        model=model,
+        checkpoint=str(Path(checkpoint).absolute()),
+        input_size=bundle.image_size if bundle else size,
+    )
     content = read_checkpoint(checkpoint)
     saved = saved_classes(content)
     names = bundle.classes if bundle else saved.names if saved else None
@@ -39,8 +45,7 @@ def ready_teacher(model: str, checkpoint: str, classes: list[str]) -> dict[str, 
         return config if count == len(classes) else None
     if not {name_key(name) for name in classes} <= {name_key(name) for name in names}:
         return None
-    size = dict(input_size=bundle.image_size) if bundle else {}
-    return dict(config, classes=names, class_map='by-name', **size)
+    return dict(config, classes=names, class_map='by-name')
 
 
 def _bundle(checkpoint: str) -> Bundle | None:

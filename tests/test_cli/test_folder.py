@@ -159,7 +159,10 @@ def test_a_teacher_no_better_than_chance_is_refused(
 ) -> None:
     root, _ = trained
     weights = read_state_dict(trained[1]['fnkd'].checkpoint)
-    torch.save({key: value[[1, 2, 0]] if key.startswith('fc.') else value for key, value in weights.items()}, file := tmp_path / 't.pth')
+    torch.save(
+        {key: value[[1, 2, 0]] if key.startswith('fc.') else value for key, value in weights.items()},
+        file := tmp_path / 't.pth',
+    )
     experiment = folder.Experiment(
         root / 'photos', tmp_path / 'out', models(root)[0], folder.Model(MODEL, str(file)), image_size=32, iterations=4
     )
