@@ -10,8 +10,6 @@ import torch
 
 import fnkd_cli
 from fnkd_cli import arguments
-from fnkd_plugin.analysis.subject import SPLITS
-from fnkd_plugin.cache.manifest import DTYPES
 from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
@@ -47,7 +45,6 @@ def test_several_values_of_one_option() -> None:
 def test_choices_are_those_of_the_package() -> None:
     assert set(arguments.presets('DistillHead')) == set(METHODS)
     assert set(arguments.presets('LSRLoss', 'ALSRLoss')) == set(SMOOTHINGS)
-    assert (arguments.DTYPES, arguments.SPLITS) == (DTYPES, SPLITS)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,8 @@ class Study:
             ) from error
         teacher = None if job.name == 'teacher' else self.teacher.predictions
         checkpoint = os.path.relpath(found.pop('checkpoint'), self.folder)
-        return self.results.add(job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint})
+        self.results.add((job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint}))
+        return self.results.runs[job.name]
 
     def checkpoint(self, job: Job) -> Path:
         """The checkpoint of a training."""
