@@ -17,7 +17,7 @@ from fnkd_plugin.cli.terminal import console, duration, print_table, progress, s
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.mix import METHODS
+from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import read_state_dict
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from fnkd_plugin.cli.bundle import Bundle
 from fnkd_plugin.cli.photos import Photos
-from fnkd_plugin.mm.mix import distill, smooth_labels
+from fnkd_plugin.mm.distill_config import distill, smooth_labels
 
 LEARNING_RATES = {True: 1e-3, False: 1e-4}
 """Of AdamW at a batch of 32, for networks with batch normalisation and for those without, mostly transformers."""

@@ -14,7 +14,7 @@ from fnkd_plugin.cli.options import parsed
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config, plain_config
-from fnkd_plugin.mm.mix import name_groups
+from fnkd_plugin.mm.distill_config import name_groups
 
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 

@@ -10,7 +10,7 @@ import torch
 
 import fnkd_cli
 from fnkd_cli import arguments
-from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
+from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, forget_run

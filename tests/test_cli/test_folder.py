@@ -179,3 +179,16 @@ def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> No
     _, found = trained
     stored = json.loads((found['fnkd'].folder / 'result.json').read_text())
     assert stored['accuracy'] == found['fnkd'].accuracy
+
+
+def test_get_started_states_the_results_file() -> None:
+    root = Path(__file__).resolve().parents[2]
+    stored = json.loads((root / 'benchmarks' / 'folder_birds20.json').read_text())
+    plain, fnkd = (compare.mean_std(row['accuracies']) for row in stored['methods'])
+    text = ' '.join((root / 'docs' / 'get_started.md').read_text().split())
+    for stated in (
+        f'plain student reaches {plain} %',
+        f'FNKD student {fnkd} %',
+        f'{stored["teacher"]["accuracy"]:.1f}',
+    ):
+        assert stated in text
