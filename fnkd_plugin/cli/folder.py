@@ -200,11 +200,11 @@ def train_folder(
     check_methods('--method', [method])
     experiment = Experiment(root, out, student, teacher, image_size, iterations)
     of_teacher = experiment.teacher()
-    found: dict[str, Teacher | Trained] = {'teacher': of_teacher}
-    for name in dict.fromkeys([method, *(['plain'] if baseline else [])]):
-        found[name] = experiment.student(name, of_teacher)
+    methods = dict.fromkeys([method, *(['plain'] if baseline else [])])
+    students = {name: experiment.student(name, of_teacher) for name in methods}
+    found: dict[str, Teacher | Trained] = {'teacher': of_teacher, **students}
     final = out / f'{student.name}.safetensors'
-    experiment.recipe.bundle(student.name).save(read_state_dict(found[method].checkpoint), final)
+    experiment.recipe.bundle(student.name).save(read_state_dict(students[method].checkpoint), final)
     _print_results(found, student, teacher, final, len(experiment.recipe.photos.classes))
     return found
 
