@@ -74,7 +74,7 @@ def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, mo
         (['train', 'FOLDER', *PAIR, '--student-checkpoint', 'none.pth'], 'none.pth'),
         (['train', 'FOLDER', *PAIR, '--teacher-checkpoint', 'none.pth'], 'none.pth'),
         (['train', 'FOLDER', *PAIR, '--method', 'fnkt'], 'fnkt'),
-        (['train', 'FOLDER', *PAIR, '--epochs', '0'], '--epochs'),
+        (['train', 'FOLDER', *PAIR, '--iterations', '0'], '--iterations'),
         (['train', 'FOLDER', *PAIR, '--image-size', '0'], '--image-size'),
         (['train', 'NOWHERE', *PAIR], 'NOWHERE'),
         (['train', 'nowhere.py', '--teacher', f'timm:{MODEL}'], 'nowhere.py'),
