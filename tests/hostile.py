@@ -25,11 +25,6 @@ def text(value: str) -> bytes:
     return b'X' + struct.pack('<I', len(data)) + data
 
 
-def octets(value: bytes) -> bytes:
-    """Bytes, as pickle writes them in the protocol of ``torch.save``."""
-    return call('_codecs', 'encode', text(value.decode('latin1')), text('latin1'))
-
-
 def call(module: str, function: str, *args: bytes) -> bytes:
     """A call of what is named."""
     return name(module, function) + b'(' + b''.join(args) + b'tR'
@@ -60,12 +55,12 @@ def executing(marker: Path) -> dict[str, bytes]:
     """Pickles that would create ``marker`` by some way to call, build or set something."""
     shell, python = text(f'touch {marker}'), text(f'open({str(marker)!r}, "w")')
     inner = pickle.dumps(_Touch(marker), protocol=2)
-    data = octets(inner)
+    data = b'B' + struct.pack('<I', len(inner)) + inner
     history = name('mmengine.logging.history_buffer', 'HistoryBuffer')
     float64 = call('numpy', 'dtype', text('f8'), b'\x89\x88')
     objects = call('numpy', 'dtype', text('O8'), b'\x89\x88')
-    array = call('numpy.core.multiarray', '_reconstruct', name('numpy', 'ndarray'), numbers(0), octets(b'b'))
-    system, popen = name('subprocess', 'getoutput'), name('subprocess', 'Popen')
+    array = call('numpy.core.multiarray', '_reconstruct', name('numpy', 'ndarray'), numbers(0), b'C\x01b')
+    system, popen = name('os', 'system'), name('subprocess', 'Popen')
     four = tensor((4,), (1,))
     command = b'](' + text('touch') + text(str(marker)) + b'e'
     compiled = call('builtins', 'compile', python, text('x'), text('exec'))
@@ -98,11 +93,11 @@ def executing(marker: Path) -> dict[str, bytes]:
         'state of a log': history + b')\x81}' + text('_statistics_methods') + b'}' + text('mean') + system + b'ssb',
         'class of a log': history + b'}' + text('mean') + system + b'sb',
         'attributes of a dict': call('collections', 'OrderedDict') + b'}' + text('items') + system + b'sb',
-        'pointers': call('numpy', 'ndarray', numbers(1), text('O'), octets(b'\x41' * 8)),
-        'pointers of an array': array + b'(' + number(1) + numbers(1) + objects + b'\x89' + octets(b'\x41' * 8) + b'tb',
-        'pointer of a scalar': call('numpy.core.multiarray', 'scalar', objects, octets(b'\x41' * 8)),
-        'numpy void': call('numpy', 'void', octets(b'\x41' * 8)),
-        'short array': array + b'(' + number(1) + numbers(10**12) + float64 + b'\x89' + octets(b'\x41' * 8) + b'tb',
+        'pointers': call('numpy', 'ndarray', numbers(1), text('O'), b'C\x08' + b'\x41' * 8),
+        'pointers of an array': array + b'(' + number(1) + numbers(1) + objects + b'\x89C\x08' + b'\x41' * 8 + b'tb',
+        'pointer of a scalar': call('numpy.core.multiarray', 'scalar', objects, b'C\x08' + b'\x41' * 8),
+        'numpy void': call('numpy', 'void', b'C\x08' + b'\x41' * 8),
+        'short array': array + b'(' + number(1) + numbers(10**12) + float64 + b'\x89C\x08' + b'\x41' * 8 + b'tb',
         'compiled graph': call('torch.jit', '_unpickle', shell),
         'function': call('types', 'FunctionType', compiled, b'}') + b')R',
         'constructor': call('copyreg', '_reconstructor', name('subprocess', 'Popen'), name('builtins', 'object'), b'N'),
@@ -113,10 +108,8 @@ def executing(marker: Path) -> dict[str, bytes]:
 
 def wasteful() -> dict[str, bytes]:
     """Pickles that would take all memory, all time, or the interpreter's stack."""
-    doubled = b']q\x00'
-    for i in range(1, 60):
-        doubled = b']q%c(' % i + doubled + b'h%ce' % (i - 1)
-    colliding = b'}(' + b''.join(number(i * (2**61 - 1)) + b'N' for i in range(5_000)) + b'u'
+    doubled = b']q\x00' + b''.join(b']q%c(h%ch%ce' % (i, i - 1, i - 1) for i in range(1, 60))
+    colliding = b'}(' + b''.join(number(i * (2**61 - 1)) + b'N' for i in range(30_000)) + b'u'
     deep = b'N' + b'\x85' * 200_000
     return {
         'expanded tensor': tensor((10**12,), (0,)),
@@ -141,11 +134,12 @@ def wasteful() -> dict[str, bytes]:
         'endless list': b']q\x00h\x00a',
         'deep lists': b']' * 200_000 + b'a' * 199_999,
         'deep tuples': deep,
+        'deep key': b'}' + deep + b'Ns',
         'deep dicts': (b'}' + text('a')) * 100_000 + b'N' + b's' * 100_000,
         'key of a list': b'}]Ns',
         'keys of a set': b'\x8f(]\x88\x90',
         'colliding keys': colliding,
-        'many objects': b'(' + b'}' * 100_000 + b't',
+        'many objects': b'(' + b'}' * 500_000 + b't',
         'endless objects': b'(' + b'}0' * 5_000_000 + b't',
         'underflow': b'0' * 100,
         'no mark': b't',
@@ -275,7 +269,14 @@ def odd_runs(folder: Path) -> dict[str, tuple[tuple[str, ...], Any]]:
         (*hub, 'tau'): ['x', nan, [1]],
         ('optimizer',): [None, 'x', [1], {}, dict(state={}, param_groups=[]), dict(state=3, param_groups=4)],
         ('optimizer', 'param_groups'): ['x', [1], [{}], [dict(params=[0])], [dict(params='x')]],
-        ('optimizer', 'state'): ['x', [1], {10**6: {}}],
+        ('optimizer', 'state'): [
+            'x',
+            [1],
+            {0: 3},
+            {0: dict(momentum_buffer=torch.zeros(7))},
+            {0: dict(momentum_buffer='x')},
+            {10**6: {}},
+        ],
         ('param_schedulers',): [None, 'x', 3, [1], [{}], [dict(step=3, optimizer=4)], [dict(last_step='x')]],
         ('state_dict',): [None, 'x', [1], {}, {3: torch.zeros(1)}],
         ('ema_state_dict',): ['x', {'module.x': 3}],

@@ -6,9 +6,11 @@ if an environment variable allows it, the fork's if strict reading fails, and bo
 """
 
 import io
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -59,8 +61,10 @@ def _load_from_local(filename: Any, map_location: Any = None) -> dict[str, Any]:
 
 
 def _load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petrel') -> dict[str, Any]:
-    content = get_file_backend(filename, backend_args=dict(backend=backend)).get(filename)
-    return _for_framework(weights.read_file(io.BytesIO(content), filename), filename)
+    def opened() -> BinaryIO:
+        return io.BytesIO(get_file_backend(filename, backend_args=dict(backend=backend)).get(filename))
+
+    return _for_framework(weights.read_stream(opened, filename), filename)
 
 
 def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, **_: Any) -> dict[str, Any]:
@@ -94,20 +98,25 @@ def _for_framework(checkpoint: dict[str, Any], source: Any) -> dict[str, Any]:
 def _hub(stored: Any) -> dict[str, Any]:
     parts = {name: _named(stored, name) for name in ('log_scalars', 'runtime_info', 'resumed_keys')}
     logs = {key: _history(value) for key, value in parts['log_scalars'].items()}
-    return {**parts, 'log_scalars': {key: log for key, log in logs.items() if log is not None}}
+    info = parts['runtime_info']
+    files = {key: info.pop(key) for key in list(info) if key.startswith(_FILES)}
+    return {**parts, 'log_scalars': {key: log for key, log in logs.items() if log is not None}, 'files': files}
 
 
 def _named(stored: Any, name: str) -> dict[str, Any]:
     part = stored.get(name) if isinstance(stored, dict) else None
-    entries = part.items() if isinstance(part, dict) else ()
-    return {key: value for key, value in entries if isinstance(key, str) and not isinstance(value, Foreign)}
+    return {key: value for key, value in (part if isinstance(part, dict) else {}).items() if isinstance(key, str)}
 
 
 def _history(stored: Any) -> HistoryBuffer | None:
-    """A training log from its plain form; None if it is malformed."""
-    if not isinstance(stored, dict) or _HISTORY not in stored:
+    """A training log from its plain form or from stock MMEngine's; None if it is malformed."""
+    if isinstance(stored, Foreign) and isinstance(stored.state, dict):
+        names = ('_log_history', '_count_history', 'max_length')
+        log, count, length = (stored.state.get(name) for name in names)
+    elif isinstance(stored, dict) and _HISTORY in stored:
+        log, count, length = (stored.get(name) for name in ('log', 'count', 'max_length'))
+    else:
         return None
-    log, count, length = (stored.get(name) for name in ('log', 'count', 'max_length'))
     if not isinstance(log, Tensor) or not isinstance(count, Tensor) or log.dim() != 1 or log.shape != count.shape:
         return None
     if log.is_complex() or count.is_complex() or type(length) is not int or not len(log) <= length < 2**48:
@@ -115,30 +124,39 @@ def _history(stored: Any) -> HistoryBuffer | None:
     return HistoryBuffer(log.numpy(), count.numpy(), length)
 
 
-def check_resumable(checkpoint: dict[str, Any], source: str, work_dir: Path) -> None:
-    """Check what MMEngine takes from a checkpoint unchecked; paths of other folders' checkpoints are dropped.
+def check_resumable(
+    checkpoint: dict[str, Any], source: str, run: dict[str, Any], shapes: list[torch.Size], work_dir: Path
+) -> None:
+    """Check that a run can resume from a checkpoint; checkpoint paths outside ``work_dir`` are dropped.
 
     Args:
         checkpoint: As returned by MMEngine's loader; changed in place.
         source: Its file, for errors.
+        run: The state of the run's ``optimizer`` and ``param_schedulers``, whose structure the checkpoint's must have.
+        shapes: Shapes of the optimizer's parameters.
         work_dir: The folder of the run's checkpoints.
 
     Raises:
-        SetupError: If an entry is missing or not a number.
+        SetupError: If an entry is missing, of another type, or out of range.
     """
     meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
     if meta is None or hub is None:
         raise SetupError(f'{source} cannot be resumed: it holds weights only; start from them with load_from.')
-    info = hub['runtime_info']
-    counts = {f'meta.{key}': (meta.get(key), 2**48) for key in ('epoch', 'iter')}
-    counts['meta.seed'] = meta.get('seed') or 0, 2**32
-    faults = [f'{key} is {value!r:.80}' for key, (value, end) in counts.items() if not _is_count(value, end)]
-    scores = {key: value for key, value in info.items() if key.startswith('best_score')}
-    faults += [f'{key} is {value!r:.80}' for key, value in scores.items() if not isinstance(value, (int, float))]
+    numbers = {f'meta.{key}': (meta.get(key), 2**48) for key in ('epoch', 'iter')}
+    numbers['meta.seed'] = meta.get('seed') or 0, 2**32
+    faults = [f'{key} is {value!r:.80}' for key, (value, end) in numbers.items() if not _is_count(value, end)]
+    scores = {key: value for key, value in hub['runtime_info'].items() if key.startswith('best_score')}
+    faults += [f'{key} is {value!r:.80}' for key, value in scores.items() if not _is_like(value, 0.0)]
+    faults += [fault for part in run if part in checkpoint and (fault := _fault(checkpoint[part], run[part], part))]
+    if 'optimizer' in checkpoint and 'optimizer' in run and not faults:
+        faults += _state_faults(checkpoint['optimizer'], shapes)
     if faults:
         raise SetupError(f'{source} cannot be resumed: its {faults[0]}.')
-    for key in [key for key in info if key.startswith(_FILES) and not _is_inside(info[key], work_dir)]:
-        del info[key]
+    for found, own in zip(checkpoint.get('param_schedulers', []), run.get('param_schedulers', []), strict=False):
+        for key in found.keys() - own.keys():  # MMEngine would set them as attributes
+            del found[key]
+    files = hub.pop('files')
+    hub['runtime_info'].update({key: value for key, value in files.items() if _is_inside(value, work_dir)})
 
 
 def _is_count(value: Any, end: int) -> bool:
@@ -149,6 +167,49 @@ def _is_inside(value: Any, folder: Path) -> bool:
     if isinstance(value, list):
         return all(_is_count(step, 2**48) for step in value)
     return isinstance(value, str) and '\0' not in value and Path(value).resolve().parent == folder.resolve()
+
+
+def _fault(found: Any, own: Any, where: str) -> str | None:
+    """The first difference in structure between ``found`` and the run's own state, or None."""
+    if not _is_like(found, own):
+        return f"{where} is {found!r:.80}, and the run's is {own!r:.80}"
+    if isinstance(own, (list, tuple)):
+        if len(found) != len(own):
+            return f"{where} has {len(found)} entries, and the run's {len(own)}"
+        own, found = dict(enumerate(own)), dict(enumerate(found))
+    if not isinstance(own, dict):
+        return None
+    lacking = [key for key, value in own.items() if isinstance(value, (dict, list)) and key not in found]
+    if lacking:
+        return f'{where} has no {lacking[0]}'
+    return next(filter(None, (_fault(found[key], own[key], f'{where}.{key}') for key in own if key in found)), None)
+
+
+def _state_faults(optimizer: dict[str, Any], shapes: list[torch.Size]) -> list[str]:
+    """Faults in an optimizer's state of each parameter; averages must have the parameter's shape."""
+    indices = [index for group in optimizer['param_groups'] for index in group['params']]
+    shape_of = dict(zip(indices, shapes, strict=False))
+    averages = 'momentum_buffer', 'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'square_avg'
+    faults = []
+    for index, state in optimizer['state'].items():
+        if not isinstance(state, dict):
+            faults.append(f'optimizer.state.{index!r:.80} is {state!r:.80}')
+            continue
+        for key, value in state.items():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else value
+            fits = value is None or isinstance(value, Tensor) or _is_like(value, 0.0)
+            if not fits or (key in averages and isinstance(value, Tensor) and shape != shape_of.get(index, shape)):
+                faults.append(f'optimizer.state.{index!r:.80}.{key!r:.80} is {shape!r:.80}')
+    return faults
+
+
+def _is_like(found: Any, own: Any) -> bool:
+    if isinstance(own, (bool, type(None))) or isinstance(found, (bool, type(None))):
+        return all(isinstance(value, (bool, type(None))) for value in (found, own))
+    if isinstance(own, (int, float)):
+        return isinstance(found, (int, float)) and math.isfinite(found)
+    kinds = next((kinds for kinds in (dict, (list, tuple), Tensor, str) if isinstance(own, kinds)), object)
+    return isinstance(found, kinds)
 
 
 def to_plain(value: Any) -> Any:
@@ -169,9 +230,10 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         sequence = tuple if isinstance(value, tuple) else list
         return sequence(to_plain(v) for v in value if _is_plain(v))
-    for kind in (bool, int, float, str, bytes):
-        if isinstance(value, kind):
-            return kind(value)  # type: ignore[arg-type]  # the plain type of a subclass, such as an enum
+    kinds: tuple[Callable[[Any], Any], ...] = (bool, int, float, str, bytes)
+    for kind in kinds:
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return kind(value)  # the plain type of a subclass, such as an enum
     return value
 
 

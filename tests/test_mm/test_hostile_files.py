@@ -15,7 +15,7 @@ from tests.helpers import CLASSES, timm_checkpoint
 from tests.hostile import SLOTS, broken_files, executing, odd_runs, replaced, spliced, wasteful
 from tests.test_mm.doors import DOORS, TIMM, train
 
-FEW = ('system', 'eval', 'state of a log', 'numpy void', 'deep lists', 'expanded tensor', 'bomb', 'a model')
+FEW = ('system', 'state of a log', 'numpy void', 'deep lists', 'expanded tensor', 'bomb', 'a model')
 RUNS = ('resume', 'load_from', 'test', 'publish', 'mmpretrain teacher')
 
 
@@ -81,7 +81,7 @@ def _knock(door: Callable[[Path, Path], Any], files: Iterator[tuple[str, Path]],
 def test_some_files(door: str, contents: dict[str, Any], tmp_path: Path) -> None:
     content = contents['timm' if door in TIMM else 'run']
     counts = _knock(DOORS[door], _files(tmp_path, content, False, few=True), tmp_path)
-    assert counts['read'] >= 1 and counts['refused'] >= 4
+    assert counts['read'] >= 3 and counts['refused'] >= 4
 
 
 @pytest.mark.slow
@@ -90,4 +90,4 @@ def test_some_files(door: str, contents: dict[str, Any], tmp_path: Path) -> None
 def test_all_files(door: str, contents: dict[str, Any], tmp_path: Path) -> None:
     content = contents['timm' if door in TIMM else 'run']
     counts = _knock(DOORS[door], _files(tmp_path, content, door in RUNS), tmp_path)
-    assert counts['read'] >= 10 and counts['refused'] >= 40
+    assert counts['read'] >= 40 and counts['refused'] >= 40

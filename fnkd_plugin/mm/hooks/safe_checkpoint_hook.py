@@ -2,22 +2,21 @@
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmpretrain.registry import HOOKS
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.checkpoints import check_resumable, to_plain
-
-_STEP = re.compile(r'(epoch|iter)_\d+')
+from fnkd_plugin.mm.checkpoints import check_resumable, read_checkpoint, to_plain
 
 
 @HOOKS.register_module()
@@ -27,8 +26,8 @@ class SafeCheckpointHook(Hook):
     The checkpoints load with ``torch.load(weights_only=True)``, as timm and upstream MMPretrain on torch >= 2.6 do;
     resuming restores the training logs. Put the hook into ``default_hooks``, whose entries merge.
 
-    The run's ``CheckpointHook`` removes older checkpoints last, and ``import fnkd_plugin`` makes MMEngine write files
-    under a temporary name first. If ``last_checkpoint`` names no file, a run resumes from the newest checkpoint.
+    The run's ``CheckpointHook`` writes each file, and ``last_checkpoint``, under a temporary name first, and removes
+    older ones last. If ``last_checkpoint`` does not name a complete checkpoint, a run resumes from the newest one.
 
     Raises:
         SetupError: Before training, if checkpoints are written within epochs, which cannot be resumed exactly, or if
@@ -42,17 +41,24 @@ class SafeCheckpointHook(Hook):
         """Prepare the ``CheckpointHook``, and find the checkpoint to resume from."""
         for hook in runner.hooks:
             if type(hook) is CheckpointHook:
-                hook.__class__ = _RemovesLast
+                hook.__class__ = _AtomicCheckpointHook
             if isinstance(hook, CheckpointHook) and isinstance(runner._train_loop, BaseLoop):
                 _check_interval(hook, runner._train_loop, runner.optim_wrapper)
         if runner._resume and runner._load_from is None:
             runner._load_from = _newest(Path(runner.work_dir, 'last_checkpoint'), _folder(runner))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Check the checkpoint that a run resumes from; MMEngine loads it afterwards."""
+        """Check the checkpoint that a run resumes from."""
         if runner._resume:
-            check_resumable(checkpoint, runner._load_from, _folder(runner))
-            _try_to_load(runner, checkpoint)
+            own: dict[str, Any] = {}
+            shapes = []
+            if isinstance(runner.optim_wrapper, OptimWrapper):
+                own['optimizer'] = runner.optim_wrapper.state_dict()
+                groups = runner.optim_wrapper.optimizer.param_groups
+                shapes = [parameter.shape for group in groups for parameter in group['params']]
+            if isinstance(runner.param_schedulers, list):
+                own['param_schedulers'] = [scheduler.state_dict() for scheduler in runner.param_schedulers]
+            check_resumable(checkpoint, runner._load_from, own, shapes, _folder(runner))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Convert everything but the weights to plain data."""
@@ -60,37 +66,66 @@ class SafeCheckpointHook(Hook):
             checkpoint[key] = to_plain(checkpoint[key])
 
 
-class _RemovesLast(CheckpointHook):
-    """MMEngine's hook, but it removes older checkpoints after it has written the new one."""
+class _AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's hook, which writes files atomically and removes old ones after writing the new one."""
 
     file_backend: Any
+    keep_ckpt_ids: deque
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
-        with self._removing_last(self.filename_tmpl.format(step)):
-            super()._save_checkpoint_with_step(runner, step, meta)
+        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+        if self.max_keep_ckpts > 0 and step not in kept:
+            kept.append(step)
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        # FlexibleRunner writes folders from all processes.
+        partial = f'.{name}' if isinstance(runner, Runner) and '://' not in str(self.out_dir) else name
+        with _writing(self.last_ckpt):
+            runner.save_checkpoint(
+                self.out_dir,
+                partial,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if not is_main_process():
+                return
+            if partial != name:
+                os.replace(Path(self.out_dir, partial), self.last_ckpt)
+            pointer = Path(runner.work_dir, 'last_checkpoint')
+            pointer.with_suffix('.partial').write_text(self.last_ckpt)
+            pointer.with_suffix('.partial').replace(pointer)
+        for old in kept[: -self.max_keep_ckpts]:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
-        with self._removing_last('best'):
-            super()._save_best_checkpoint(runner, metrics)
-
-    @contextmanager
-    def _removing_last(self, name: str) -> Iterator[None]:
-        backend = self.file_backend
-        self.file_backend = later = _RemoveLater(backend)
+        backend, self.file_backend = self.file_backend, _RemoveLater(self.file_backend)
+        later = self.file_backend
         try:
-            yield
-        except OSError as error:
-            target = Path(self.out_dir, name)
-            raise SetupError(f'Checkpoint {target} cannot be written ({error.strerror or error}).') from error
+            with _writing(self.out_dir):
+                super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        bests = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        for path in set(later.paths) - bests - {self.last_ckpt}:
-            (backend.rmtree if backend.isdir(path) else backend.remove)(path)  # DeepSpeed's are folders
+        best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        for path in set(later.paths) - best:
+            self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed
+            self.file_backend.rmtree(path)
 
 
 class _RemoveLater:
-    """A file backend that lists what it is to remove."""
+    """A file backend that defers removal: MMEngine removes the old best checkpoint before it writes the new one."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -105,38 +140,12 @@ class _RemoveLater:
     rmtree = remove
 
 
-@register_backend('local', prefixes='', force=True)
-class AtomicLocalBackend(LocalBackend):
-    """MMEngine's backend for local files, which writes under a temporary name first."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes; a file of that name is replaced when all are written."""
-        partial = f'{filepath}.partial'
-        super().put(obj, partial)
-        os.replace(partial, filepath)
-
-
-def _try_to_load(runner: Any, checkpoint: dict) -> None:
-    """Load the states of optimizer and schedules.
-
-    Raises:
-        SetupError: If they are those of another optimizer or schedule.
-    """
-    stored = checkpoint.get('param_schedulers')
+@contextmanager
+def _writing(path: Any) -> Iterator[None]:
     try:
-        if isinstance(runner.optim_wrapper, OptimWrapper) and 'optimizer' in checkpoint:
-            runner.optim_wrapper.load_state_dict(checkpoint['optimizer'])
-        if isinstance(runner.param_schedulers, list) and stored is not None:
-            fits = [
-                s.state_dict().keys() == state.keys() for s, state in zip(runner.param_schedulers, stored, strict=True)
-            ]
-            if not all(fits):
-                raise ValueError('param_schedulers are of other types')
-    except Exception as error:  # of any type
-        raise SetupError(
-            f"{runner._load_from} cannot be resumed: its optimizer or param_schedulers are not the run's "
-            f'({" ".join(str(error).split()):.200}).'
-        ) from error
+        yield
+    except OSError as error:
+        raise SetupError(f'Checkpoint {path} cannot be written ({error.strerror or error}).') from error
 
 
 def _folder(runner: Any) -> Path:
@@ -147,16 +156,22 @@ def _folder(runner: Any) -> Path:
 
 
 def _newest(pointer: Path, folder: Path) -> str | None:
-    """The checkpoint named in ``last_checkpoint``; if there is none, the newest in ``folder``."""
+    """The checkpoint named in ``last_checkpoint`` if it is complete, else the newest complete one."""
     named = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
-    if os.path.exists(named):
-        return named
-    found = {int(path.stem.partition('_')[2]): path for path in folder.glob('*.pth') if _STEP.fullmatch(path.stem)}
-    if not found:
-        return named or None
-    newest = str(found[max(found)])
-    print_log(f'last_checkpoint names {named or "no file"}; using {newest}.', 'current')
-    return newest
+    others = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
+    others.sort(key=lambda path: int(path.stem.partition('_')[2]), reverse=True)
+    for path in [named, *map(str, others)]:
+        try:
+            if path and 'message_hub' in read_checkpoint(path):
+                if path != named:
+                    print_log(
+                        f'last_checkpoint names {named or "no file"}, not a complete checkpoint; using {path}.',
+                        'current',
+                    )
+                return path
+        except SetupError as error:
+            print_log(str(error), 'current')
+    return named or None
 
 
 def _check_interval(hook: CheckpointHook, loop: Any, optim_wrapper: Any) -> None:

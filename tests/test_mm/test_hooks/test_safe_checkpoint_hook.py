@@ -21,15 +21,23 @@ def _checkpoint(**options: Any) -> dict:
     return dict(default_hooks=dict(checkpoint=dict(type='CheckpointHook', **{'interval': 1, **options})))
 
 
-@pytest.mark.parametrize('pointer', ['', None, '/nowhere/epoch_11.pth'])
+@pytest.mark.parametrize('fault', ['empty', 'missing', 'moved', 'truncated'])
 @pytest.mark.upstream
-def test_resumes_from_the_newest_checkpoint(pointer: str | None, tmp_path: Path) -> None:
-    whole = run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=11))
-    (tmp_path / 'last_checkpoint').unlink()
-    if pointer is not None:
-        (tmp_path / 'last_checkpoint').write_text(pointer)
-    resumed = run(MODEL, tmp_path, resume=True, train_cfg=dict(by_epoch=True, max_epochs=12))
-    assert Path(resumed._load_from).name == 'epoch_11.pth'
+def test_resumes_from_the_newest_whole_checkpoint(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = run(MODEL, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=11))
+    pointer, last = tmp_path / 'run' / 'last_checkpoint', tmp_path / 'run' / 'epoch_11.pth'
+    expected = 'epoch_11.pth'
+    if fault == 'empty':
+        pointer.write_text('')
+    elif fault == 'missing':
+        pointer.unlink()
+    elif fault == 'moved':
+        pointer.write_text('/nowhere/epoch_11.pth')
+    else:
+        last.write_bytes(last.read_bytes()[:1000])
+        expected = 'epoch_10.pth'
+    resumed = run(MODEL, tmp_path / 'run', resume=True, train_cfg=dict(by_epoch=True, max_epochs=12))
+    assert Path(resumed._load_from).name == expected
     assert resumed.iter == whole.iter // 11 * 12
 
 
@@ -42,12 +50,12 @@ def test_last_checkpoint_is_never_half_written(tmp_path: Path, monkeypatch: pyte
     run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1), **_checkpoint(max_keep_ckpts=1))
     before = {name: (tmp_path / name).read_bytes() for name in ('epoch_1.pth', 'last_checkpoint')}
 
-    def killed(self: Any, obj: bytes, filepath: str) -> None:
-        Path(filepath).write_bytes(obj[:100])
+    def killed(self: Runner, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        Path(out_dir, filename).write_bytes(b'half')
         raise CutOffError
 
     with monkeypatch.context() as patch, pytest.raises(CutOffError):
-        patch.setattr('mmengine.fileio.backends.LocalBackend.put', killed)
+        patch.setattr(Runner, 'save_checkpoint', killed)
         run(MODEL, tmp_path, resume=True, **TWO, **_checkpoint(max_keep_ckpts=1))
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert run(MODEL, tmp_path, resume=True, **TWO, **_checkpoint(max_keep_ckpts=1)).iter == 8
@@ -141,14 +149,13 @@ def test_a_resumed_run_removes_its_own(tmp_path: Path, monkeypatch: pytest.Monke
         (('meta', 'seed'), 2**70),
         (('message_hub', 'runtime_info', 'best_score'), 'x'),
         (('optimizer', 'param_groups'), []),
-        (('param_schedulers',), [dict(last_step=1)]),
-        (('param_schedulers',), []),
+        (('param_schedulers',), [dict(last_step='x')]),
     ],
 )
 def test_what_cannot_be_resumed_is_named(keys: tuple, value: Any, tmp_path: Path) -> None:
     train(tmp_path)
     torch.save(replaced(torch.load(tmp_path / 'epoch_1.pth'), *keys, value=value), tmp_path / 'x.pth')
-    with pytest.raises(SetupError, match=rf'x\.pth cannot be resumed.*{keys[0]}|{keys[-1]}'):
+    with pytest.raises(SetupError, match=rf'x\.pth cannot be resumed.*{keys[-1]}'):
         train(tmp_path, load_from=str(tmp_path / 'x.pth'), resume=True, max_epochs=2)
 
 
@@ -164,5 +171,6 @@ def test_stock_schedules_and_averages_resume(tmp_path: Path) -> None:
     options = {**VALIDATION, 'default_hooks': off}
     run(MODEL, tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1), **options)
     resumed = run(MODEL, tmp_path, resume=True, **TWO, **VALIDATION)
+    assert len(resumed.message_hub.log_scalars['train/loss'].data[0]) == 8
     assert resumed.param_schedulers[0].milestones == {1: 1, 2: 1}
     assert resumed.optim_wrapper.get_lr()['lr'] == [pytest.approx(0.05 * 0.1**2)]
