@@ -58,7 +58,7 @@ def accuracy_of(config: dict[str, Any], recipe: Recipe) -> float:
     """A teacher's accuracy on the validation photos as the student sees them, in per cent.
 
     Raises:
-        SetupError: If it is no better than chance.
+        SetupError: If its accuracy is at or below chance level.
     """
     cfg = recipe.config(config['model'], config['checkpoint'])
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
