@@ -178,8 +178,7 @@ def run(command: str, arguments: list[str] | None = None) -> NoReturn:
     """Run a command for configs, and leave; ``tools/*.py`` call it without ``arguments``, for those of the process."""
     prog = None if arguments is None else f'fnkd {command}'
     arguments = sys.argv[1:] if arguments is None else arguments
-    if command in PARSERS:
-        PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
+    PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
     _leave(lambda: _load(command).main(arguments))
 
 
@@ -206,6 +205,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {'SetupError', 'FileNotFoundError'}:
             sys.exit(_complain(str(error), 1))
+        if 'URLError' in kinds:  # of the data sets that MMPretrain downloads
+            sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
         raise

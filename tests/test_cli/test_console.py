@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,23 @@ def test_without_a_network_published_weights_are_refused_in_one_sentence(tmp_pat
     assert fnkd(monkeypatch, 'train', 'FOLDER', '--student', 'resnet18', '--teacher', MODEL) == 1
     found = sentence(capsys)
     assert 'resnet18' in found and '--student-checkpoint' in found
+
+
+@pytest.mark.parametrize('command', ['train', 'analyze'])
+def test_without_a_network_data_that_must_be_downloaded_are_named(
+    command: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """MMPretrain downloads CIFAR when its data set is built."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError('Name or service not known')
+
+    monkeypatch.setattr(urllib.request, 'urlopen', refuse)
+    config = ROOT / 'configs' / 'cifar100' / 'plain_r20_cifar100.py'
+    (weights,) = (config.parent / 'weights').glob('fnkd-r20_*')
+    rest = ['--work-dir', tmp_path / 'run'] if command == 'train' else [weights, '--out', tmp_path / 'out']
+    assert fnkd(monkeypatch, command, config, *rest, '--cfg-options', f'data_root={tmp_path / "cifar"}') == 1
+    assert 'Name or service not known' in sentence(capsys)
 
 
 def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:

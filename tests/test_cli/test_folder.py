@@ -2,12 +2,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from scipy.stats import sem, t
 
 from fnkd_plugin.cli import bundle, compare, folder, train
 from fnkd_plugin.cli.compare_page import page
@@ -190,5 +192,12 @@ def test_get_started_states_the_results_file() -> None:
         f'plain student reaches {plain} %',
         f'FNKD student {fnkd} %',
         f'{stored["teacher"]["accuracy"]:.1f}',
+        _interval(stored['methods'][1]['differences']),
     ):
         assert stated in text
+    assert _interval(stored['methods'][1]['differences']) in (root / 'README.md').read_text()
+
+
+def _interval(differences: list[float]) -> str:
+    half = t.ppf(0.975, len(differences) - 1) * sem(differences)
+    return f'{fmean(differences):.1f} ± {half:.1f}'
