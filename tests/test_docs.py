@@ -1,6 +1,7 @@
 """README.md and docs/: commands parse, links lead somewhere, pictures are drawn, loops run."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -79,6 +80,16 @@ def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
     pictures.draw_method(tmp_path / 'method.svg')
     pictures.draw_results(tmp_path / 'results.svg')
     assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg'))
+
+
+def test_the_norms_of_cifar100_are_those_of_the_results_file() -> None:
+    found = json.loads((ROOT / 'benchmarks' / 'norms_cifar100.json').read_text())
+    text = ' '.join((ROOT / 'docs' / 'analyze.md').read_text().split())
+    means = [found['norms']['model'][side]['mean'] for side in ('right', 'wrong')]
+    assert 'mean ‖f‖ of {:.1f}, wrong ones of {:.1f}'.format(*means) in text
+    for of in found['error_detection'].values():
+        assert f'{of["auroc"]:.3f} ± {1.96 * of["standard_error"]:.3f}' in text
+    assert found['made']['command'].split()[3] in text
 
 
 BOTH_LOOPS = """
