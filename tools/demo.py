@@ -7,10 +7,13 @@ learning rate) are then trained with each seed and tested once on the test split
 """
 
 import argparse
+import contextlib
+import io
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +29,6 @@ from experiments.results import Results
 from experiments.study import Study, StudyError
 from experiments.tables import CONFIGS, digits
 from rich.console import Console
-
-from fnkd_plugin.cli.terminal import silent_start
 
 MAX_WORKERS = 4  # each needs about 0.7 GB
 
@@ -54,7 +55,8 @@ def write_files(study: Study, out: Path) -> dict[str, Path]:
     fnkd = study.finals(study.table.methods[-1])[0]
     shutil.copy(study.checkpoint(fnkd), files["FNKD student's checkpoint"])
     shutil.copy(fnkd.folder / 'plain_fnkd_digits.py', files['its plain config'])
-    with silent_start():
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what OpenMMLab prints while it is imported
         norms = {
             'teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
             'FNKD student': feature_norms(CONFIGS / study.table.methods[0].config, study.checkpoint(fnkd)),
