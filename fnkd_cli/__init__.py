@@ -25,19 +25,21 @@ app = typer.Typer(
 Folder = Annotated[
     Path, typer.Argument(help='FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg')
 ]
-
-
 Size = Annotated[
     int | None, typer.Option('--image-size', min=8, help="pixels a side (the model's; at most 128 on a CPU)")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help='epochs of each training (by the number of photos)')]
+Iterations = Annotated[int | None, typer.Option(min=1, help='of each training (by the number of photos)')]
 Student = Annotated[str, typer.Option(help="timm's name of the student")]
 Teacher = Annotated[str, typer.Option(help="timm's name of the teacher")]
 StudentWeights = Annotated[
     str | None, typer.Option('--student-checkpoint', help="weights to start from (timm's published ones)")
 ]
 TeacherWeights = Annotated[
-    str | None, typer.Option('--teacher-checkpoint', help="weights to start from (timm's published ones)")
+    str | None,
+    typer.Option(
+        '--teacher-checkpoint',
+        help="weights of the folder's classes, used as they are, or of others, fine-tuned (timm's published ones)",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help='folder of the results (work_dirs/FOLDER_STUDENT)')]
 
@@ -49,9 +51,9 @@ def train(
     teacher: Teacher,
     student_checkpoint: StudentWeights = None,
     teacher_checkpoint: TeacherWeights = None,
-    method: Annotated[str, typer.Option(help='fnkd, kd, lskd, dkd, ... or plain')] = 'fnkd',
+    method: Annotated[str, typer.Option(help='fnkd, kd, dkd, ... or plain')] = 'fnkd',
     image_size: Size = None,
-    epochs: Epochs = None,
+    iterations: Iterations = None,
     baseline: Annotated[bool, typer.Option('--baseline', help='train the plain student, too')] = False,
     out: Out = None,
 ) -> None:
@@ -59,17 +61,16 @@ def train(
 
     With a config in place of the folder, other flags apply: fnkd train CONFIG.py --help.
     """
-    _load('folder').train_folder(
+    work = _load('folder')
+    work.train_folder(
         folder,
-        student,
-        teacher,
         out or Path('work_dirs') / f'{folder.resolve().name}_{student}',
-        student_checkpoint=student_checkpoint,
-        teacher_checkpoint=teacher_checkpoint,
-        method=method,
-        image_size=image_size,
-        epochs=epochs,
-        baseline=baseline,
+        work.Model(student, student_checkpoint),
+        work.Model(teacher, teacher_checkpoint),
+        method,
+        image_size,
+        iterations,
+        baseline,
     )
 
 
@@ -93,21 +94,20 @@ def compare(
     student_checkpoint: StudentWeights = None,
     teacher_checkpoint: TeacherWeights = None,
     image_size: Size = None,
-    epochs: Epochs = None,
+    iterations: Iterations = None,
     out: Out = None,
 ) -> None:
     """Compare methods on a folder of photos: one table, one page."""
-    _load('compare').compare(
+    work = _load('compare')
+    work.compare(
         folder,
-        student,
-        teacher,
+        out or Path('work_dirs') / f'compare_{folder.resolve().name}_{student}',
+        work.Model(student, student_checkpoint),
+        work.Model(teacher, teacher_checkpoint),
         methods,
         seeds,
-        out or Path('work_dirs') / f'compare_{folder.resolve().name}_{student}',
-        student_checkpoint=student_checkpoint,
-        teacher_checkpoint=teacher_checkpoint,
-        image_size=image_size,
-        epochs=epochs,
+        image_size,
+        iterations,
     )
 
 
@@ -178,8 +178,7 @@ def run(command: str, arguments: list[str] | None = None) -> NoReturn:
     """Run a command for configs, and leave; ``tools/*.py`` call it without ``arguments``, for those of the process."""
     prog = None if arguments is None else f'fnkd {command}'
     arguments = sys.argv[1:] if arguments is None else arguments
-    if command in PARSERS:
-        PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
+    PARSERS[command](prog).parse_args(arguments)  # a mistake, or --help, ends here, before anything is imported
     _leave(lambda: _load(command).main(arguments))
 
 
@@ -206,6 +205,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {'SetupError', 'FileNotFoundError'}:
             sys.exit(_complain(str(error), 1))
+        if 'URLError' in kinds:  # of the data sets that MMPretrain downloads
+            sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
         raise

@@ -177,6 +177,29 @@ def analyze(prog: str | None = None) -> Parser:
     return parser
 
 
+def test(prog: str | None = None) -> Parser:
+    """Of ``fnkd test`` and ``tools/test.py``; the flags are those of MMPretrain's test tool, which takes the result."""
+    parser = Parser(
+        prog,
+        description='Test a checkpoint of any config; of a distilled one the student alone, without its teacher.',
+    )
+    parser.add_argument('config', help='config file; it is Python and runs when read')
+    parser.add_argument('checkpoint', help="the student's weights")
+    parser.add_argument('--work-dir', help='folder of the log (work_dirs/<config>)')
+    parser.add_argument('--out', metavar='FILE', help='write predictions or metrics: .pkl, .json or .yml')
+    parser.add_argument('--out-item', choices=('metrics', 'pred'), help='which of them (pred)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation (the config's, or flips)")
+    parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')
+    parser.add_argument('--show', action='store_true', help='draw predictions in a window')
+    parser.add_argument('--interval', type=_positive, default=1, help='draw every n-th image (1)')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open (2)')
+    parser.add_argument('--no-pin-memory', action='store_true', help='no pinned memory in data loaders')
+    _add_options(parser, '--cfg-options', 'as in tools/train.py')
+    _add_launcher(parser)
+    return parser
+
+
 def publish(prog: str | None = None) -> Parser:
     """Of ``fnkd publish`` and ``tools/publish_model.py``."""
     parser = Parser(
@@ -202,8 +225,10 @@ def publish(prog: str | None = None) -> Parser:
     return parser
 
 
-PARSERS: dict[str, Callable[[str | None], Parser]] = dict(train=train, cache=cache, analyze=analyze, publish=publish)
-"""By the module of ``fnkd_plugin.cli`` that runs the command; MMPretrain's own tool parses those of ``test``."""
+PARSERS: dict[str, Callable[[str | None], Parser]] = dict(
+    train=train, test=test, cache=cache, analyze=analyze, publish=publish
+)
+"""By the module of ``fnkd_plugin.cli`` that runs the command."""
 
 
 def _positive(text: str) -> int:

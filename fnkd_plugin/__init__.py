@@ -17,10 +17,10 @@ __all__ = ['CachedTeacher', 'DistillHead', 'Distiller', 'MMPretrainTeacher', 'Pr
 if TYPE_CHECKING or all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmpretrain')):
     from fnkd_plugin.cache.cached_teacher import CachedTeacher
     from fnkd_plugin.mm import checkpoints, datasets, hooks, models, registry, zoo  # noqa: F401
+    from fnkd_plugin.mm.distill_config import distill
     from fnkd_plugin.mm.distill_head import DistillHead
     from fnkd_plugin.mm.distiller import Distiller
     from fnkd_plugin.mm.hooks import distillation_hook
-    from fnkd_plugin.mm.mix import distill
     from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 
     checkpoints.guard_framework_loaders()

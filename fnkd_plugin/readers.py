@@ -76,7 +76,8 @@ def _size_hints(model: nn.Module) -> list[ImageSize]:
     hints = []
     for module in model.modules():
         cfg = getattr(module, 'pretrained_cfg', None)
-        size = image_size(cfg.get('input_size') if isinstance(cfg, dict) else getattr(module, 'img_size', None))
+        own = getattr(module, 'img_size', None) or getattr(module, 'image_size', None)  # timm, MMPretrain; transformers
+        size = image_size(cfg.get('input_size') if isinstance(cfg, dict) else own)
         if size and size not in hints:
             hints.append(size)
     return hints

@@ -227,6 +227,7 @@ def cifar_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
+@pytest.mark.slow
 def test_cifar100_pair_end_to_end(cifar_root: Path, tmp_path: Path) -> None:
     loaders = ['train_dataloader.num_workers=0', 'val_dataloader.num_workers=0', 'train_dataloader.batch_size=8']
     small = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', f'data_root={cifar_root}', *loaders]

@@ -1,6 +1,7 @@
 """README.md and docs/: commands parse, links lead somewhere, pictures are drawn, loops run."""
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
     assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg'))
 
 
+def test_the_norms_of_cifar100_are_those_of_the_results_file() -> None:
+    found = json.loads((ROOT / 'benchmarks' / 'norms_cifar100.json').read_text())
+    text = ' '.join((ROOT / 'docs' / 'analyze.md').read_text().split())
+    means = [found['norms']['model'][side]['mean'] for side in ('right', 'wrong')]
+    assert 'mean ‖f‖ of {:.1f}, wrong ones of {:.1f}'.format(*means) in text
+    for of in found['error_detection'].values():
+        assert f'{of["auroc"]:.3f} ± {1.96 * of["standard_error"]:.3f}' in text
+    assert found['made']['command'].split()[3] in text
+
+
 BOTH_LOOPS = """
 import copy, re
 from pathlib import Path
@@ -114,6 +125,7 @@ for found, expected in zip(student.parameters(), other.parameters(), strict=True
 """
 
 
+@pytest.mark.slow
 @pytest.mark.upstream
 def test_both_loops_run_and_agree() -> None:
     done = run_bare(BOTH_LOOPS)

@@ -22,7 +22,7 @@ from fnkd_plugin import Distiller, Prediction
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses import SoftTargetLoss
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
-from fnkd_plugin.teachers import PixelFormat, Teacher
+from fnkd_plugin.teachers import ClassMap, PixelFormat, Teacher
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import (
     CLASSES,
@@ -56,10 +56,11 @@ def _draw() -> None:
 class DrawingTeacher(Teacher):
     """Draws from every global generator while being built, prepared and run; ``broken`` raises when run."""
 
-    num_classes, has_feature_norm = CLASSES, True
+    has_feature_norm = True
 
     def __init__(self, broken: bool = False) -> None:
         self.name, self.broken, self.runs = 'DrawingTeacher', broken, 0
+        self.class_map = ClassMap(self.name, CLASSES)
         _draw()
 
     def prepare(self, source: PixelFormat) -> None:

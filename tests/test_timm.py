@@ -451,6 +451,7 @@ mp.start_processes(work, (tempfile.mktemp(),), nprocs=2, start_method='fork')
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one() -> None:
     done = run_bare(TWO_PROCESSES)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -97,7 +97,16 @@ def test_a_folder_of_photos_trains_where_the_wheel_is_installed(wheel: Path, tmp
     photos.folder(empty / 'birds', train=4, val=2)
     weights = str(timm_checkpoint(tmp_path, 'test_resnet', num_classes=7))
     command = [str(python.with_name('fnkd')), 'train', 'birds', '--student', 'test_resnet', '--teacher', 'test_resnet']
-    flags = ['--student-checkpoint', weights, '--teacher-checkpoint', weights, '--image-size', '32', '--epochs', '2']
+    flags = [
+        '--student-checkpoint',
+        weights,
+        '--teacher-checkpoint',
+        weights,
+        '--image-size',
+        '32',
+        '--iterations',
+        '4',
+    ]
     done = subprocess.run(
         [*command, *flags], cwd=empty, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': ''}
     )

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.readme import document_of, replace_between
 
 import benchmarks
-from benchmarks import _timing
+from fnkd_plugin.cli.doctor import surroundings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
     if not args.show:
-        results = {'machine': _timing.machine(), **args.module.run(args)}
+        results = {**surroundings(), 'cpu_threads': torch.get_num_threads(), **args.module.run(args)}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(results, indent=1) + '\n')
     text = args.module.table(json.loads(args.out.read_text()))

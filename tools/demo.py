@@ -7,10 +7,13 @@ learning rate) are then trained with each seed and tested once on the test split
 """
 
 import argparse
+import contextlib
+import io
 import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,10 +55,12 @@ def write_files(study: Study, out: Path) -> dict[str, Path]:
     fnkd = study.finals(study.table.methods[-1])[0]
     shutil.copy(study.checkpoint(fnkd), files["FNKD student's checkpoint"])
     shutil.copy(fnkd.folder / 'plain_fnkd_digits.py', files['its plain config'])
-    norms = {
-        'Teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
-        'FNKD student': feature_norms(CONFIGS / study.table.methods[0].config, study.checkpoint(fnkd)),
-    }
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # what OpenMMLab prints while it is imported
+        norms = {
+            'teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
+            'FNKD student': feature_norms(CONFIGS / study.table.methods[0].config, study.checkpoint(fnkd)),
+        }
     accuracies = {m.title: [entry['accuracy'] for entry in study.final_results(m)] for m in study.table.methods}
     draw(files['picture'], accuracies, study.results.runs['teacher']['accuracy'], norms)
     return files
@@ -81,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/demo'), help='output folder; if it exists, OUT_2 and so on'
     )
     parser.add_argument('--seeds', type=_count, default=3, help='final trainings of each method')
-    parser.add_argument('--trials', type=_count, default=4, help='trials of each method on the validation split')
+    parser.add_argument('--trials', type=_count, default=3, help='trials of each method on the validation split')
     parser.add_argument(
         '--cfg-options', nargs='+', type=_option, default=[], metavar='KEY=VALUE', help='options of every training'
     )

@@ -35,13 +35,19 @@ def draw(path: Path, finals: dict[str, list[float]], teacher: float, norms: dict
     }
     with plt.rc_context(style):
         figure, axes = plt.subplots(
-            1, 1 + len(norms), figsize=(13, 4.4), width_ratios=[1.25] + [1] * len(norms), layout='constrained'
+            1, 1 + len(norms), figsize=(13, 5.2), width_ratios=[1.25] + [1] * len(norms), layout='constrained'
         )
+        figure.suptitle(_headline(finals, teacher), x=0.01, ha='left', fontsize=15, weight='bold')
         _accuracies(axes[0], finals, teacher)
         for axis, (name, found) in zip(axes[1:], norms.items(), strict=True):
             _norms(axis, name, np.array(found['norm']), np.array(found['right']))
         figure.savefig(path, dpi=150)
         plt.close(figure)
+
+
+def _headline(finals: dict[str, list[float]], teacher: float) -> str:
+    plain, fnkd = (float(np.mean(finals[name])) for name in ('plain', 'FNKD'))
+    return f'A small student of 8x8 digits: {plain:.1f} % alone, {fnkd:.1f} % with FNKD (its teacher: {teacher:.1f} %)'
 
 
 def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> None:
@@ -63,7 +69,8 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
     axis.set_ylabel('test accuracy, %')
     axis.grid(axis='y', color='#e6e8eb')
     axis.set_axisbelow(True)
-    axis.set_title('Students: each seed, mean ± std')
+    axis.set_title('Test accuracy of the students\n', pad=2)
+    _explain(axis, 'dots: seeds; line: mean ± std; dashed: the teacher')
 
 
 def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
@@ -92,4 +99,10 @@ def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
     axis.set_xlabel('feature norm ‖f‖ on the test images')
     axis.set_ylabel('share, %')
-    axis.set_title(name)
+    axis.set_title(f'Norms of the {name}\n', pad=2)
+    _explain(axis, 'right predictions up, wrong ones down')
+
+
+def _explain(axis: Any, text: str) -> None:
+    note = axis.annotate(text, (0, 1), (0, 6), xycoords='axes fraction', textcoords='offset points', fontsize=9.5)
+    note.set_in_layout(False)  # or its width would push the panels apart

@@ -48,9 +48,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--together', type=int, default=48, help='with --device: largest number of students trained at once'
     )
-    parser.add_argument(
-        '--native', action='store_true', help="with --device cuda: PyTorch's operators instead of our Triton kernels"
-    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/reproduce'), help='checkpoints and logs')
     parser.add_argument(
         '--data-root', type=Path, metavar='FOLDER', help="folder of the data set, if it is not the config's"
@@ -81,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.device:
             from experiments.side_by_side.study import OutOfTimeError, SideBySideStudy
 
-            trainer = SideBySideStudy(study, args.device, console, args.minutes, args.together, args.native)
+            trainer = SideBySideStudy(study, args.device, console, args.minutes, args.together)
             try:
                 trainer.run(chosen)
             except OutOfTimeError as error:

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from fnkd_plugin.analysis.collect import Columns
-from fnkd_plugin.analysis.indicators import auroc
+from scipy.stats import pearsonr, spearmanr
 
 
 def binned(x: NDArray, y: NDArray, bins: int = 20) -> dict[str, list[float]]:
@@ -22,47 +20,28 @@ def binned(x: NDArray, y: NDArray, bins: int = 20) -> dict[str, list[float]]:
         ``x``, ``mean``, ``low``, ``high``: one number per bin.
     """
     groups = np.array_split(np.argsort(x, kind='stable'), max(1, min(bins, len(x) // 5)))
+    quartiles = [np.quantile(y[g], [0.25, 0.75]).tolist() for g in groups]
     return dict(
         x=[float(x[g].mean()) for g in groups],
         mean=[float(y[g].mean()) for g in groups],
-        low=[float(np.quantile(y[g], 0.25)) for g in groups],
-        high=[float(np.quantile(y[g], 0.75)) for g in groups],
+        low=[low for low, _ in quartiles],
+        high=[high for _, high in quartiles],
     )
 
 
 def correlation(x: NDArray, y: NDArray) -> dict[str, float]:
     """Spearman's and Pearson's correlation; 0 if ``x`` or ``y`` is constant (our choice)."""
-    from scipy.stats import pearsonr, spearmanr
-
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return dict(spearman=0.0, pearson=0.0)
     x, y = x.astype(np.float64), y.astype(np.float64)
     return dict(spearman=float(spearmanr(x, y).statistic), pearson=float(pearsonr(x, y).statistic))
 
 
-def outcome(norm: NDArray, right: NDArray) -> dict[str, Any]:
-    """Feature norms of right and wrong predictions: their number, mean and standard deviation."""
-    found = {}
-    for name, chosen in (('right', right), ('wrong', ~right)):
-        values = norm[chosen]
-        found[name] = dict(
-            images=int(chosen.sum()),
-            mean=float(values.mean()) if len(values) else None,
-            std=float(values.std()) if len(values) else None,
-        )
-    return found
-
-
-def error_detection(columns: Columns, right: NDArray) -> dict[str, dict[str, float]] | None:
-    """``auroc`` and its ``standard_error`` of finding wrong predictions by a small norm, and by a large entropy.
-
-    These indicators do not depend on the label. None if fewer than two predictions are wrong, or right.
-    """
-    if min(right.sum(), (~right).sum()) < 2:
-        return None
-    scores = {'norm': -columns['norm'], 'entropy': columns['entropy']}
-    found = {name: auroc(values, ~right) for name, values in scores.items()}
-    return {name: dict(auroc=area, standard_error=error) for name, (area, error) in found.items()}
+def summary(values: NDArray) -> dict[str, Any]:
+    """The number of images, and the mean and standard deviation of their ``values``; None for no images."""
+    if len(values) == 0:
+        return dict(images=0, mean=None, std=None)
+    return dict(images=len(values), mean=float(values.mean()), std=float(values.std()))
 
 
 def near_share(
@@ -75,32 +54,27 @@ def near_share(
         near_mass: [N].
         prediction: Predicted classes [N].
         classes: True classes [N].
-        neighbours: A of each class.
+        neighbours: A of each class, without itself.
 
     Returns:
         ``share`` of the mass, ``chance`` (the same for mass spread uniformly over all other classes), ``errors`` and
         ``errors_share`` (number of wrong predictions, and their share inside A(x); None without any), ``images``, and
         ``by_class``: index, share and chance of each class with neighbours and images.
     """
-    sizes = np.array([len(set(near) - {c}) for c, near in enumerate(neighbours)])
-    chance = sizes / (len(neighbours) - 1)
+    sizes = np.array([len(near) for near in neighbours])
+    chance = sizes / (len(sizes) - 1)
     applies = sizes[classes] > 0
-    wrong = applies & (prediction != classes)
-    inside = [int(p) in neighbours[c] for p, c in zip(prediction[wrong], classes[wrong], strict=True)]
-    total = float(off_mass[applies].sum())
-    by_class = []
-    for c in np.unique(classes[applies]):
-        of_class = classes == c
-        mass = float(off_mass[of_class].sum())
-        if mass > 0:
-            by_class.append(dict(index=int(c), share=float(near_mass[of_class].sum()) / mass, chance=float(chance[c])))
+    errors = np.flatnonzero(applies & (prediction != classes))
+    inside = [prediction[i] in neighbours[classes[i]] for i in errors]
+    off, near = (np.bincount(classes[applies], mass[applies], len(sizes)) for mass in (off_mass, near_mass))
+    total = float(off.sum())
     return dict(
         images=int(applies.sum()),
-        share=float(near_mass[applies].sum()) / total if total else None,
-        chance=float((off_mass[applies] * chance[classes[applies]]).sum()) / total if total else None,
+        share=float(near.sum()) / total if total else None,
+        chance=float(off @ chance) / total if total else None,
         errors=len(inside),
         errors_share=float(np.mean(inside)) if inside else None,
-        by_class=by_class,
+        by_class=[dict(index=c, share=near[c] / off[c], chance=chance[c]) for c in np.flatnonzero(off).tolist()],
     )
 
 
@@ -128,10 +102,9 @@ def contrasting_classes(norm: NDArray, classes: NDArray, count: int, show: int) 
         count: The number of classes.
         show: Images at either end; classes with fewer than twice as many come last.
     """
-    found = []
-    for c in np.unique(classes):
+
+    def contrast(c: int) -> tuple[bool, float]:
         small, large = extremes(norm, np.flatnonzero(classes == c), show)
-        ratio = norm[large].mean() / max(norm[small].mean(), 1e-12)
-        found.append((len(small) == show, float(ratio), int(c)))
-    found.sort(key=lambda entry: (-entry[0], -entry[1], entry[2]))
-    return [c for _, _, c in found[:count]]
+        return len(small) == show, norm[large].mean() / max(norm[small].mean(), 1e-12)
+
+    return sorted(np.unique(classes).tolist(), key=contrast, reverse=True)[:count]

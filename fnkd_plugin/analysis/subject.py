@@ -1,7 +1,6 @@
 """The subject of an analysis: a classifier, the images of a split, and optionally a teacher."""
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,28 +11,32 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmpretrain.registry import DATASETS, MODELS
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.config import is_distilled, named_dicts
+from fnkd_plugin.mm.config import dicts_in, is_distilled, type_name
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.training import check_data_roots
 from fnkd_plugin.prediction import Prediction
 from fnkd_plugin.teachers import PixelFormat, Teacher
 from fnkd_plugin.teachers.class_names import Classes
 
-SPLITS = ('train', 'val', 'test')
-
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed images [N, C, H, W], the labels of their samples, and the predictions."""
+    """The indices of N images, the preprocessed images [N, C, H, W], and their predictions."""
 
-    inputs: Tensor
-    labels: list[int]
+    indices: Sequence[int]
+    images: Tensor
     model: Prediction
     teacher: Prediction | None
+
+    @property
+    def source(self) -> Prediction:
+        """The prediction whose soft labels are analysed: the teacher's if it has a feature norm, else the model's."""
+        return self.model if self.teacher is None or self.teacher.feature_norm is None else self.teacher
 
 
 @dataclass(frozen=True)
@@ -51,50 +54,40 @@ class Subject:
         pixels: The format of the images, with a known channel order.
         batch_size: Images per batch.
         num_workers: Worker processes of the data loader.
-        device: The device of the models.
     """
 
     model: MMPretrainTeacher
     teacher: Teacher | None
     dataset: Any
     classes: list[str]
-    labels: np.ndarray
-    clean: np.ndarray
-    could_flip: np.ndarray
+    labels: NDArray[np.int64]
+    clean: NDArray[np.int64]
+    could_flip: NDArray[np.bool_]
     pixels: PixelFormat
     batch_size: int
     num_workers: int
-    device: torch.device
 
-    def batches(self, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[Batch]:
+    def batches(self, indices: Sequence[int] | None = None) -> Iterator[Batch]:
         """Iterate over the batches of ``indices`` (all by default), in order.
 
         Raises:
             SetupError: If the pipeline changes a label.
         """
-        chosen = range(len(self.labels)) if indices is None else [int(i) for i in indices]
-        loader = DataLoader(
-            self.dataset if indices is None else Subset(self.dataset, chosen),
-            self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=pseudo_collate,
-        )
+        chosen: Sequence[int] = range(len(self.labels)) if indices is None else indices
+        parts: Any = [chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
+        loader = DataLoader(self.dataset, batch_sampler=parts, num_workers=self.num_workers, collate_fn=pseudo_collate)
         preprocess: Any = self.model.model.data_preprocessor
-        start = 0
-        for raw in loader:
+        for part, raw in zip(parts, loader, strict=True):
             with torch.no_grad():
                 data = preprocess(raw, False)
-                inputs = data['inputs']
-                labels = [int(sample.gt_label) for sample in data['data_samples']]
-                expected = [int(self.labels[i]) for i in chosen[start : start + len(labels)]]
-                if labels != expected:
-                    raise SetupError(
-                        'analysis: the pipeline changes labels or leaves out images, so that images and labels cannot '
-                        'be matched; use one that only loads, resizes and packs.'
-                    )
-                start += len(labels)
-                teacher = None if self.teacher is None else self.teacher.predict(inputs, data['data_samples'])
-                yield Batch(inputs, labels, self.model.predict(inputs), teacher)
+            images, samples = data['inputs'], data['data_samples']
+            if [int(sample.gt_label) for sample in samples] != self.labels[part].tolist():
+                raise SetupError(
+                    'analysis: the pipeline changes labels or leaves out images, so that images and labels cannot '
+                    'be matched; use one that only loads, resizes and packs.'
+                )
+            teacher = None if self.teacher is None else self.teacher.predict(images, samples)
+            yield Batch(part, images, self.model.predict(images), teacher)
 
 
 def build_subject(
@@ -120,69 +113,55 @@ def build_subject(
         SetupError: If a part is missing or does not fit.
     """
     loader = _loader_of(cfg, split)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     model = MMPretrainTeacher(cfg, checkpoint)
     if not model.has_feature_norm:
         raise SetupError(
             f'analysis: {type(model.model).__name__} has no single last affine layer whose input has a norm (a mean of '
             'several heads, a cosine?), so it has no feature norm. Give a model with one linear classifier.'
         )
-    model.model.to(device)
+    model.model.to('cuda' if torch.cuda.is_available() else 'cpu')
     model.prepare(model.pixels)
     stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
-    pixels = _with_channel_order(model.pixels.restated('analysis: pixels', **stated), loader)
+    pixels = model.pixels.restated('analysis: pixels', **stated)
     teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
     dataset = DATASETS.build(loader['dataset'])
-    labels, clean, could_flip = _labels_of(dataset, model.num_classes)
+    count = model.num_classes
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    classes = [printable(name) for name in names or range(model.num_classes)]
-    if len(classes) != model.num_classes:
-        raise SetupError(f'analysis: the model has {model.num_classes} classes, the data set names {len(classes)}.')
+    classes = [str(name) for name in names or range(count)]
+    if len(classes) != count:
+        raise SetupError(f'analysis: the model has {count} classes, the data set names {len(classes)}.')
     if teacher is not None:
         teacher.prepare(pixels)
-        teacher.match_classes(model.num_classes, Classes.of(names, 'analysis') if names else None)
-    workers = loader.get('num_workers', 0)
+        teacher.match_classes(count, Classes.of(names, 'analysis') if names else None)
+    if pixels.channel_order is None:
+        # For pictures; our choice: what MMCV's loader gives, or else what CIFAR and other images in memory are.
+        from_files = any(type_name(node).endswith('LoadImageFromFile') for node in dicts_in(loader['dataset']))
+        pixels = replace(pixels, channel_order='bgr' if from_files else 'rgb')
+    of_images = np.array([_labels_of(dataset, i, count) for i in range(len(dataset))])
+    labels, clean, could_flip = of_images.T
+    batch_size, workers = loader['batch_size'], loader.get('num_workers', 0)
     return Subject(
-        model, teacher, dataset, classes, labels, clean, could_flip, pixels, loader['batch_size'], workers, device
+        model, teacher, dataset, classes, labels, clean, could_flip.astype(bool), pixels, batch_size, workers
     )
 
 
-def printable(name: object) -> str:
-    """A name that can be encoded in UTF-8; invalid bytes of file names are escaped."""
-    return str(name).encode('utf-8', 'backslashreplace').decode()
-
-
 def _loader_of(cfg: Config, split: str) -> dict:
-    if split not in SPLITS:
-        raise SetupError(f'analysis: split is one of {", ".join(SPLITS)}, not {split!r}.')
     name = f'{split}_dataloader'
     if not cfg.get(name):
         raise SetupError(f'analysis: the config has no {name}; choose another --split.')
     check_data_roots(cfg, [name])
     loader = copy.deepcopy(cfg[name].to_dict())
-    if split != 'train':
-        return loader
-    evaluation = cfg.get('val_dataloader') or cfg.get('test_dataloader')
-    pipelines = [node['pipeline'] for _, node in named_dicts(evaluation) if node.get('pipeline')]
-    if not pipelines:
-        raise SetupError(
-            'analysis: the config has no val_dataloader or test_dataloader whose pipeline could show the training '
-            'images without augmentation; give one, or choose another --split.'
-        )
-    for _, node in list(named_dicts(loader['dataset'])):
-        if 'pipeline' in node:
-            node['pipeline'] = copy.deepcopy(list(pipelines[0]))
-    loader.update({key: evaluation[key] for key in ('batch_size', 'num_workers') if key in evaluation})
+    if split == 'train':
+        evaluation = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+        pipeline = next((node['pipeline'] for node in dicts_in(evaluation) if node.get('pipeline')), None)
+        if pipeline is None:
+            raise SetupError(
+                'analysis: the config has no val_dataloader or test_dataloader whose pipeline could show the training '
+                'images without augmentation; give one, or choose another --split.'
+            )
+        for node in [node for node in dicts_in(loader['dataset']) if 'pipeline' in node]:
+            node['pipeline'] = copy.deepcopy(list(pipeline))
     return loader
-
-
-def _with_channel_order(pixels: PixelFormat, loader: dict) -> PixelFormat:
-    """Fill in the channel order if unknown: BGR with ``LoadImageFromFile``, RGB for images in memory."""
-    if pixels.channel_order is not None:
-        return pixels
-    kinds = [node.get('type') for _, node in named_dicts(loader['dataset'])]
-    from_files = any(str(getattr(kind, '__name__', kind)).endswith('LoadImageFromFile') for kind in kinds)
-    return replace(pixels, channel_order='bgr' if from_files else 'rgb')
 
 
 def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> Teacher | None:
@@ -193,28 +172,23 @@ def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> T
             raise SetupError('analysis: the config names no teacher; give --teacher-config with --teacher-checkpoint.')
         return None
     named = copy.deepcopy(cfg.model.teacher)
+    path = named.get('checkpoint')
     if checkpoint is not None:
         named['checkpoint'] = checkpoint
-    path = named.get('checkpoint')
-    if isinstance(path, str) and '://' not in path and not Path(path).is_file():
-        if checkpoint is not None:
-            raise SetupError(f"analysis: there is no teacher's checkpoint {path}.")
+    elif isinstance(path, str) and '://' not in path and not Path(path).is_file():
         return None
     teacher = MODELS.build(named)
     # A cached teacher has predictions only for the augmented training images.
     return None if teacher.replay is not None else teacher
 
 
-def _labels_of(dataset: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    labels = np.empty(len(dataset), dtype=np.int64)
-    clean, could_flip = np.empty_like(labels), np.empty(len(labels), dtype=bool)
-    for i in range(len(dataset)):
-        info = dataset.get_data_info(i)
-        label = info.get('gt_label', math.nan)
-        if np.ndim(label) > 0 or not 0 <= label < num_classes:
-            raise SetupError(
-                f'analysis: image {i} has no label of 0 to {num_classes - 1}, but {info.get("gt_label")!r}; analysis '
-                'needs labelled images of one class each.'
-            )
-        labels[i], clean[i], could_flip[i] = label, info.get('clean_label', label), info.get('could_flip', True)
-    return labels, clean, could_flip
+def _labels_of(dataset: Any, index: int, num_classes: int) -> tuple[int, int, bool]:
+    """An image's label, its label before flipping, and whether it could have been flipped."""
+    info = dataset.get_data_info(index)
+    label = info.get('gt_label')
+    if label is None or np.ndim(label) > 0 or not 0 <= label < num_classes:
+        raise SetupError(
+            f'analysis: image {index} has no label of 0 to {num_classes - 1}, but {label!r}; analysis needs labelled '
+            'images of one class each.'
+        )
+    return int(label), int(info.get('clean_label', label)), info.get('could_flip', True)

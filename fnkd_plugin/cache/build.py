@@ -1,9 +1,7 @@
 """Builds a cache: the teacher of a distilled config predicts every view of every training image once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences, plain
-from fnkd_plugin.cache.rows import predict_rows
+from fnkd_plugin.cache.rows import predict_rows, samples_of
 from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.config import is_distilled, plain_model, without_pretrained
 from fnkd_plugin.mm.replay.batch_augments import describe_mixing, replay_mixing
 from fnkd_plugin.mm.replay.description import images_key, warn_if_trained_on
-from fnkd_plugin.mm.replay.fixed_batches import check_loader, order_of
+from fnkd_plugin.mm.replay.fixed_batches import check_loader
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 from fnkd_plugin.teachers.execution import AUTO
 from fnkd_plugin.teachers.pixels import format_of_preprocessor
@@ -53,8 +51,7 @@ class Source:
     def __init__(
         self, cfg: Config, replay: Replay, device: torch.device, dtype: str = 'float16', top_k: int | None = None
     ) -> None:
-        self._dtype = dtype
-        self._top_k = top_k
+        self._dtype, self._top_k = dtype, top_k
         config = _teacher_config(cfg)
         self.teacher_config = plain(config)
         student = MODELS.build(without_pretrained(plain_model(cfg)))
@@ -74,16 +71,17 @@ class Source:
         stated = cfg.model.get('pixels') or {}
         self.teacher.prepare(format_of_preprocessor(self.preprocessor).restated('Distiller: pixels', **stated))
         loader = Runner.build_dataloader(cfg.train_dataloader)
-        self.dataset, self._collate = loader.dataset, loader.collate_fn
-        self._seed = replay.data_seed
-        warn_if_trained_on(self.teacher_config, images_key(self.dataset, self._seed))
-        self._mixing = describe_mixing(self.preprocessor, self._seed, cfg.train_dataloader.get('batch_size'))
+        self.dataset, seed = loader.dataset, replay.data_seed
+        warn_if_trained_on(self.teacher_config, images_key(self.dataset, seed))
+        self._mixing = describe_mixing(self.preprocessor, seed, loader.batch_size)
         if self._mixing is not None:
             check_loader(loader)
             replay = replay._replace(batch_size=loader.batch_size)
         self.replay = replay
-        seed_samples(self.dataset, self._seed, stamps=True)
-        replay_mixing(self.preprocessor, self._seed)
+        seed_samples(self.dataset, seed, stamps=True)
+        replay_mixing(self.preprocessor, seed)
+        shape = self.dataset[SampleIndex(0, 0)]['inputs'].shape
+        self._collate = partial(_collate_one_size, loader.collate_fn, shape)
 
     @property
     def bytes_needed(self) -> int:
@@ -99,14 +97,10 @@ class Source:
         _, images = next(self.rows([[SampleIndex(0, 0)]]))
         manifest, origin = self._describe(list(images.shape[1:])), self.teacher.predict(images).origin
         if get_dist_info()[0] == 0 and not Store.exists(folder):
-            try:
-                Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
-            except SetupError:
-                if not Store.exists(folder):  # else another program was faster; its cache is compared below
-                    raise
+            Store.create(folder, manifest, None if origin is None else origin.float().cpu().numpy())
         barrier()
         store = Store(folder)
-        different = differences(_comparable(store.manifest), _comparable({**store.manifest, **manifest}))
+        different = differences(store.manifest, {**store.manifest, **manifest})
         if different:
             raise SetupError(
                 f'{folder} is another cache: {first_few(different)}; continue with the arguments that it was made '
@@ -116,28 +110,19 @@ class Source:
 
     def batches(self, blocks: Iterable[Block], size: int) -> Iterator[list[SampleIndex]]:
         """The images of these blocks in batches of ``size``, which for mixed images is that of the mixed batches."""
-        count = len(self.dataset)
-        for view, in_view in groupby(blocks, key=itemgetter(0)):
-            order = order_of(self._seed, view, count) if self.replay.batch_size else np.arange(count)
-            for _, start, end in in_view:
-                for first in range(start, end, size):
-                    samples = order[first : min(first + size, end)].tolist()
-                    yield [SampleIndex(i, view, batch=first // size) for i in samples]
+        for view, start, end in blocks:
+            for first in range(start, end, size):
+                yield samples_of(self.replay, len(self.dataset), view, first, min(first + size, end))
 
     def rows(self, batches: Iterable[list[SampleIndex]], num_workers: int = 0) -> Iterator[tuple[Any, torch.Tensor]]:
         """The rows and images of these batches, see :func:`~fnkd_plugin.cache.rows.predict_rows`."""
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=partial(_of_one_size, self._collate),
-        )
+        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=self._collate)
         for batch in loader:
             yield predict_rows(self.teacher, self.preprocessor, batch, self.row_type)
 
     def _describe(self, image: list[int]) -> dict[str, Any]:
         teacher = self.teacher
-        classes = teacher.own_classes
+        classes = teacher.class_map.own
         return dict(
             seed=self.replay.seed,
             views=self.replay.views,
@@ -148,7 +133,8 @@ class Source:
             mixing=self._mixing,
             teacher=dict(
                 name=teacher.name,
-                config=self.teacher_config,
+                # Without the path of the weights, which are compared by their hash.
+                config={key: value for key, value in self.teacher_config.items() if key != 'checkpoint'},
                 weights=describe_weights(teacher.model),
                 num_classes=teacher.num_classes,
                 feature_norm=teacher.has_feature_norm,
@@ -187,39 +173,30 @@ def fill(
         advance: Called with the number of rows of each batch.
 
     Raises:
-        SetupError: If images differ in size, a logit does not fit, or another process has replaced the cache.
+        SetupError: If images differ in size, or a logit does not fit.
         OSError: If the disk is full.
     """
     batch_size = source.replay.batch_size or batch_size
     predicted = source.rows(source.batches(blocks, batch_size), num_workers)
     for view, start, end in blocks:
-        rows = []
-        for first in range(start, end, batch_size):
-            of_batch, images = next(predicted)
-            if list(images.shape[1:]) != store.manifest['image']:
-                raise _several_sizes(f'image {first} of view {view}', images.shape[1:], store.manifest['image'])
-            rows.append(of_batch)
-            advance(len(of_batch))
+        rows: list[np.ndarray] = []
+        while sum(map(len, rows)) < end - start:
+            rows.append(next(predicted)[0])
+            advance(len(rows[-1]))
         store.write(view, start, np.concatenate(rows))
-    store.check_unchanged()
     barrier()
 
 
-def _of_one_size(collate: Callable[[Any], Any], samples: list[Any]) -> Any:
-    """A collated batch of images of one size; others would be padded differently in each batch."""
-    first, *others = samples
-    for sample in others:
-        if sample['inputs'].shape != first['inputs'].shape:
-            name = f'image {sample["data_samples"].stamp.sample} of view {sample["data_samples"].stamp.view}'
-            raise _several_sizes(name, sample['inputs'].shape, first['inputs'].shape)
+def _collate_one_size(collate: Callable[[Any], Any], shape: torch.Size, samples: list[Any]) -> Any:
+    """A collated batch of images of one shape; others would be padded differently in each batch."""
+    for sample in samples:
+        found, stamp = sample['inputs'].shape, sample['data_samples'].stamp
+        if found != shape:
+            raise SetupError(
+                f'Cache: image {stamp.sample} of view {stamp.view} is {list(found)}, others are {list(shape)}; end the '
+                'pipeline with images of one size (Resize, a crop).'
+            )
     return collate(samples)
-
-
-def _several_sizes(name: str, one: Sequence[int], other: Sequence[int]) -> SetupError:
-    return SetupError(
-        f'Cache: {name} is {list(one)}, others are {list(other)}; end the pipeline with images of one size '
-        '(Resize, a crop).'
-    )
 
 
 def _teacher_config(cfg: Config) -> dict[str, Any]:
@@ -234,9 +211,3 @@ def _teacher_config(cfg: Config) -> dict[str, Any]:
         )
     teacher.pop('class_map', None)
     return teacher
-
-
-def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest without the path of the weights, which are compared by their hash."""
-    config = {key: value for key, value in manifest['teacher']['config'].items() if key != 'checkpoint'}
-    return {**manifest, 'teacher': {**manifest['teacher'], 'config': config}}

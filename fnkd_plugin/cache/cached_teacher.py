@@ -12,11 +12,10 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.cache.fingerprint import describe_data, describe_software, describe_weights, differences
-from fnkd_plugin.cache.rows import predict_rows
+from fnkd_plugin.cache.rows import predict_rows, samples_of
 from fnkd_plugin.cache.store import Store, row_type
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm.replay.batch_augments import check_mixing, describe_mixing
-from fnkd_plugin.mm.replay.fixed_batches import order_of
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 from fnkd_plugin.prediction import Prediction, SparsePrediction
 from fnkd_plugin.rng import isolated_rng
@@ -88,16 +87,7 @@ class CachedTeacher(Teacher):
         self._origin = None if store.origin is None else torch.from_numpy(store.origin)
         stored = Classes(teacher['classes'], teacher['class_ids']) if teacher['classes'] else None
         known = stored if classes is None else Classes.of(classes, self.name)
-        self._classes = ClassMap(self.name, teacher['num_classes'], known, class_map)
-
-    @property
-    def num_classes(self) -> int:
-        """See :attr:`Teacher.num_classes`."""
-        return self._classes.count
-
-    def match_classes(self, count: int, classes: Classes | None) -> None:
-        """See :meth:`Teacher.match_classes`."""
-        self._classes.match(count, classes)
+        self.class_map = ClassMap(self.name, teacher['num_classes'], known, class_map)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`; kept for :meth:`check`."""
@@ -105,31 +95,14 @@ class CachedTeacher(Teacher):
 
     def check(self, dataset: Any, preprocessor: nn.Module) -> None:
         """See :meth:`Teacher.check`."""
-        self._check_mixing(preprocessor)
-        self._check_data(dataset)
-        if self._verify:
-            with isolated_rng():
-                self._compare_with_live(dataset, preprocessor)
-
-    def _check_mixing(self, preprocessor: nn.Module) -> None:
         check_mixing(self.replay, preprocessor)
-        if self._store.batch_size is None:
-            return
-        stored = self._store.manifest['mixing']
-        mixing = describe_mixing(preprocessor, self.replay.data_seed, self._store.batch_size)
-        different = differences(stored, mixing, 'mixing')
+        mixing = describe_mixing(preprocessor, self.replay.data_seed, self.replay.batch_size or 1)
+        found = dict(data=describe_data(dataset), mixing=mixing)
+        different = differences({key: self._store.manifest[key] for key in found}, found)
         if different:
             raise SetupError(
-                f'{self.name}: the images of a batch are not mixed as those of {self._store.folder}: '
-                f'{first_few(different)}; use the batch augmentations of that config, or make a cache with this one.'
-            )
-
-    def _check_data(self, dataset: Any) -> None:
-        different = differences(self._store.manifest['data'], describe_data(dataset), 'data')
-        if different:
-            raise SetupError(
-                f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; make '
-                'a cache of these.'
+                f'{self.name}: the training images are not those of {self._store.folder}: {first_few(different)}; use '
+                'the data, pipeline and batch augmentations of its config, or make a cache with this one.'
             )
         software = self._other_software()
         if software:
@@ -138,19 +111,23 @@ class CachedTeacher(Teacher):
                 'image.',
                 logger='current',
             )
+        if self._verify:
+            with isolated_rng():
+                self._compare_with_live(dataset, preprocessor)
 
     @torch.compiler.disable
     def predict(self, images: Tensor, data_samples: Sequence[Any] | None = None) -> Prediction:
         """See :meth:`Teacher.predict`; rows are found by the stamps of the samples."""
         rows = self._rows(images, data_samples or ())
         device = images.device
-        logits, norm = _tensor(rows['logits'], device), _tensor(rows['norm'], device)
+        # Converted to fp32 on the device.
+        logits, norm = _tensor(rows['logits'], device).float(), _tensor(rows['norm'], device)
         if self._origin is not None and self._origin.device != device:
             self._origin = self._origin.to(device)
         prediction = Prediction(logits, norm, self._origin) if self.has_feature_norm else Prediction(logits)
         if self.top_k is None:
-            return self._classes.restrict(prediction)
-        classes = _to_device(rows['classes'].astype('i8'), device)
+            return self.class_map.restrict(prediction)
+        classes = _tensor(rows['classes'].astype('i8'), device)
         return SparsePrediction.of(prediction, classes, _tensor(rows['tail'], device), self.num_classes)
 
     def _compare_with_live(self, dataset: Any, preprocessor: nn.Module) -> None:
@@ -166,31 +143,25 @@ class CachedTeacher(Teacher):
         for samples in self._to_verify():
             batch = default_collate([dataset[sample] for sample in samples])
             of_live, images = predict_rows(live, preprocessor, batch, kind)
-            self._check_rows(of_live, self._rows(images, batch['data_samples']))
+            of_cache = self._rows(images, batch['data_samples'])
+            for name in ('logits', 'norm'):
+                expected = of_live[name].astype('f4')
+                error = np.nanmax(np.abs(expected - of_cache[name]), initial=0)
+                largest = np.nanmax(np.abs(expected), initial=1)
+                if error > VERIFY_TOLERANCE * largest:
+                    raise SetupError(
+                        f'{self.name}: verify: {name} differ by up to {error:g} from the live teacher (of magnitude '
+                        f'{largest:g}); make the cache again.'
+                    )
 
     def _to_verify(self) -> Iterator[list[SampleIndex]]:
-        """Samples spread over the whole cache, or the batches in which as many were mixed."""
+        """Batches spread over the whole cache, of one image each unless images are mixed."""
         store, size = self._store, self._store.batch_size or 1
         per_view = -(-store.samples // size)
-        chosen = np.linspace(0, store.views * per_view - 1, -(-self._verify // size)).astype(int)
-        places = [divmod(place, per_view) for place in chosen.tolist()]
-        if store.batch_size is None:
-            yield [SampleIndex(i, view) for view, i in places]
-            return
-        for view, batch in places:
-            order = order_of(self.replay.data_seed, view, store.samples)
-            yield [SampleIndex(i, view, batch=batch) for i in order[batch * size : (batch + 1) * size].tolist()]
-
-    def _check_rows(self, live: np.ndarray, cached: np.ndarray) -> None:
-        for name in ('logits', 'norm'):
-            a, b = live[name].astype('f4'), cached[name].astype('f4')
-            largest = np.nanmax(np.abs(a), initial=1)
-            error = np.nanmax(np.abs(a - b), initial=0)
-            if error > VERIFY_TOLERANCE * largest:
-                raise SetupError(
-                    f'{self.name}: verify: {name} differ by up to {error:g} from the live teacher (of magnitude '
-                    f'{largest:g}); make the cache again.'
-                )
+        for place in np.linspace(0, store.views * per_view - 1, -(-self._verify // size)).astype(int).tolist():
+            view, batch = divmod(place, per_view)
+            end = min((batch + 1) * size, store.samples)
+            yield samples_of(self.replay, store.samples, view, batch * size, end)
 
     def _rows(self, images: Tensor, data_samples: Sequence[Any]) -> np.ndarray:
         """The rows of these images, by the stamps of their samples."""
@@ -217,13 +188,13 @@ class CachedTeacher(Teacher):
         size = self._store.batch_size or 1
         start = int(batches[0]) * size
         places = np.arange(start, min(start + size, self._store.samples))
-        if len(places) == len(views) and (views == views[0]).all() and (batches == batches[0]).all():
-            return places
-        raise RuntimeError(
-            f'{self.name}: the {len(views)} images of this batch are not the {len(places)} of batch {batches[0]} of '
-            f'view {views[0]}, which the teacher saw mixed with each other; batches are changed between the sampler '
-            'and the model.'
-        )
+        if len(places) != len(views) or len({*zip(views.tolist(), batches.tolist(), strict=True)}) > 1:
+            raise RuntimeError(
+                f'{self.name}: the {len(views)} images of this batch are not the {len(places)} of batch {batches[0]} '
+                f'of view {views[0]}, which the teacher saw mixed with each other; batches are changed between the '
+                'sampler and the model.'
+            )
+        return places
 
     def _check_images(self, images: Tensor, other: np.ndarray, data_samples: Any) -> None:
         shape = list(images.shape[1:])
@@ -233,9 +204,7 @@ class CachedTeacher(Teacher):
                 f'{self._store.manifest["image"]}; pad as in the config of the cache.'
             )
         if other.any():
-            names = [
-                str(data_samples[i].get('img_path') or data_samples[i].stamp.sample) for i in np.flatnonzero(other)
-            ]
+            names = [data_samples[i].get('img_path') or data_samples[i].stamp.sample for i in np.flatnonzero(other)]
             software = self._other_software() or 'the same versions of all software'
             raise RuntimeError(
                 f'{self.name}: {len(names)} of {len(other)} images are not those that the teacher saw '
@@ -248,11 +217,6 @@ class CachedTeacher(Teacher):
 
 
 def _tensor(column: np.ndarray, device: torch.device) -> Tensor:
-    # Converted to fp32 on the device.
-    return _to_device(np.ascontiguousarray(column), device).float()
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(np.ascontiguousarray(column))
     # From pinned memory, so that the host does not wait for the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else tensor.to(device)

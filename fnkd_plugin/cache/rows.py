@@ -1,6 +1,6 @@
-"""Predicts the rows of a cache for a batch of a data loader."""
+"""The images of a cache's rows, and a live teacher's rows for a batch of them."""
 
-import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +9,31 @@ from torch import Tensor, nn
 from fnkd_plugin.cache.store import rows_of
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.replay.batch_augments import batch_augments_of
+from fnkd_plugin.mm.replay.fixed_batches import order_of
+from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex
 
 if TYPE_CHECKING:
     from fnkd_plugin.teachers.teacher import Teacher
+
+_order_of = lru_cache(maxsize=1)(order_of)
+
+
+def samples_of(replay: Replay, count: int, view: int, start: int, end: int) -> list[SampleIndex]:
+    """The images of the rows ``start`` to ``end`` of a view.
+
+    Row i is image i, or, if batches of images are mixed, the i-th image that the view draws.
+
+    Args:
+        replay: The views of the cache.
+        count: Number of images.
+        view: The view.
+        start: The first row.
+        end: The row after the last.
+    """
+    if replay.batch_size is None:
+        return [SampleIndex(i, view) for i in range(start, end)]
+    order = _order_of(replay.data_seed, view, count)[start:end].tolist()
+    return [SampleIndex(i, view, batch=row // replay.batch_size) for row, i in enumerate(order, start)]
 
 
 def predict_rows(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: np.dtype) -> tuple[np.ndarray, Tensor]:
@@ -44,16 +66,13 @@ def predict_rows(teacher: 'Teacher', preprocessor: nn.Module, batch: Any, kind: 
 
 def _check_range(logits: Tensor, dtype: np.dtype, data_samples: Any) -> None:
     limit = float(np.finfo(dtype).max)
-    if float(logits.abs().max()) <= limit:
+    wrong = ~(logits.abs() <= limit)
+    if not wrong.any():
         return
-    row, of_class = divmod(int((~(logits.abs() <= limit)).flatten().int().argmax()), logits.shape[1])
+    row, of_class = wrong.nonzero()[0].tolist()
     value, sample = float(logits[row, of_class]), data_samples[row]
-    fix = (
-        f'which does not fit {dtype} (at most {limit:g}); check the teacher, or make another cache with --dtype float32'
-        if math.isfinite(value)
-        else 'which no cache can hold; check the weights of the teacher, and the image'
-    )
     raise SetupError(
         f'Cache: the logit of class {of_class} for image {sample.stamp.sample} '
-        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, {fix}.'
+        f'({sample.get("img_path") or "in memory"}) in view {sample.stamp.view} is {value:g}, and {dtype} holds finite '
+        f'numbers up to {limit:g}; check the teacher and the image, or make another cache with --dtype float32.'
     )

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from torch import Tensor
 
-from fnkd_plugin.cache.manifest import check_manifest
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses.top_k import compress
 
@@ -103,8 +102,8 @@ class Store:
         self._salt = int(self.manifest['checksum'][:8], 16)
         # Check all files now, not during a long training.
         for view in range(self.views):
-            os.close(self._open(_rows_file(view), self._view_bytes))
-            os.close(self._open(_done_file(view), self._blocks))
+            self._open(_rows_file(view), self._view_bytes).close()
+            self._open(_done_file(view), self._blocks).close()
         self._mapped: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
     @classmethod
@@ -112,13 +111,12 @@ class Store:
         """Create an empty store atomically: of several processes that try, one succeeds.
 
         Raises:
-            SetupError: If the folder exists and is not empty, or the manifest does not fit.
+            SetupError: If the folder exists and is not empty.
             OSError: If it cannot be written.
         """
         folder = Path(folder)
         manifest = {**manifest, 'format': FORMAT, 'origin': None if origin is None else origin.astype('f4').tolist()}
         manifest['checksum'] = _checksum_of(manifest)
-        check_manifest(manifest, 'the manifest')
         samples = manifest['data']['samples']
         sizes = samples * _type_of(manifest).itemsize, -(-samples // _block(manifest))
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,15 +148,6 @@ class Store:
         """Whether the folder holds a cache."""
         return (Path(folder) / _MANIFEST).is_file()
 
-    def check_unchanged(self) -> None:
-        """Compare the manifest with the one on disk.
-
-        Raises:
-            SetupError: If another process has replaced the cache in this folder.
-        """
-        if _read_manifest(self.folder) != self.manifest:
-            raise SetupError(f'Cache {self.folder}: another process has replaced it meanwhile; make it again.')
-
     def lookup(self, views: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Copies of the rows at these places [N] of these views [N].
 
@@ -184,7 +173,7 @@ class Store:
     def pending(self) -> Iterator[tuple[int, int, int]]:
         """The blocks that are not done: view, first row, and the row after the last."""
         for view in range(self.views):
-            with open(self._open(_done_file(view), self._blocks), 'rb') as file:
+            with self._open(_done_file(view), self._blocks) as file:
                 done = np.frombuffer(file.read(), 'u1')
             if done.max(initial=0) > 1:
                 raise _damaged(self.folder / _done_file(view), f'a mark is {done.max()}, not 0 or 1')
@@ -235,11 +224,8 @@ class Store:
         if view not in self._mapped:
             if len(self._mapped) == _MOST_MAPPED:
                 self._mapped.pop(next(iter(self._mapped)))  # each keeps a file open
-            descriptor = self._open(_rows_file(view), self._view_bytes)
-            try:
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            finally:
-                os.close(descriptor)
+            with self._open(_rows_file(view), self._view_bytes) as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._mapped[view] = mapped, np.frombuffer(mapped, self.row_type)
         mapped, rows = self._mapped[view]
         # Reading beyond the end of a truncated file would kill the process with a signal.
@@ -247,8 +233,8 @@ class Store:
             raise _damaged(self.folder / _rows_file(view), f'{mapped.size()} bytes, not {self._view_bytes}')
         return rows
 
-    def _open(self, name: str, size: int) -> int:
-        """A descriptor of an existing file of this size."""
+    def _open(self, name: str, size: int) -> BinaryIO:
+        """An existing file of this size, opened for reading."""
         path = self.folder / name
         try:
             found = path.stat()
@@ -256,7 +242,7 @@ class Store:
                 raise _damaged(path, 'not a regular file')
             if found.st_size != size:
                 raise _damaged(path, f'{found.st_size} bytes, not {size}')
-            return os.open(path, os.O_RDONLY)
+            return open(path, 'rb')
         except OSError as error:
             raise _damaged(path, error.strerror or str(error)) from error
 
@@ -306,12 +292,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    if isinstance(manifest, dict) and manifest.get('format') != FORMAT:
-        raise SetupError(
-            f'Cache: {path} has format {manifest.get("format")!r:.40}, this version reads {FORMAT}; make the cache '
-            'again.'
-        )
-    check_manifest(manifest, str(path))
-    if manifest['checksum'] != _checksum_of(manifest):
+    found = manifest.get('format') if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise SetupError(f'Cache: {path} has format {found!r:.40}, this version reads {FORMAT}; make the cache again.')
+    if manifest.get('checksum') != _checksum_of(manifest):
         raise _damaged(path, 'its checksum does not fit')
     return manifest

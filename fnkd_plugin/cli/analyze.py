@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(
-            "The teacher's checkpoint is not there, or it is a cached teacher, which knows its training images alone; "
+            "The teacher's checkpoint is not there, or it is a cached teacher, for training images only; "
             '--teacher-checkpoint FILE names it, --teacher-config FILE another. Going on without.'
         )
     neighbours = None
@@ -44,10 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     bar = Bar('analysing', len(subject.labels))
     try:
         policy = Policy(temperature, calibrate_tau(subject, args.seed) if tau == 'auto' else tau, mode)
-        found = study(subject, policy, options, bar.advance)
+        columns, numbers = study(subject, policy, options, bar.advance)
     finally:
         bar.close()
-    sentences = headlines(found.numbers)
+    sentences = headlines(numbers)
     made = dict(
         title=f'{Path(args.config).stem}, {Path(args.checkpoint).name}',
         command=shlex.join(['python', 'tools/analyze.py', *argv]),
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         headlines=sentences,
         **surroundings(),
     )
-    files = write_report(args.out, subject, found, made)
+    files = write_report(args.out, subject, columns, numbers, made)
     for sentence in sentences:
         console.print(f'- {sentence}', markup=False)
     for path in files.values():

@@ -1,8 +1,7 @@
 """``fnkd train FOLDER``: a teacher, then a student that learns from it, on a folder of photos."""
 
 import json
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,15 @@ from mmpretrain.registry import MODELS
 
 from fnkd_plugin.cli import train
 from fnkd_plugin.cli.photos import Photos, read_photos
-from fnkd_plugin.cli.recipe import LEARNING_RATES, SEED, TEACHER_SEED, Recipe, recipe_for, with_method
-from fnkd_plugin.cli.terminal import console, duration, progress, silent_start
+from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher
+from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, recipe_for, with_method
+from fnkd_plugin.cli.terminal import console, duration, print_table, progress, silent_start
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.mix import METHODS
+from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import read_state_dict
-
-TRIAL_SHARE = 0.2
-"""Of the training photos, held out to choose learning rates by; and of the epochs, a trial's length."""
-_TRIALS = 'trials/'
 
 
 @dataclass(frozen=True)
@@ -33,117 +29,126 @@ class Trained:
     Attributes:
         config: What was trained; with it ``tools/train.py`` repeats the training.
         folder: Its log and checkpoints.
-        checkpoint: The weights of the best epoch.
-        best: The best epoch's accuracy on the validation photos, in per cent.
-        last: The last epoch's.
-        loss: The mean training loss of the last ten iterations.
-        seconds: How long it took.
+        checkpoint: The final weights.
+        accuracy: Theirs on the validation photos, in per cent.
+        seconds: How long the iterations took, also before an interruption.
     """
 
     config: Path
     folder: Path
     checkpoint: Path
-    best: float
-    last: float
-    loss: float
+    accuracy: float
     seconds: float
 
 
-class Workshop:
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of the folder's classes.
+
+    Attributes:
+        config: Of ``Distiller(teacher=...)``.
+        accuracy: On the validation photos, in per cent.
+        seconds: How long the fine-tuning took; 0 if none was needed.
+    """
+
+    config: dict[str, Any]
+    accuracy: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to start from: timm's name, and a checkpoint, or None for timm's published weights."""
+
+    name: str
+    checkpoint: str | None = None
+
+
+class Experiment:
     """The trainings of one folder of photos, each done once: what is finished is read again.
 
     Args:
-        recipe: The common settings.
+        root: The photos.
         out: The folder of all results.
+        student: The small model.
+        teacher: The big one.
+        image_size: Pixels a side; None for the recipe's.
+        iterations: Of each training; None for the recipe's.
+
+    Raises:
+        SetupError: If a model is unknown, its weights cannot be read or fetched, or the photos do not do.
     """
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self.recipe, self.out = recipe, out
-        self._trials = _held_out(recipe, out)
+    def __init__(
+        self,
+        root: Path,
+        out: Path,
+        student: Model,
+        teacher: Model,
+        image_size: int | None = None,
+        iterations: int | None = None,
+    ) -> None:
+        init_default_scope('mmpretrain')
+        self.out, self._student, self._teacher = out, student, teacher
+        for role, model in dict(student=student, teacher=teacher).items():
+            check_timm_model(f'--{role}', model.name, {})
+        photos = checked(root)
+        self.recipe = recipe = recipe_for(photos, photos.write_lists(out), image_size, iterations, student.name)
+        console.print(
+            f'recipe: {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} photos'
+            f'{" in mixed precision" if recipe.amp else ""}; results in {out}',
+            markup=False,
+        )
+        self._check_models()
 
-    def check_models(self, **models: tuple[str, str | None]) -> None:
-        """Build each model with the weights that it starts from, before anything is trained.
+    def teacher(self) -> Teacher:
+        """The teacher as it is, if its checkpoint is of the folder's classes; else fine-tuned.
 
-        Args:
-            **models: timm's name and a checkpoint, or None for timm's published weights, by role.
-
-        Raises:
-            SetupError: If the weights cannot be read or fetched.
+        Fine-tuning has a seed of its own, so that the teacher's crops are not the student's.
         """
-        # Files first: a wrong name is found before anything is downloaded.
-        for role, (model, checkpoint) in sorted(models.items(), key=lambda item: not item[1][1]):
-            try:
-                with silent_start():
-                    MODELS.build(self.recipe.config(model, checkpoint, LEARNING_RATES[0]).model)
-            except SetupError as error:
-                if checkpoint is not None:
-                    raise
-                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
+        name, checkpoint = self._teacher.name, self._teacher.checkpoint
+        size = self.recipe.teacher_size(name)
+        config = ready_teacher(name, checkpoint, self.recipe.photos.classes, size) if checkpoint else None
+        if config:
+            accuracy = accuracy_of(config, self.recipe)
+            console.print(f'teacher: {accuracy:.1f} %, used as it is: {checkpoint}', markup=False)
+            return Teacher(config, accuracy)
+        found = self.train('teacher', self.recipe.config(name, checkpoint, TEACHER_SEED, size))
+        file = str(found.checkpoint.absolute())
+        config = dict(type='TimmTeacher', model=name, checkpoint=file, input_size=size, interpolation='bicubic')
+        return Teacher(config, found.accuracy, found.seconds)
+
+    def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:
+        """A student trained by a method with one seed."""
+        cfg = self.recipe.config(self._student.name, self._student.checkpoint, seed)
+        return self.train(method if seed == SEED else f'{method}_seed{seed}', with_method(cfg, method, teacher.config))
 
     def train(self, name: str, cfg: Config) -> Trained:
         """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
         folder = self.out / name
-        done = folder / 'result.json'
+        result = folder / 'result.json'
         path = _write_config(cfg, folder)
-        if done.is_file():
-            found = json.loads(done.read_text())
-        else:
+        if not result.is_file():
             found = _run(path, folder, name)
-            partial = done.with_suffix('.partial')
+            partial = result.with_suffix('.partial')
             partial.write_text(json.dumps(found, indent=1) + '\n')
-            partial.replace(done)
-        if not name.startswith(_TRIALS):
-            console.print(f'{name}: {found["best"]:.1f} % in {duration(found["seconds"])}', markup=False)
-        return Trained(
-            path, folder, folder / found['checkpoint'], found['best'], found['last'], found['loss'], found['seconds']
-        )
+            partial.replace(result)
+        found = json.loads(result.read_text())
+        console.print(f'{name}: {found["accuracy"]:.1f} % in {duration(found["seconds"])}', markup=False)
+        return Trained(path, folder, folder / found['checkpoint'], found['accuracy'], found['seconds'])
 
-    def tuned(self, name: str, model: str, checkpoint: str | None, method: str, teacher: dict[str, Any]) -> float:
-        """The learning rate with the best accuracy on the held-out part; of equals, of the smallest training loss."""
-        scores, losses = {}, {}
-        for rate in LEARNING_RATES:
-            plain = self._trials.config(model, checkpoint, rate)
-            cfg = with_method(plain, method, teacher)
-            trial = self.train(f'{_TRIALS}{name}_lr{rate}', cfg)
-            scores[rate], losses[rate] = trial.last, trial.loss
-        best = max(LEARNING_RATES, key=lambda rate: (scores[rate], -losses[rate]))
-        tried = ', '.join(f'{rate}: {score:.1f} %' for rate, score in scores.items())
-        console.print(f'{name}: learning rate {best} (held-out photos, {tried})', markup=False)
-        return best
-
-    def finetuned(self, model: str, checkpoint: str | None) -> Trained:
-        """The teacher, fine-tuned by a seed of its own, so that its crops are not the student's."""
-        rate = self.tuned('teacher', model, checkpoint, 'plain', {})
-        return self.train('teacher', self.recipe.config(model, checkpoint, rate, TEACHER_SEED))
-
-    def student(
-        self, method: str, model: str, checkpoint: str | None, teacher: dict[str, Any], seed: int = SEED
-    ) -> Trained:
-        """A student trained by a method with one seed."""
-        rate = self.tuned(method, model, checkpoint, method, teacher)
-        cfg = with_method(self.recipe.config(model, checkpoint, rate, seed), method, teacher)
-        return self.train(method if seed == SEED else f'{method}_seed{seed}', cfg)
-
-
-def open_folder(
-    root: Path, out: Path, student: str, teacher: str, image_size: int | None = None, epochs: int | None = None
-) -> Workshop:
-    """Read and check the photos, and choose the recipe.
-
-    Raises:
-        SetupError: If timm knows no such model, or see :func:`~fnkd_plugin.cli.photos.read_photos`.
-    """
-    init_default_scope('mmpretrain')
-    check_timm_model('--student', student, {})
-    check_timm_model('--teacher', teacher, {})
-    photos = checked(root)
-    recipe = recipe_for(photos, photos.write_lists(out), image_size, epochs, student)
-    console.print(
-        f'recipe: {recipe.image_size} px, {recipe.epochs} epochs, batches of {recipe.batch_size}'
-        f'{", mixed precision" if recipe.amp else ""}; results in {out}',
-        markup=False,
-    )
-    return Workshop(recipe, out)
+    def _check_models(self) -> None:
+        """Build both models with the weights that they start from, before anything is trained."""
+        roles = dict(student=self._student, teacher=self._teacher)
+        # Files first: a wrong name is found before anything is downloaded.
+        for role, model in sorted(roles.items(), key=lambda item: not item[1].checkpoint):
+            try:
+                with silent_start():
+                    MODELS.build(self.recipe.config(model.name, model.checkpoint).model)
+            except SetupError as error:
+                if model.checkpoint is not None:
+                    raise
+                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
 
 
 def check_methods(option: str, methods: list[str]) -> None:
@@ -169,73 +174,54 @@ def checked(root: Path) -> Photos:
 
 def train_folder(
     root: Path,
-    student: str,
-    teacher: str,
     out: Path,
-    *,
-    student_checkpoint: str | None = None,
-    teacher_checkpoint: str | None = None,
+    student: Model,
+    teacher: Model,
     method: str = 'fnkd',
     image_size: int | None = None,
-    epochs: int | None = None,
+    iterations: int | None = None,
     baseline: bool = False,
-) -> dict[str, Trained]:
+) -> dict[str, Teacher | Trained]:
     """Fine-tune the teacher, then train the student with it.
 
     Args:
         root: The photos.
-        student: timm's name.
-        teacher: timm's name.
         out: Where results go.
-        student_checkpoint: Weights that the student starts from; None for timm's published ones.
-        teacher_checkpoint: Weights that the teacher starts from; None for timm's published ones.
+        student: The small model.
+        teacher: The big one.
         method: ``fnkd``, ``kd``, ... of the presets.
         image_size: Pixels a side.
-        epochs: Of each training.
+        iterations: Of each training.
         baseline: Whether to train the plain student as well.
 
     Returns:
         By name: ``teacher``, the method, and ``plain`` with ``baseline``.
     """
     check_methods('--method', [method])
-    shop = open_folder(root, out, student, teacher, image_size, epochs)
-    shop.check_models(student=(student, student_checkpoint), teacher=(teacher, teacher_checkpoint))
-    found = {'teacher': shop.finetuned(teacher, teacher_checkpoint)}
-    config = dict(type='TimmTeacher', model=teacher, checkpoint=str(found['teacher'].checkpoint.absolute()))
-    found[method] = shop.student(method, student, student_checkpoint, config)
-    if baseline:
-        found['plain'] = shop.student('plain', student, student_checkpoint, config)
-    final = out / f'{student}.safetensors'
-    shop.recipe.bundle(student).save(read_state_dict(found[method].checkpoint), final)
-    console.print('Validation accuracy of the best epoch:')
-    for name, trained in found.items():
-        who = f'teacher {teacher}' if name == 'teacher' else f'{name} student {student}'
-        console.print(f'{who:<40} {trained.best:5.1f} %  ({duration(trained.seconds)})', markup=False)
-    console.print(f'model: {final}', markup=False)
-    classes = len(shop.recipe.photos.classes)
-    console.print(
-        f"import timm\nmodel = timm.create_model('{student}', num_classes={classes}, checkpoint_path='{final}')\n"
-        f'or: fnkd predict {final} PHOTO ...',
-        markup=False,
-    )
+    experiment = Experiment(root, out, student, teacher, image_size, iterations)
+    of_teacher = experiment.teacher()
+    methods = dict.fromkeys([method, *(['plain'] if baseline else [])])
+    students = {name: experiment.student(name, of_teacher) for name in methods}
+    found: dict[str, Teacher | Trained] = {'teacher': of_teacher, **students}
+    final = out / f'{student.name}.safetensors'
+    experiment.recipe.bundle(student.name).save(read_state_dict(students[method].checkpoint), final)
+    _print_results(found, student, teacher, final, len(experiment.recipe.photos.classes))
     return found
 
 
-def _held_out(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe of trials: a fifth of the training photos held out, and a fifth of the epochs."""
-    every = round(1 / TRIAL_SHARE)
-    seen: dict[int, int] = {}
-    train: list[tuple[str, int]] = []
-    val: list[tuple[str, int]] = []
-    for path, label in recipe.photos.train:
-        seen[label] = seen.get(label, 0) + 1
-        (val if seen[label] % every == 2 else train).append((path, label))
-    photos = replace(recipe.photos, train=train, val=val or train)
-    return replace(
-        recipe,
-        photos=photos,
-        lists=photos.write_lists(out / _TRIALS),
-        epochs=max(2, round(recipe.epochs * TRIAL_SHARE)),
+def _print_results(
+    found: dict[str, Teacher | Trained], student: Model, teacher: Model, final: Path, classes: int
+) -> None:
+    rows = [
+        (name, (teacher if name == 'teacher' else student).name, f'{one.accuracy:.1f}', duration(one.seconds))
+        for name, one in found.items()
+    ]
+    print_table(('', 'model', 'top-1, %', 'trained in'), rows)
+    console.print(
+        f'The student is {final}:\n  import timm\n'
+        f"  model = timm.create_model('{student.name}', num_classes={classes}, checkpoint_path='{final}')\n"
+        f'or: fnkd predict {final} PHOTO ...',
+        markup=False,
     )
 
 
@@ -252,18 +238,14 @@ def _write_config(cfg: Config, folder: Path) -> Path:
 
 
 def _run(path: Path, folder: Path, title: str) -> dict[str, Any]:
-    began = time.monotonic()
     cfg = load_config(path)
     cfg.resume = (folder / 'last_checkpoint').is_file()
     training.check_data_roots(cfg)
     training.set_loader_defaults(cfg)
     runner = train.run(cfg, title, summary=False)
-    scores = runner.message_hub.get_scalar('val/accuracy/top1')
-    best = Path(runner.message_hub.get_info('best_ckpt'))
+    times, counts = runner.message_hub.get_scalar('train/time').data
     return dict(
-        best=float(runner.message_hub.get_info('best_score')),
-        last=float(scores.current()),
-        loss=float(runner.message_hub.get_scalar('train/loss').mean(10)),
-        checkpoint=best.name,
-        seconds=time.monotonic() - began,
+        accuracy=float(runner.message_hub.get_scalar('val/accuracy/top1').current()),
+        checkpoint=Path((folder / 'last_checkpoint').read_text()).name,
+        seconds=float((times * counts).sum()),
     )

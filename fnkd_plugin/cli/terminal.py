@@ -6,12 +6,15 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -63,6 +66,16 @@ def quiet(logger: logging.Logger, summary: bool = True) -> None:
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as ``0:01:07``."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; columns after the second are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, title in enumerate(titles):
+        table.add_column(Text(title), justify='right' if place > 1 else 'left')
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 class Bar:

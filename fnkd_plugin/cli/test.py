@@ -4,28 +4,27 @@ The student's plain config is handed to MMPretrain's own test tool, whose flags 
 """
 
 import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import mmpretrain
 
+from fnkd_plugin.cli.options import parsed
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config, plain_config
-from fnkd_plugin.mm.mix import name_groups
+from fnkd_plugin.mm.distill_config import name_groups
 
 STOCK_TOOL = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / 'test.py'
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Replace the config by its plain one, and run the stock tool, which reads ``sys.argv``."""
-    if argv is not None:
-        sys.argv[1:] = argv
-    if {'-h', '--help'} & set(sys.argv):
-        print(__doc__)
+    """Replace the config by its plain one, and run the stock tool."""
+    args = parsed('test', argv)
+    if args.out_item and not args.out:
+        raise SetupError('--out-item: give --out FILE as well.')
     stock = _stock_tool()
-    args = stock.parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)

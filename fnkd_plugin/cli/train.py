@@ -13,8 +13,8 @@ from fnkd_plugin.cli.progress_hook import ProgressHook
 from fnkd_plugin.cli.terminal import quiet, silent_start
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
-from fnkd_plugin.mm.config import is_distilled, is_mixed_in, load_config, merge_options
-from fnkd_plugin.mm.mix import distill, smooth_labels, teacher_config
+from fnkd_plugin.mm.config import is_distilled, is_distilled_key, load_config, merge_options
+from fnkd_plugin.mm.distill_config import distill, smooth_labels, teacher_config
 
 # Options of the hard-label loss, of models with and without a head.
 _LOSS = re.compile(r'model\.(student\.)?(head\.)?loss\.')
@@ -44,7 +44,7 @@ def read_config(args: argparse.Namespace) -> Config:
     mixed_in = {
         key: value
         for key, value in args.cfg_options.items()
-        if (mixes and is_mixed_in(key)) or (args.label_smoothing and _LOSS.match(key))
+        if (mixes and is_distilled_key(key)) or (args.label_smoothing and _LOSS.match(key))
     }
     cfg = load_config(args.config, {key: value for key, value in args.cfg_options.items() if key not in mixed_in})
     if args.label_smoothing:

@@ -140,7 +140,7 @@ def _reason(error: KeyError) -> str:
     return error.args[0] if 'os.environ' in str(error) else f'KeyError: {error}'
 
 
-def is_mixed_in(key: str) -> bool:
+def is_distilled_key(key: str) -> bool:
     """Whether a dotted key, such as ``model.teacher.checkpoint``, exists in distilled configs only."""
     model, part, option, *_ = [*key.split('.'), '', '']
     of_head = part == 'head' and option in inspect.signature(DistillHead).parameters
@@ -149,7 +149,7 @@ def is_mixed_in(key: str) -> bool:
 
 def _student_key(key: str) -> str:
     model, _, rest = key.partition('.')
-    if model != 'model' or is_mixed_in(key) or rest in ('', 'type'):
+    if model != 'model' or is_distilled_key(key) or rest in ('', 'type'):
         return key
     return f'model.student.{rest}'
 

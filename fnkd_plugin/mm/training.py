@@ -14,8 +14,8 @@ from mmengine.runner import Runner
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import dataset_classes, dataset_type, dicts_in, is_distilled, named_dicts, plain_config
+from fnkd_plugin.mm.distill_config import add_run_hooks, name_groups
 from fnkd_plugin.mm.hooks.check_classes_hook import check_class_counts
-from fnkd_plugin.mm.mix import add_run_hooks, name_groups
 from fnkd_plugin.taxonomy.names import read_names
 
 _LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

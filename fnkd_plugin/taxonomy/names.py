@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fnkd_plugin.errors import SetupError, first_few
 
@@ -54,15 +55,7 @@ def read_names(classes: ClassNames, owner: str) -> list[str]:
 
 
 def read_text(path: Path, owner: str) -> str:
-    """Read a text file in UTF-8, independent of the locale.
-
-    Args:
-        path: The file.
-        owner: Begins the error.
-
-    Raises:
-        SetupError: If it cannot be read, or has another encoding.
-    """
+    """Read a text file in UTF-8, whatever the locale; else raise a :class:`SetupError` that begins with ``owner``."""
     try:
         return path.read_text(encoding='utf-8')
     except UnicodeDecodeError as error:
@@ -72,34 +65,27 @@ def read_text(path: Path, owner: str) -> str:
 
 
 def check_unique(names: Sequence[str], where: str) -> None:
-    """Check that names are unique after normalisation.
-
-    Raises:
-        SetupError: If not; with the repeated names.
-    """
+    """Raise a :class:`SetupError` with the repeated names unless names are unique after normalisation."""
     twice = [name for name, count in Counter(map(normalised, names)).items() if count > 1]
     if twice:
         raise SetupError(f'taxonomy: {where} have {first_few(twice)} more than once; each class needs a unique name.')
 
 
 def _names_of_dataset(classes: str | type, owner: str) -> list[str]:
-    known = isinstance(classes, type) or classes.isidentifier()
-    kind = classes if isinstance(classes, type) else _registered(classes, owner) if known else None
-    metainfo = getattr(kind, 'METAINFO', None) or {}
-    if not metainfo.get('classes'):
+    kind: Any = classes
+    if isinstance(classes, str):
+        try:
+            from mmpretrain.registry import DATASETS
+        except ImportError as error:
+            raise SetupError(
+                f'{owner}: {classes!r} is neither a text file nor, without MMPretrain, a registered data set; give a '
+                'list of the names.'
+            ) from error
+        kind = DATASETS.get(classes) if classes.isidentifier() else None
+    names = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    if not names:
         raise SetupError(
             f'{owner}: {classes!r} is neither a text file nor a registered data set with classes in its METAINFO; '
             'give a list of the names.'
         )
-    return list(metainfo['classes'])
-
-
-def _registered(name: str, owner: str) -> type | None:
-    try:
-        from mmpretrain.registry import DATASETS
-    except ImportError as error:
-        raise SetupError(
-            f'{owner}: {name!r} is neither a text file nor, without MMPretrain, a registered data set; give a list of '
-            'the names.'
-        ) from error
-    return DATASETS.get(name)
+    return list(names)

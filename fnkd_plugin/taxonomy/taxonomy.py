@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
+from numbers import Integral
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.taxonomy.files import read_groups, read_table
@@ -39,15 +39,7 @@ class Taxonomy:
         return f'{len(near)} of {len(self.neighbours)} classes have neighbours{sizes}'
 
     def check_class_count(self, count: int, owner: str) -> None:
-        """Check the number of classes.
-
-        Args:
-            count: The number of classes of ``owner``.
-            owner: Begins the error.
-
-        Raises:
-            SetupError: If it differs; with both numbers.
-        """
+        """Raise a :class:`SetupError` that begins with ``owner`` unless it has as many classes as the groups."""
         if count != len(self.neighbours):
             raise SetupError(
                 f'{owner} has {count} classes, but the groups have {len(self.neighbours)}; '
@@ -55,11 +47,7 @@ class Taxonomy:
             )
 
     def check_classes(self, names: Sequence[str], owner: str) -> None:
-        """Check the classes and their order.
-
-        Args:
-            names: The classes of ``owner``; for groups without names only their number is checked.
-            owner: Begins the error.
+        """Check the classes of ``owner`` and their order; for groups without names only their number.
 
         Raises:
             SetupError: If they differ; with the numbers of classes, or the first differences.
@@ -103,7 +91,6 @@ def taxonomy_of(groups: Any) -> Taxonomy:
             - a file: ``*.json`` of :func:`~fnkd_plugin.taxonomy.files.write_groups`, whose lists may be asymmetric;
               any other has lines ``name<TAB>group`` (or split at the last space). Classes are in the order of the
               file;
-            - ``dict(file=..., classes=...)``: likewise, but in the order of ``classes``, with the same names;
             - ``dict(rule=..., classes=...)``: ``rule`` is ``'last_word'``, ``'make'``, ``'body_type'``,
               ``'superclass'``, or a function from a name (with spaces for underscores) to its group, or to None for
               a class without near classes. ``classes``: see :func:`~fnkd_plugin.taxonomy.names.class_names`;
@@ -118,33 +105,25 @@ def taxonomy_of(groups: Any) -> Taxonomy:
         return _from_rule(**READY_MADE[groups])
     if isinstance(groups, (str, Path)):
         return _from_file(groups)
-    if isinstance(groups, Mapping):
-        if set(groups) == {'rule', 'classes'}:
-            return _from_rule(**groups)
-        if set(groups) == {'file', 'classes'}:
-            return _from_file(**groups)
-    elif isinstance(groups, Sequence) and len(groups) > 0:
+    if isinstance(groups, Mapping) and set(groups) == {'rule', 'classes'}:
+        return _from_rule(**groups)
+    if isinstance(groups, Sequence) and len(groups) > 0:
         if all(isinstance(near, (list, tuple)) for near in groups):
             return Taxonomy(_checked(groups))
         if all(isinstance(group, Hashable) and not isinstance(group, tuple) for group in groups):
             return Taxonomy(_members(groups))
     raise SetupError(
-        f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), '
-        'dict(file=..., classes=...), or a list with one group or one list of indices per class; but are '
-        f'{str(groups)[:80]}.'
+        f'taxonomy: groups must be one of {", ".join(READY_MADE)}, a file, dict(rule=..., classes=...), or a list with '
+        f'one group or one list of indices per class; but are {str(groups)[:80]}.'
     )
 
 
 def _from_rule(rule: str | Rule, classes: ClassNames) -> Taxonomy:
-    if isinstance(rule, str):
-        if rule not in RULES:
-            raise SetupError(f'taxonomy: rule {rule!r} is not one of {", ".join(RULES)}; give one, or a function.')
-        rule = RULES[rule]
-    if not callable(rule):
+    found = RULES.get(rule) if isinstance(rule, str) else rule
+    if not callable(found):
         raise SetupError(f'taxonomy: rule must be one of {", ".join(RULES)}, or a function, but is {rule!r}.')
     names = class_names(classes)
-    groups = [_group(rule, name) for name in names]
-    return Taxonomy(_members(groups), names)
+    return Taxonomy(_members([_group(found, name) for name in names]), names)
 
 
 def _group(rule: Rule, name: str) -> str | None:
@@ -159,35 +138,20 @@ def _group(rule: Rule, name: str) -> str | None:
     return group
 
 
-def _from_file(file: str | Path, classes: ClassNames | None = None) -> Taxonomy:
-    if not isinstance(file, (str, Path)):
-        raise SetupError(f'taxonomy: file must be the path of a file, but is {file!r}.')
+def _from_file(file: str | Path) -> Taxonomy:
     path = Path(file)
     if not path.is_file():
         raise SetupError(f'taxonomy: {str(file)!r} is not one of {", ".join(READY_MADE)}, and there is no such file.')
-    lists = path.suffix == '.json'
-    entries: dict[str, Any] = dict(read_groups(path) if lists else read_table(path))
-    names = list(entries) if classes is None else class_names(classes)
-    by_name = {normalised(name): entry for name, entry in entries.items()}
-    _check_names(names, list(entries), path)
-    ordered = [by_name[normalised(name)] for name in names]
-    if not lists:
-        return Taxonomy(_members(ordered), names)
-    positions = {normalised(name): k for k, name in enumerate(names)}
-    unknown = sorted({name for near in ordered for name in near if normalised(name) not in positions})
+    if path.suffix != '.json':
+        table = read_table(path)
+        return Taxonomy(_members(list(table.values())), list(table))
+    lists = read_groups(path)
+    positions = {normalised(name): k for k, name in enumerate(lists)}
+    unknown = sorted({name for near in lists.values() for name in near if normalised(name) not in positions})
     if unknown:
         raise SetupError(f'taxonomy: {path} lists near classes that it does not define: {first_few(unknown)}.')
-    return Taxonomy(_checked([[positions[normalised(name)] for name in near] for near in ordered], names), names)
-
-
-def _check_names(names: list[str], entries: list[str], path: Path) -> None:
-    known, found = set(map(normalised, names)), set(map(normalised, entries))
-    missing = [name for name in names if normalised(name) not in found]
-    surplus = [name for name in entries if normalised(name) not in known]
-    if missing:
-        raise SetupError(f'taxonomy: {path} has no line for {first_few(missing)}; each class needs one.')
-    if surplus:
-        raise SetupError(f'taxonomy: {path} names {first_few(surplus)}, which are not among the {len(names)} classes.')
+    near_indices = [[positions[normalised(name)] for name in near] for near in lists.values()]
+    return Taxonomy(_checked(near_indices, list(lists)), list(lists))
 
 
 def _members(groups: Sequence[Hashable]) -> list[list[int]]:
@@ -200,21 +164,17 @@ def _members(groups: Sequence[Hashable]) -> list[list[int]]:
 
 
 def _checked(lists: Sequence[Sequence[Any]], names: Sequence[str] | None = None) -> list[list[int]]:
-    faulty = {k: fault for k, near in enumerate(lists) if (fault := _fault(k, near, len(lists)))}
+    count = len(lists)
+    faulty = [
+        f'{names[own] if names else own} ({near})'
+        for own, near in enumerate(lists)
+        if own in near
+        or len(set(near)) < len(near)
+        or not all(isinstance(k, Integral) and 0 <= int(k) < count for k in near)
+    ]
     if faulty:
-        bad = [f'{names[k] if names else k} ({fault})' for k, fault in faulty.items()]
         raise SetupError(
-            f'taxonomy: near classes are indices of other classes, 0 to {len(lists) - 1}, each once; fix the lists '
-            f'of {first_few(bad)}.'
+            f'taxonomy: near classes are indices of other classes, 0 to {count - 1}, each once; fix the lists of '
+            f'{first_few(faulty)}.'
         )
     return [list(map(int, near)) for near in lists]
-
-
-def _fault(own: int, near: Sequence[Any], count: int) -> str | None:
-    """The fault of the list of class ``own``; None if it is valid."""
-    wrong = [k for k in near if not isinstance(k, SupportsIndex) or not 0 <= index(k) < count]
-    if wrong:
-        return f'{first_few(wrong)} out of range'
-    if own in near:
-        return 'contains itself'
-    return 'contains a class twice' if len(set(near)) < len(near) else None

@@ -38,17 +38,10 @@ class CallableTeacher(ModelTeacher):
         found = _imported(name, fn) if isinstance(fn, str) else fn
         if isinstance(found, type) or not callable(found):
             raise SetupError(f'{name}: fn must be a module or a function of images, but is {found!r}.')
-        model = sharing_weights(found) if isinstance(found, nn.Module) else _Function(found)
-        super().__init__(model, model, PixelFormat(channel_order='rgb'), name, mean=mean, std=std, **options)
-
-
-class _Function(nn.Module):
-    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.fn = fn
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fn(images)
+        # A function has no weights; an empty module stands for them.
+        model = sharing_weights(found) if isinstance(found, nn.Module) else nn.Module()
+        forward = model if isinstance(found, nn.Module) else found
+        super().__init__(model, forward, PixelFormat(channel_order='rgb'), name, mean=mean, std=std, **options)
 
 
 def _imported(owner: str, dotted: str) -> Any:

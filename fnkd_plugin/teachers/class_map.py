@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from fnkd_plugin.teachers.class_names import Classes, differences, name_key
 _logger = logging.getLogger(__name__)
 
 ClassMapping = str | Path | Sequence[int] | Sequence[str]
-BY_NAME = 'by-name'
 
 
 class ClassMap:
@@ -30,7 +30,7 @@ class ClassMap:
     Args:
         owner: The teacher's name, for errors.
         count: The teacher's number of classes.
-        classes: Their names, if known.
+        classes: Their names, if known; kept as :attr:`own`.
         mapping: m: for each student class the teacher's index or name, as a list or a text file with one per line
             (indices if all are integers); ``'by-name'``: matched by the student's class names; None: the identity.
 
@@ -45,9 +45,9 @@ class ClassMap:
             raise SetupError(f'{owner}: it has {count} classes, but classes has {len(classes.names)} names.')
         self._owner = owner
         self._all = count
-        self._classes = classes
+        self.own = classes
         self._mapped = mapping is not None
-        self._by_name = isinstance(mapping, str) and mapping == BY_NAME
+        self._by_name = isinstance(mapping, str) and mapping == 'by-name'
         self._index: Tensor | None = None
         if mapping is not None and not self._by_name:
             self._index = self._index_of(_entries(owner, mapping))
@@ -56,11 +56,6 @@ class ClassMap:
     def count(self) -> int:
         """The number of classes of the restricted predictions."""
         return self._all if self._index is None else len(self._index)
-
-    @property
-    def own(self) -> Classes | None:
-        """The names of all the teacher's classes, if known."""
-        return self._classes
 
     def match(self, count: int, classes: Classes | None) -> None:
         """Check the student's classes, and resolve a ``'by-name'`` map.
@@ -98,13 +93,13 @@ class ClassMap:
         return Prediction(logits[:, self._index], norm, None if origin is None else origin[self._index])
 
     def _first_differences(self, student: Classes | None) -> str:
-        teacher = self._classes
+        teacher = self.own
         if self._mapped or teacher is None or student is None:
             return ''
-        by_id = teacher.ids and student.ids  # unique, unlike names
-        names = [dict(enumerate(classes.names)) for classes in (student, teacher)]
-        found = differences(*((student.ids, teacher.ids) if by_id else (student.names, teacher.names)))  # type: ignore[arg-type]
-        return first_few([f'{k}: {names[0].get(k)!r}, not {names[1].get(k)!r}' for k in found])
+        by_id = bool(teacher.ids and student.ids)  # unique, unlike names
+        found = differences(*((classes.ids if by_id else classes.names) or [] for classes in (student, teacher)))
+        named = [dict(enumerate(classes.names)) for classes in (student, teacher)]
+        return first_few([f'{k}: {named[0].get(k)!r}, not {named[1].get(k)!r}' for k in found])
 
     def _match_by_name(self, student: Classes | None) -> None:
         if student is None:
@@ -127,52 +122,51 @@ class ClassMap:
             exact, loose = self._indices_by_name()
             found = [exact[str(name)] or loose[name_key(str(name))] for name in entries]
             found = [exact[key] or at for key, at in zip(ids, found, strict=True)] if ids else found
-        self._raise_if(entries, [not at for at in found], 'are not among')
-        self._raise_if(entries, [len(at) > 1 for at in found], 'match several of')
-        counts = Counter(at[0] for at in found)
-        self._raise_if(entries, [counts[at[0]] > 1 for at in found], 'match the same of')
+        counts = Counter(k for at in found for k in at)
+        for what, faulty in {
+            'are not among': [not at for at in found],
+            'match several of': [len(at) > 1 for at in found],
+            'match the same of': [len(at) == 1 and counts[at[0]] > 1 for at in found],
+        }.items():
+            wrong = [repr(entry) for entry, is_wrong in zip(entries, faulty, strict=True) if is_wrong]
+            if wrong:
+                raise SetupError(
+                    f"{self._owner}: class_map: {len(wrong)} of {len(entries)} classes {what} the teacher's "
+                    f'{self._all}: {first_few(wrong)}; give one teacher index per class in a list or file.'
+                )
         return torch.tensor([at[0] for at in found])
-
-    def _raise_if(self, entries: Sequence[int] | Sequence[str], wrong: Sequence[bool], what: str) -> None:
-        named = [repr(entry) for entry, is_wrong in zip(entries, wrong, strict=True) if is_wrong]
-        if named:
-            raise SetupError(
-                f"{self._owner}: class_map: {len(named)} of {len(entries)} classes {what} the teacher's "
-                f'{self._all}: {first_few(named)}; give one teacher index per class in a list or file.'
-            )
 
     def _indices_by_name(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         """Indices by complete name or WordNet ID, exactly and by :func:`name_key`.
 
         Not by single synonyms, which are ambiguous: "teddy" in ImageNet-21k is both a bear and a garment.
         """
-        if self._classes is None:
+        if self.own is None:
             raise SetupError(
                 f"{self._owner}: class_map needs the names of the teacher's classes, which its weights lack; "
                 'give classes=...: names, a text file, or a data set of MMPretrain.'
             )
         exact: dict[str, list[int]] = defaultdict(list)
         loose: dict[str, list[int]] = defaultdict(list)
-        for names in (self._classes.names, self._classes.ids or []):
+        for names in (self.own.names, self.own.ids or []):
             for k, name in enumerate(names):
                 exact[name].append(k)
                 loose[name_key(name)].append(k)
         return exact, loose
 
 
-def _entries(owner: str, mapping: ClassMapping) -> Sequence[int] | Sequence[str]:
+def _entries(owner: str, mapping: ClassMapping) -> list[int] | list[str]:
     if isinstance(mapping, (str, Path)):
         if not Path(mapping).is_file():
             raise SetupError(f"{owner}: class_map is 'by-name', a list or a text file; there is no file {mapping}.")
         lines = [line.strip() for line in read_text(Path(mapping), owner).splitlines() if line.strip()]
-        entries: list = [int(line) for line in lines] if all(line.isdecimal() for line in lines) else lines
+        entries: list[Any] = [int(line) for line in lines] if all(line.isdecimal() for line in lines) else lines
     else:
         # A dict would be taken for the list of its keys.
-        entries = list(mapping) if isinstance(mapping, Iterable) and not isinstance(mapping, Mapping) else [None]
+        entries = [None] if isinstance(mapping, Mapping) or not isinstance(mapping, Iterable) else list(mapping)
     if not entries:
         raise SetupError(f'{owner}: class_map is empty.')
-    if all(isinstance(entry, Integral) and not isinstance(entry, bool) for entry in entries):
-        return [int(entry) for entry in entries]
-    if all(isinstance(entry, str) for entry in entries):
-        return entries
-    raise SetupError(f'{owner}: class_map must have only indices or only names, but is {mapping!r:.200}.')
+    indices = all(isinstance(entry, Integral) and not isinstance(entry, bool) for entry in entries)
+    if not indices and not all(isinstance(entry, str) for entry in entries):
+        raise SetupError(f'{owner}: class_map must have only indices or only names, but is {mapping!r:.200}.')
+    return [int(entry) for entry in entries] if indices else entries

@@ -29,25 +29,23 @@ class EnsembleTeacher(Teacher):
     def __init__(self, teachers: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
         if not teachers:
             raise SetupError('EnsembleTeacher: teachers is empty; give at least one.')
-        if weights is not None and len(weights) != len(teachers):
+        weights = [1.0] * len(teachers) if weights is None else weights
+        if len(weights) != len(teachers):
             raise SetupError(f'EnsembleTeacher: {len(teachers)} teachers need as many weights, not {len(weights)}.')
-        checked = [
-            check_number('EnsembleTeacher', 'a weight', w, positive=True) for w in weights or [1.0] * len(teachers)
-        ]
+        checked = [check_number('EnsembleTeacher', 'a weight', weight, positive=True) for weight in weights]
         self.weights = [weight / sum(checked) for weight in checked]
         self.teachers = list(teachers)
-        others = [type(teacher).__name__ for teacher in self.teachers if not isinstance(teacher, Teacher)]
-        if others:
-            raise SetupError(
-                f'EnsembleTeacher: {others[0]} is not a teacher; wrap a model in CallableTeacher, build a config with '
-                'MODELS.build.'
-            )
-        sparse = [teacher.name for teacher in self.teachers if teacher.top_k]
-        if sparse:
-            raise SetupError(
-                f'EnsembleTeacher: {sparse[0]} has only the largest logits, which cannot be averaged; make its '
-                'cache without --top-k.'
-            )
+        for teacher in self.teachers:
+            if not isinstance(teacher, Teacher):
+                raise SetupError(
+                    f'EnsembleTeacher: {type(teacher).__name__} is not a teacher; wrap a model in CallableTeacher, '
+                    'build a config with MODELS.build.'
+                )
+            if teacher.top_k:
+                raise SetupError(
+                    f'EnsembleTeacher: {teacher.name} has only the largest logits, which cannot be averaged; make its '
+                    'cache without --top-k.'
+                )
         replays = {teacher.replay for teacher in self.teachers if teacher.replay}
         if len(replays) > 1:
             raise SetupError(
@@ -56,12 +54,8 @@ class EnsembleTeacher(Teacher):
             )
         self.replay = next(iter(replays), None)
         self.name = f'EnsembleTeacher({", ".join(teacher.name for teacher in self.teachers)})'
+        self.class_map = self.teachers[0].class_map  # the others agree, see match_classes()
         self.has_feature_norm = all(teacher.has_feature_norm for teacher in self.teachers)
-
-    @property
-    def num_classes(self) -> int:
-        """See :attr:`Teacher.num_classes`; the teachers agree once :meth:`match_classes` has been called."""
-        return self.teachers[0].num_classes
 
     @property
     def without_norm(self) -> list[str]:

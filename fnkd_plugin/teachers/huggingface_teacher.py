@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from fnkd_plugin.errors import SetupError, first_few
-from fnkd_plugin.readers import ImageSize, probe
+from fnkd_plugin.readers import ImageSize, only_size
 from fnkd_plugin.teachers.class_names import Classes
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
@@ -48,7 +48,7 @@ class HuggingFaceTeacher(ModelTeacher):
         pixels = PixelFormat(channel_order='rgb')
         if any(options.get(key) is None for key in ('mean', 'std', 'channel_order')):
             pixels = _format_of(name, processor)
-        size = None if options.get('input_size') else _size_of(name, processor) or _only_size(model, forward)
+        size = None if options.get('input_size') else _size_of(name, processor) or only_size(model, forward)
         labels = [label for _, label in sorted(model.config.id2label.items())]  # not sorted in every file
         placeholders = all(label == f'LABEL_{k}' for k, label in enumerate(labels))
         classes = None if placeholders else Classes.of(labels, name)
@@ -129,13 +129,3 @@ def _size_of(name: str, processor: Any) -> ImageSize | None:
             'or (height, width).'
         )
     return made[0]
-
-
-def _only_size(model: Any, forward: Any) -> int | None:
-    """The size of a model that accepts no other; else None."""
-    own = getattr(model.config, 'image_size', None)
-    try:
-        probe(model, forward, 2 * own if isinstance(own, int) else 64)
-    except SetupError:
-        return own
-    return None

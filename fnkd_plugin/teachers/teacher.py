@@ -29,6 +29,7 @@ class Teacher(ABC):
 
     Attributes:
         name: For log lines and errors.
+        class_map: Its classes, and which of them the student's are.
         has_feature_norm: Whether predictions have ``feature_norm`` and ``origin``.
         top_k: The number of logits per image in its ``SparsePrediction``; None for all.
         replay: The training views that it has predictions for
@@ -36,14 +37,15 @@ class Teacher(ABC):
     """
 
     name: str
+    class_map: ClassMap
     has_feature_norm: bool
     top_k: int | None = None
     replay: Any = None
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
         """The number of classes of its predictions."""
+        return self.class_map.count
 
     @property
     def without_norm(self) -> list[str]:
@@ -60,7 +62,7 @@ class Teacher(ABC):
         Raises:
             SetupError: If the teacher's predictions are not for these classes in this order.
         """
-        ClassMap(self.name, self.num_classes).match(count, classes)
+        self.class_map.match(count, classes)
 
     def check(self, dataset: Any, preprocessor: nn.Module) -> None:  # noqa: B027
         """Check, before the first step, that the teacher has predictions for the training images.
@@ -134,7 +136,8 @@ class ModelTeacher(Teacher):
         channels = None if self.pixels.mean is None else len(self.pixels.mean)
         output, layer_outputs = probe(self.model, forward, self.input_size, channels)
         if not isinstance(output, Tensor) or output.ndim != 2:
-            raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {_describe(output)}.')
+            found = f'of shape {tuple(output.shape)}' if isinstance(output, Tensor) else type(output).__name__
+            raise SetupError(f'{name}: its output is not a tensor of logits [N, K], but {found}.')
         layer = find_last_affine(output, layer_outputs)
         self._reader = None if layer is None else AffineReader(layer).attach()
         self.has_feature_norm = layer is not None
@@ -143,7 +146,7 @@ class ModelTeacher(Teacher):
             own_classes = Classes.of(stated.classes, name)
         elif own_classes is not None and len(own_classes.names) != count:
             own_classes = None
-        self._classes = ClassMap(name, count, own_classes, stated.class_map)
+        self.class_map = ClassMap(name, count, own_classes, stated.class_map)
         # After the reader's hook is attached, which must be part of a compiled graph.
         self._run = Execution(name, self.model, forward, stated.execution)
 
@@ -151,20 +154,6 @@ class ModelTeacher(Teacher):
     def input_size(self) -> tuple[int, int] | None:
         """Height and width that images are resized to; None without resizing."""
         return self._resize.size
-
-    @property
-    def num_classes(self) -> int:
-        """See :attr:`Teacher.num_classes`."""
-        return self._classes.count
-
-    @property
-    def own_classes(self) -> Classes | None:
-        """The names of all its classes, before any class map; None if unknown."""
-        return self._classes.own
-
-    def match_classes(self, count: int, classes: Classes | None) -> None:
-        """See :meth:`Teacher.match_classes`."""
-        self._classes.match(count, classes)
 
     def prepare(self, source: PixelFormat) -> None:
         """See :meth:`Teacher.prepare`."""
@@ -189,12 +178,12 @@ class ModelTeacher(Teacher):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             pixels = self._resize(self._convert(images.float()))
             if self._reader is None:
-                return self._classes.restrict(Prediction(self._run(pixels, student)))
+                return self.class_map.restrict(Prediction(self._run(pixels, student)))
             with self._reader:
                 self._run(pixels, student)
             prediction = self._reader.take()
             assert prediction is not None
-            return self._classes.restrict(prediction)
+            return self.class_map.restrict(prediction)
 
 
 def sharing_weights(model: nn.Module) -> nn.Module:
@@ -202,9 +191,3 @@ def sharing_weights(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     memo.update({id(b): b.detach() for b in model.buffers()})
     return copy.deepcopy(model, memo)
-
-
-def _describe(output: Any) -> str:
-    if isinstance(output, Tensor):
-        return f'of shape {tuple(output.shape)}'
-    return type(output).__name__

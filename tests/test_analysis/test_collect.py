@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 
-from fnkd_plugin.analysis.collect import Policy, calibrate_tau, collect, source_of
-from fnkd_plugin.analysis.subject import Subject
+from fnkd_plugin.analysis.collect import Policy, calibrate_tau, collect
+from fnkd_plugin.analysis.subject import Batch, Subject
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 from tests.helpers import CLASSES
@@ -76,7 +76,7 @@ def test_without_a_teacher_the_model_gives_the_soft_labels(tmp_path: Path) -> No
     assert not any('teacher' in name or 'near' in name for name in columns)
     without_norm = Prediction(torch.zeros(1, 2))
     with_norm = Prediction(torch.zeros(1, 2), torch.ones(1))
-    assert source_of(with_norm, without_norm) is with_norm
+    assert Batch([0], torch.zeros(1), with_norm, without_norm).source is with_norm
 
 
 def test_auto_tau_is_a_third_of_the_mean_norm(tmp_path: Path) -> None:

@@ -3,38 +3,36 @@ import torch
 
 from fnkd_plugin.analysis.collect import Policy
 from fnkd_plugin.analysis.compensations import compensations, side_by_side
-from fnkd_plugin.analysis.thumbnails import Shown
+from fnkd_plugin.analysis.subject import Batch
 from fnkd_plugin.functional import denoised_target, kd_target
 from fnkd_plugin.prediction import Prediction
 
 NEIGHBOURS = [[1], [0], [], []]
+LABEL = torch.tensor([0])
 
 
-def _shown(norm: float = 2.0) -> Shown:
-    def predict(seed: int, norm: float) -> Prediction:
-        logits = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
-        return Prediction(logits, torch.tensor([norm]), None)
-
-    return Shown('', predict(0, norm), predict(1, 5.0))
+def _batch(norm: float = 2.0) -> Batch:
+    logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    model, teacher = (Prediction(z[None], torch.tensor([n])) for z, n in zip(logits, (norm, 5.0), strict=True))
+    return Batch([0], torch.zeros(1), model, teacher)
 
 
 def test_the_methods_are_those_of_the_paper() -> None:
-    shown = _shown()
-    etas = compensations(shown, 0, Policy(temperature=1.0, tau=1.0), NEIGHBOURS)
+    batch = _batch()
+    etas = compensations(batch, LABEL, Policy(temperature=1.0, tau=1.0), NEIGHBOURS)
     assert list(etas) == ['LSR', 'ALSR', 'KD', 'FNKD']
-    label = torch.tensor([0])
-    assert torch.allclose(denoised_target(label, etas['LSR'][None])[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
-    assert torch.allclose(denoised_target(label, etas['ALSR'][None])[0], torch.tensor([0.825, 0.125, 0.025, 0.025]))
-    q_kd = torch.softmax(shown.teacher.logits, 1)
-    assert torch.allclose(denoised_target(label, etas['KD'][None]), kd_target(label, q_kd, 0.5))
+    assert torch.allclose(denoised_target(LABEL, etas['LSR'])[0], torch.tensor([0.925, 0.025, 0.025, 0.025]))
+    assert torch.allclose(denoised_target(LABEL, etas['ALSR'])[0], torch.tensor([0.825, 0.125, 0.025, 0.025]))
+    q_kd = torch.softmax(batch.teacher.logits, 1)
+    assert torch.allclose(denoised_target(LABEL, etas['KD']), kd_target(LABEL, q_kd, 0.5))
     # Weighed by the student's norm, the shape by the teacher's.
     assert float(etas['FNKD'].sum()) == pytest.approx(9 / 2)
-    assert torch.allclose(etas['FNKD'] / etas['FNKD'].sum(), torch.softmax(shown.teacher.logits[0] / 5, 0))
-    assert 'ALSR' not in compensations(shown, 0, Policy(4.0, 1.0), None)
+    assert torch.allclose(etas['FNKD'] / etas['FNKD'].sum(), torch.softmax(batch.teacher.logits / 5, 1))
+    assert 'ALSR' not in compensations(batch, LABEL, Policy(4.0, 1.0), None)
 
 
 def test_a_smaller_norm_weighs_the_teacher_more() -> None:
-    totals = [float(compensations(_shown(norm), 0, Policy(4.0, 1.0), None)['FNKD'].sum()) for norm in (2.0, 4.0)]
+    totals = [float(compensations(_batch(norm), LABEL, Policy(4.0, 1.0), None)['FNKD'].sum()) for norm in (2.0, 4.0)]
     assert totals[0] == pytest.approx(2 * totals[1])
 
 

@@ -2,15 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fnkd_plugin.analysis.indicators import (
-    audit,
-    auroc,
-    auroc_difference,
-    placements,
-    precision_at,
-    suspicion,
-    verdict,
-)
+from fnkd_plugin.analysis.indicators import audit, mean_and_error, placements, precision_at, suspicion, verdict
 from fnkd_plugin.errors import SetupError
 
 
@@ -23,10 +15,19 @@ def _noisy(seed: int, positives: int = 60, negatives: int = 240) -> tuple[np.nda
     return a.round(1), b.round(1), positive
 
 
+def _auroc(a: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    return mean_and_error(*placements(a, positive))
+
+
+def _difference(a: np.ndarray, b: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
+    placed = zip(placements(a, positive), placements(b, positive), strict=True)
+    return mean_and_error(*(x - y for x, y in placed))
+
+
 def test_auroc_is_sklearns_ties_included() -> None:
     for seed in range(5):
         a, _, positive = _noisy(seed)
-        assert auroc(a, positive)[0] == pytest.approx(roc_auc_score(positive, a), abs=1e-12)
+        assert _auroc(a, positive)[0] == pytest.approx(roc_auc_score(positive, a), abs=1e-12)
 
 
 def test_placements_are_shares_of_the_other_side() -> None:
@@ -38,8 +39,8 @@ def test_placements_are_shares_of_the_other_side() -> None:
 
 def test_standard_errors_are_those_of_repeated_samples() -> None:
     drawn = [_noisy(seed) for seed in range(400)]
-    single = [auroc(a, positive) for a, _, positive in drawn]
-    paired = [auroc_difference(a, b, positive) for a, b, positive in drawn]
+    single = [_auroc(a, positive) for a, _, positive in drawn]
+    paired = [_difference(a, b, positive) for a, b, positive in drawn]
     for found in (single, paired):
         values, errors = np.array(found).T
         # 400 draws know a standard deviation to about 4 %.
@@ -48,7 +49,7 @@ def test_standard_errors_are_those_of_repeated_samples() -> None:
 
 def test_a_score_does_not_differ_from_itself() -> None:
     a, _, positive = _noisy(0)
-    assert auroc_difference(a, 3 * a + 1, positive) == (0.0, 0.0)
+    assert _difference(a, 3 * a + 1, positive) == (0.0, 0.0)
 
 
 def test_precision_counts_the_largest_scores() -> None:

@@ -8,7 +8,7 @@ import torch
 from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 
-from fnkd_plugin.analysis.thumbnails import fetch, png_uri, to_pixels
+from fnkd_plugin.analysis.thumbnails import png_uri, thumbnails, to_pixels
 from fnkd_plugin.teachers import PixelFormat
 from tests.helpers import MEAN, STD
 from tests.test_analysis.subjects import subject
@@ -44,16 +44,11 @@ def test_small_images_are_kept_bit_for_bit_and_large_ones_made_smaller() -> None
     assert _decoded(png_uri(np.zeros((256, 512, 3), np.uint8))).shape == (64, 128, 3)
 
 
-def test_images_and_predictions_are_fetched_by_index(tmp_path: Path) -> None:
-    found = subject(tmp_path, teacher=True, count=20)
-    shown = fetch(found, [17, 3, 3])
-    assert sorted(shown) == [3, 17]
-    everything = [row for batch in found.batches() for row in batch.model.logits]
-    norms = [norm for batch in found.batches() for norm in batch.teacher.feature_norm]
-    for index, image in shown.items():
+def test_images_are_fetched_by_index(tmp_path: Path) -> None:
+    found = subject(tmp_path, count=20)
+    images = thumbnails(found, [17, 3, 3])
+    assert sorted(images) == [3, 17]
+    for index, uri in images.items():
         # RandomImages are RGB already, whatever to_rgb of the test's preprocessor turns them into.
         bgr = found.dataset.get_data_info(index)['img']
-        assert (_decoded(image.uri) == bgr[..., ::-1]).all()
-        assert torch.allclose(image.model.logits[0], everything[index], atol=1e-5)
-        assert torch.allclose(image.teacher.feature_norm[0], norms[index], atol=1e-5)
-    assert fetch(found, []) == {}
+        assert (_decoded(uri) == bgr[..., ::-1]).all()

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,7 @@ import torch
 
 import fnkd_cli
 from fnkd_cli import arguments
-from fnkd_plugin.analysis.subject import SPLITS
-from fnkd_plugin.cache.manifest import DTYPES
-from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS
+from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, forget_run
@@ -47,7 +47,6 @@ def test_several_values_of_one_option() -> None:
 def test_choices_are_those_of_the_package() -> None:
     assert set(arguments.presets('DistillHead')) == set(METHODS)
     assert set(arguments.presets('LSRLoss', 'ALSRLoss')) == set(SMOOTHINGS)
-    assert (arguments.DTYPES, arguments.SPLITS) == (DTYPES, SPLITS)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, mo
         (['train', 'FOLDER', *PAIR, '--student-checkpoint', 'none.pth'], 'none.pth'),
         (['train', 'FOLDER', *PAIR, '--teacher-checkpoint', 'none.pth'], 'none.pth'),
         (['train', 'FOLDER', *PAIR, '--method', 'fnkt'], 'fnkt'),
-        (['train', 'FOLDER', *PAIR, '--epochs', '0'], '--epochs'),
+        (['train', 'FOLDER', *PAIR, '--iterations', '0'], '--iterations'),
         (['train', 'FOLDER', *PAIR, '--image-size', '0'], '--image-size'),
         (['train', 'NOWHERE', *PAIR], 'NOWHERE'),
         (['train', 'nowhere.py', '--teacher', f'timm:{MODEL}'], 'nowhere.py'),
@@ -104,6 +103,23 @@ def test_without_a_network_published_weights_are_refused_in_one_sentence(tmp_pat
     assert fnkd(monkeypatch, 'train', 'FOLDER', '--student', 'resnet18', '--teacher', MODEL) == 1
     found = sentence(capsys)
     assert 'resnet18' in found and '--student-checkpoint' in found
+
+
+@pytest.mark.parametrize('command', ['train', 'analyze'])
+def test_without_a_network_data_that_must_be_downloaded_are_named(
+    command: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """MMPretrain downloads CIFAR when its data set is built."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError('Name or service not known')
+
+    monkeypatch.setattr(urllib.request, 'urlopen', refuse)
+    config = ROOT / 'configs' / 'cifar100' / 'plain_r20_cifar100.py'
+    (weights,) = (config.parent / 'weights').glob('fnkd-r20_*')
+    rest = ['--work-dir', tmp_path / 'run'] if command == 'train' else [weights, '--out', tmp_path / 'out']
+    assert fnkd(monkeypatch, command, config, *rest, '--cfg-options', f'data_root={tmp_path / "cifar"}') == 1
+    assert 'Name or service not known' in sentence(capsys)
 
 
 def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:

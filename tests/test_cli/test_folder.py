@@ -1,25 +1,38 @@
 import json
+import re
+import shutil
 from pathlib import Path
+from statistics import fmean
+from xml.etree import ElementTree
 
 import pytest
+import safetensors.torch
 import timm
 import torch
+from scipy.stats import sem, t
 
 from fnkd_plugin.cli import bundle, compare, folder, train
+from fnkd_plugin.cli.compare_page import page
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.weights import read_state_dict
 from tests.helpers import timm_checkpoint
 from tests.test_cli import photos
 
 MODEL = 'test_resnet'
 
 
+def models(root: Path) -> tuple[folder.Model, folder.Model]:
+    """Student and teacher with weights of seven other classes."""
+    model = folder.Model(MODEL, str(timm_checkpoint(root, MODEL, num_classes=7)))
+    return model, model
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, folder.Trained]]:
     root = tmp_path_factory.mktemp('shop')
-    weights = str(timm_checkpoint(root, MODEL, num_classes=7))
     found = folder.train_folder(
-        photos.folder(root / 'photos', train=8, val=4), MODEL, MODEL, root / 'out', student_checkpoint=weights,
-        teacher_checkpoint=weights, image_size=32, epochs=4, baseline=True,
+        photos.folder(root / 'photos', train=8, val=4), root / 'out', *models(root), image_size=32, iterations=24,
+        baseline=True,
     )  # fmt: skip
     return root, found
 
@@ -27,9 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
 def test_colours_are_learned_and_every_file_is_there(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     _, found = trained
     assert set(found) == {'teacher', 'fnkd', 'plain'}
-    assert all(one.best >= one.last >= 0 for one in found.values())
-    assert found['teacher'].best > 40
-    for one in found.values():
+    assert found['teacher'].accuracy > 40
+    for one in (found['fnkd'], found['plain']):
         assert one.config.is_file() and one.checkpoint.is_file()
 
 
@@ -37,17 +49,15 @@ def test_teacher_and_students_have_seeds_of_their_own(trained: tuple[Path, dict[
     from mmengine.config import Config
 
     _, found = trained
-    seeds = {name: Config.fromfile(one.config).randomness.seed for name, one in found.items()}
+    seeds = {name: Config.fromfile(found['fnkd'].config.with_name(f'{name}.py')).randomness.seed for name in found}
     assert seeds['fnkd'] == seeds['plain'] != seeds['teacher']
 
 
 def test_a_second_call_trains_nothing(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
-    weights = str(timm_checkpoint(root, MODEL, num_classes=7))
     again = folder.train_folder(
-        root / 'photos', MODEL, MODEL, root / 'out', student_checkpoint=weights, teacher_checkpoint=weights,
-        image_size=32, epochs=4, baseline=True,
-    )  # fmt: skip
+        root / 'photos', root / 'out', *models(root), image_size=32, iterations=24, baseline=True
+    )
     assert again == found
 
 
@@ -65,12 +75,8 @@ def test_the_written_config_repeats_the_student_bit_for_bit(
 
 def test_other_settings_in_the_same_folder_are_refused(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
-    weights = str(timm_checkpoint(root, MODEL, num_classes=7))
     with pytest.raises(SetupError, match='another --out'):
-        folder.train_folder(
-            root / 'photos', MODEL, MODEL, root / 'out', student_checkpoint=weights, teacher_checkpoint=weights,
-            image_size=64, epochs=4,
-        )  # fmt: skip
+        folder.train_folder(root / 'photos', root / 'out', *models(root), image_size=64, iterations=24)
 
 
 def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.Trained]], capsys) -> None:
@@ -80,7 +86,7 @@ def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.T
     chosen = sorted((root / 'photos' / 'val').rglob('*.jpg'))
     rows = bundle.predict(root / 'out', chosen)
     right = sum(next(iter(row['classes'])) == path.parent.name for row, path in zip(rows, chosen, strict=True))
-    assert 100 * right / len(chosen) == pytest.approx(found['fnkd'].best, abs=100 / len(chosen) + 1e-6)
+    assert 100 * right / len(chosen) == pytest.approx(found['fnkd'].accuracy, abs=100 / len(chosen) + 1e-6)
     assert all(sum(row['classes'].values()) == pytest.approx(1, abs=1e-3) for row in rows)
 
 
@@ -93,34 +99,105 @@ def test_onnx_gives_the_same_logits(trained: tuple[Path, dict[str, folder.Traine
         bundle.export(root / 'out', tmp_path / 'model.onnx')
 
 
-def test_a_table_of_methods(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
-    _, found = trained
-    rows = [compare.Row('plain', [50.0, 52.0], [0.0, 0.0]), compare.Row('kd', [55.0, 56.0], [5.0, 4.0])]
-    lines = compare.table(rows, found['teacher'])
-    assert '51.0 ± 1.4' in lines[1] and '+4.5 ± 0.7' in lines[2]
-    assert len({len(line) for line in lines[:3]} - {0}) <= 2
+def test_a_table_of_methods() -> None:
+    rows = [
+        compare.Row('plain', [50.0, 52.0], [0.0, 0.0], [60.0, 70.0]),
+        compare.Row('kd', [55.0, 56.0], [5.0, 4.0], [80.0, 80.0]),
+    ]
+    titles, plain, kd, teacher = compare.table(rows, folder.Teacher({}, 60.0, 100.0))
+    assert titles[2] == 'over plain' and plain == ('plain', '51.0 ± 1.4', '', '0:01:05')
+    assert kd[2] == '+4.5 ± 0.7' and teacher == ('teacher', '60.0', '', '0:01:40')
 
 
 def test_a_comparison_takes_what_is_trained_already(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
-    weights = str(timm_checkpoint(root, MODEL, num_classes=7))
     configs = sorted((root / 'out').rglob('*.py'))
     rows = compare.compare(
-        root / 'photos', MODEL, MODEL, ['plain', 'fnkd'], 1, root / 'out', student_checkpoint=weights,
-        teacher_checkpoint=weights, image_size=32, epochs=4,
-    )  # fmt: skip
-    assert [row.accuracies for row in rows] == [[found['plain'].last], [found['fnkd'].last]]
-    assert rows[1].differences == [found['fnkd'].last - found['plain'].last]
+        root / 'photos', root / 'out', *models(root), methods=['plain', 'fnkd'], seeds=1, image_size=32, iterations=24
+    )
+    plain, fnkd = found['plain'].accuracy, found['fnkd'].accuracy
+    assert [row.accuracies for row in rows] == [[plain], [fnkd]]
+    assert rows[1].differences == [fnkd - plain]
     assert sorted((root / 'out').rglob('*.py')) == configs
-    assert 'data:image/png;base64' in (root / 'out' / 'compare.html').read_text()
+    stored = json.loads((root / 'out' / 'compare.json').read_text())
+    assert stored['teacher']['accuracy'] == found['teacher'].accuracy and stored['versions']['torch']
+    assert [row['accuracies'] for row in stored['methods']] == [[plain], [fnkd]]
+
+
+@pytest.mark.parametrize('accuracies', [{'a<b': [50.0]}, {'plain': [0.0, 0.0], 'fnkd': [100.0, 100.0]}])
+def test_the_page_is_well_formed(accuracies: dict[str, list[float]]) -> None:
+    text = page('t', 'about', [('method', 'top-1'), ('a<b', '50.0')], accuracies, 70.0)
+    svg = ElementTree.fromstring(re.search(r'<svg.*</svg>', text)[0])
+    dots = [float(dot.get('cx')) for dot in svg.iter('circle')]
+    width = float(svg.get('viewBox').split()[2])
+    assert len(dots) == sum(map(len, accuracies.values())) and all(0 < x < width for x in dots)
+    assert 'a&lt;b' in text and 'a<b' not in text
+
+
+def test_a_teacher_of_these_classes_is_used_as_it_is(
+    trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path
+) -> None:
+    """A student of ``fnkd train`` teaches another, with its names in another order, without being trained again."""
+    root, _ = trained
+    shutil.copytree(root / 'out', ready := tmp_path / 'ready', ignore=shutil.ignore_patterns('fnkd*', 'plain*'))
+    about = json.loads((ready / f'{MODEL}.json').read_text())
+    weights = safetensors.torch.load_file(ready / f'{MODEL}.safetensors')
+    order = [2, 0, 1]
+    classifier = {key: value[order] for key, value in weights.items() if key.startswith('fc.')}
+    safetensors.torch.save_file({**weights, **classifier}, ready / f'{MODEL}.safetensors')
+    (ready / f'{MODEL}.json').write_text(json.dumps({**about, 'classes': [about['classes'][k] for k in order]}))
+    teacher = folder.Model(MODEL, str(ready / f'{MODEL}.safetensors'))
+    experiment = folder.Experiment(
+        root / 'photos', tmp_path / 'out', models(root)[0], teacher, image_size=32, iterations=4
+    )
+    found = experiment.teacher()
+    assert found.seconds == 0 and not (tmp_path / 'out' / 'teacher').exists()
+    assert found.accuracy == pytest.approx(trained[1]['fnkd'].accuracy, abs=1e-3)
+    assert experiment.student('fnkd', found).checkpoint.is_file()
+
+
+def test_a_teacher_no_better_than_chance_is_refused(
+    trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path
+) -> None:
+    root, _ = trained
+    weights = read_state_dict(trained[1]['fnkd'].checkpoint)
+    torch.save(
+        {key: value[[1, 2, 0]] if key.startswith('fc.') else value for key, value in weights.items()},
+        file := tmp_path / 't.pth',
+    )
+    experiment = folder.Experiment(
+        root / 'photos', tmp_path / 'out', models(root)[0], folder.Model(MODEL, str(file)), image_size=32, iterations=4
+    )
+    with pytest.raises(SetupError, match='chance'):
+        experiment.teacher()
 
 
 def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match='fnkt'):
-        compare.compare(tmp_path, MODEL, MODEL, ['plain', 'fnkt'], 1, tmp_path / 'out')
+        compare.compare(tmp_path, tmp_path / 'out', *[folder.Model(MODEL)] * 2, methods=['plain', 'fnkt'], seeds=1)
 
 
 def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     _, found = trained
     stored = json.loads((found['fnkd'].folder / 'result.json').read_text())
-    assert stored['best'] == found['fnkd'].best
+    assert stored['accuracy'] == found['fnkd'].accuracy
+
+
+def test_get_started_states_the_results_file() -> None:
+    root = Path(__file__).resolve().parents[2]
+    stored = json.loads((root / 'benchmarks' / 'folder_birds20.json').read_text())
+    plain, fnkd = (compare.mean_std(row['accuracies']) for row in stored['methods'])
+    text = ' '.join((root / 'docs' / 'get_started.md').read_text().split())
+    for stated in (
+        f'plain student reaches {plain} %',
+        f'FNKD student {fnkd} %',
+        f'{stored["teacher"]["accuracy"]:.1f}',
+        _interval(stored['methods'][1]['differences']),
+    ):
+        assert stated in text
+    assert _interval(stored['methods'][1]['differences']) in (root / 'README.md').read_text()
+
+
+def _interval(differences: list[float]) -> str:
+    half = t.ppf(0.975, len(differences) - 1) * sem(differences)
+    return f'{fmean(differences):.1f} ± {half:.1f}'

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmpretrain import get_model
 
 from fnkd_plugin.analysis.subject import build_subject
-from fnkd_plugin.mm.mix import add_run_hooks
+from fnkd_plugin.mm.distill_config import add_run_hooks
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.models import TimmStudent
 from fnkd_plugin.mm.publish import publish

@@ -13,7 +13,7 @@ from fnkd_plugin.mm.config import (
     config_file,
     dicts_in,
     is_distilled,
-    is_mixed_in,
+    is_distilled_key,
     load_config,
     merge_options,
     plain_config,
@@ -132,14 +132,14 @@ def test_options_for_the_plain_model_reach_the_student(option: str, where: str) 
 
 @pytest.mark.parametrize('key', ['model.type', 'model.head.type', 'model.head.loss.type', 'model.headless', 'model'])
 def test_options_of_the_plain_model(key: str) -> None:
-    assert not is_mixed_in(key)
+    assert not is_distilled_key(key)
 
 
 @pytest.mark.parametrize(
     'key', ['model.teacher.mean', 'model.head.warmup', 'model.head.soft_loss.tau', 'model.pixels', 'model.classes']
 )
-def test_options_of_what_is_mixed_in(key: str) -> None:
-    assert is_mixed_in(key)
+def test_options_of_distilled_configs_only(key: str) -> None:
+    assert is_distilled_key(key)
 
 
 def test_a_shipped_config_is_found() -> None:

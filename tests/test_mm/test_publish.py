@@ -206,6 +206,7 @@ def _without_plugin(folder: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_loads_without_this_plugin(runs: dict, tmp_path: Path) -> None:
     """In stock ``get_model`` and in ``timm.create_model``, with the outputs of the model that was trained."""
     images = torch.randn(2, 3, SIZE, SIZE)
@@ -240,6 +241,7 @@ test_cfg = dict()
 """
 
 
+@pytest.mark.slow
 def test_stock_test_tool_tests_it_without_this_plugin(runs: dict, tmp_path: Path) -> None:
     import mmpretrain
     import numpy as np

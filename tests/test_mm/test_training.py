@@ -6,7 +6,7 @@ import pytest
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.mix import add_run_hooks
+from fnkd_plugin.mm.distill_config import add_run_hooks
 from fnkd_plugin.mm.training import check_data_roots, set_loader_defaults
 from tests.helpers import config, resnet
 

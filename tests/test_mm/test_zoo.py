@@ -96,6 +96,7 @@ def test_the_checkouts_index_is_whole() -> None:
         assert (ROOT / model.config).is_file()
 
 
+@pytest.mark.slow
 def test_importing_reads_no_index() -> None:
     """It is read with MMPretrain's own, at the first use, so that an import costs nothing."""
     code = (

@@ -304,7 +304,7 @@ def test_the_argument_of_a_data_set_names_the_classes(form: str, tmp_path: Path)
     cfg = config(resnet(num_classes=200), tmp_path)
     cfg.train_dataloader.dataset = dict(type='CUB', classes=stated)
     torch.save(build(resnet(num_classes=200)).state_dict(), tmp_path / 'w.pth')
-    assert MMPretrainTeacher(cfg, tmp_path / 'w.pth').own_classes.names == names
+    assert MMPretrainTeacher(cfg, tmp_path / 'w.pth').class_map.own.names == names
 
 
 @pytest.mark.parametrize('known', [True, False])
@@ -313,7 +313,7 @@ def test_assumed_imagenet_classes_are_logged(known: bool, tmp_path: Path, monkey
     monkeypatch.setattr('fnkd_plugin.teachers.timm_teacher._logger.info', messages.append)
     path = _saved(tmp_path, [f'c{k}' for k in range(1000)]) if known else timm_checkpoint(tmp_path, num_classes=1000)
     teacher = TimmTeacher('test_resnet', path)
-    assert teacher.own_classes.names[0] == ('c0' if known else 'tench, Tinca tinca')
+    assert teacher.class_map.own.names[0] == ('c0' if known else 'tench, Tinca tinca')
     assert ['of ImageNet' in text for text in messages] == [True] * (not known)
 
 

@@ -73,9 +73,9 @@ def test_prediction_is_the_models_own(saved: Path) -> None:
 def test_classes_are_in_the_order_of_their_numbers(saved: Path) -> None:
     """Whatever that of the file."""
     _edit(saved, 'config.json', id2label={'2': 'owl', '0': 'gull', '3': 'wren', '1': 'tit'})
-    assert HuggingFaceTeacher(saved).own_classes.names == ['gull', 'tit', 'owl', 'wren']
+    assert HuggingFaceTeacher(saved).class_map.own.names == ['gull', 'tit', 'owl', 'wren']
     _edit(saved, 'config.json', id2label={str(k): f'LABEL_{k}' for k in (2, 0, 3, 1)})
-    assert HuggingFaceTeacher(saved).own_classes is None
+    assert HuggingFaceTeacher(saved).class_map.own is None
 
 
 def test_format_is_the_processors(saved: Path) -> None:

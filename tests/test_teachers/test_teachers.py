@@ -212,7 +212,7 @@ def test_every_teacher_accepts_every_option(zoo: tuple[Path, Path, Any], tmp_pat
         ModelTeacher(net, net, HALVES, 'Net', 16, 'bilinear', Classes(['x'] * CLASSES), **options),
     ):
         assert teacher.pixels == PixelFormat.of(MEAN, STD, 'bgr') and teacher.input_size == (48, 40)
-        assert (teacher.num_classes, teacher.own_classes.names) == (2, ['a', 'b', 'c', 'd'])
+        assert (teacher.num_classes, teacher.class_map.own.names) == (2, ['a', 'b', 'c', 'd'])
         assert str(teacher._resize) == '48 x 40 px nearest' and 'channels last' in str(teacher._run)
 
 

@@ -42,7 +42,7 @@ def test_results_become_a_table(
     more = ['--no-memory'] if name == 'step' else []
     tool.main([name, '--preset', 'cpu', '--rounds', '3', '--out', str(out), *more])
     results = json.loads(out.read_text())
-    assert results['machine']['timm'] == timm.__version__ and len(results['rows']) == rows
+    assert results['versions']['timm'] == timm.__version__ and len(results['rows']) == rows
     for row in results['rows']:
         intervals = [value for key, value in row.items() if key.endswith('_ms')]
         assert len(intervals) >= 4 and all(low <= median <= high for median, low, high in intervals)

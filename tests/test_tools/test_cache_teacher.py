@@ -35,6 +35,7 @@ def kill_later(images: torch.Tensor) -> torch.Tensor:
     return images.mean((2, 3)) @ torch.linspace(-1, 1, 3 * 4).view(3, 4)
 
 
+@pytest.mark.slow
 def test_a_killed_tool_resumes_and_its_cache_trains(tools: Tools, tmp_path: Path) -> None:
     config = _config(tmp_path)
     fn = "dict(type='CallableTeacher', fn='tests.test_tools.test_cache_teacher.kill_later', mean=[0]*3, std=[1]*3)"

@@ -28,7 +28,7 @@ def _assert_same_ends(a: Path, b: Path) -> None:
         assert_same_weights(first[key], second[key])
 
 
-@pytest.mark.parametrize('kind', ['plain', 'distilled'])
+@pytest.mark.parametrize('kind', [pytest.param('plain', marks=pytest.mark.slow), 'distilled'])
 @pytest.mark.upstream
 def test_a_killed_run_resumes_exactly(tools: Tools, tmp_path: Path, kind: str) -> None:
     config = _configs(tmp_path)[['plain', 'distilled'].index(kind)]

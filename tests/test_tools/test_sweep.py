@@ -103,6 +103,7 @@ def test_the_table_of_configs(configs: ModuleType) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_and_tries_again_what_failed(
     tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,11 @@
-"""Shared by the benchmarks of the cache: config, models, stores with random rows, memory use."""
+"""Shared by the benchmarks of the cache: config, cache, models, epochs."""
 
 import argparse
 import copy
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from mmengine.config import Config
@@ -17,14 +15,11 @@ from mmpretrain.registry import DATASETS, MODELS
 from torch.utils.data import DataLoader, Dataset
 
 from fnkd_plugin.cache.build import Source, fill, share
-from fnkd_plugin.cache.store import Store, rows_of
+from fnkd_plugin.cache.store import Store
 from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.mm.replay.seeded_dataset import Replay, SampleIndex, seed_samples
 
 from ._pairs import optim_wrapper
-
-LOOKUP = 256
-"""Rows of one lookup."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,26 +93,3 @@ def loader(dataset: Dataset, batches: Iterable[range], workers: int) -> DataLoad
 def batches_of(count: int, size: int) -> list[range]:
     """The image indices of each batch."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def empty_store(folder: Path, samples: int, classes: int, views: int = 1) -> Store:
-    """A new store that needs no teacher."""
-    teacher = dict(
-        name='', config={}, weights='', num_classes=classes, feature_norm=False, classes=None, class_ids=None
-    )
-    data = dict(dataset='', samples=samples, annotations='', classes=[], pipeline=[])
-    of = dict(seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8], mixing=None, software={})
-    return Store.create(folder, dict(of, data=data, teacher=teacher), None)
-
-
-def write_blocks(store: Store, blocks: Iterable[tuple[int, int, int]]) -> None:
-    """Write rows of random logits."""
-    logits = torch.randn(store.block, store.manifest['teacher']['num_classes'])
-    for view, first, end in blocks:
-        store.write(view, first, rows_of(store.row_type, np.zeros(end - first), None, logits[: end - first]))
-
-
-def anonymous() -> int:
-    """The anonymous memory of this process in bytes (without mapped files)."""
-    lines = Path(f'/proc/{os.getpid()}/status').read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon:'))

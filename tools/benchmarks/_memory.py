@@ -30,12 +30,12 @@ def peak_bytes(prepare: Callable[..., Callable[[], Any]], *args: Any, on_gpu: bo
 
 
 def _measure(prepare: Callable[..., Callable[[], Any]], args: tuple) -> int:
-    before = _status('VmRSS')
+    before = status('VmRSS')
     work = prepare(*args)
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     for _ in range(_STEPS):
         work()
-    return _status('VmHWM') - before
+    return status('VmHWM') - before
 
 
 def _measure_on_gpu(prepare: Callable[..., Callable[[], Any]], args: tuple) -> int:
@@ -49,6 +49,7 @@ def _measure_on_gpu(prepare: Callable[..., Callable[[], Any]], args: tuple) -> i
     return torch.cuda.max_memory_allocated() - before
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """A memory size of this process in bytes, such as ``RssAnon``, which leaves mapped files out (Linux)."""
     lines = Path(f'/proc/{os.getpid()}/status').read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f'{name}:'))

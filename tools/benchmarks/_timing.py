@@ -1,13 +1,9 @@
-"""Interleaved timing of several calls, and a description of the machine."""
+"""Interleaved timing of several calls."""
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +11,6 @@ from rich.progress import track
 
 PRESETS = ('cpu', 'gpu')
 WARM_UP = 2
-_PACKAGES = ('torch', 'triton', 'timm', 'onedl-mmengine', 'mmengine', 'onedl-mmpretrain', 'mmpretrain')
 
 
 def add_preset(parser: argparse.ArgumentParser, text: str) -> None:
@@ -71,31 +66,3 @@ def shown(interval: Sequence[float], digits: int = 1) -> str:
     """``[median, low, high]`` as text for a table."""
     median, low, high = interval
     return f'{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
-
-
-def machine() -> dict[str, Any]:
-    """The processor, threads, GPU and versions, on which times depend."""
-    found: dict[str, Any] = {
-        'machine': platform.machine(),
-        'processor': _processor(),
-        'cores': os.cpu_count(),
-        'cpu_threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        'python': platform.python_version(),
-    }
-    return found | {name: installed for name in _PACKAGES if (installed := version_of(name))}
-
-
-def version_of(package: str) -> str | None:
-    """The version of a package; None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()

@@ -1,7 +1,6 @@
-"""Costs and savings of the cached teacher: seeding, lookups, memory, epochs."""
+"""Costs and savings of the cached teacher: seeding, epochs."""
 
 import argparse
-import multiprocessing
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -16,21 +15,8 @@ from fnkd_plugin.cache.store import Store
 from fnkd_plugin.mm.replay.seeded_dataset import checksum, derive_seed, seed_all
 
 from . import _caches
-from ._caches import (
-    LOOKUP,
-    anonymous,
-    batches_of,
-    build,
-    config_of,
-    empty_store,
-    epoch_of,
-    images_of,
-    loader,
-    write_blocks,
-)
+from ._caches import batches_of, build, config_of, epoch_of, images_of, loader
 from ._timing import add_preset, device_of, interleaved, median_interval, shown
-
-_CLASSES, _SAMPLES = 1000, 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,29 +32,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.images = args.images or (2048 if on_gpu else 640)
     args.workers = args.workers or (8 if on_gpu else 1)
     with tempfile.TemporaryDirectory() as folder:
-        found = dict(
-            rounds=args.rounds,
-            classes=_CLASSES,
-            seeding_us=_seeding(),
-            lookups_per_s=_lookups(Path(folder) / 'lookups'),
-            memory_bytes={str(n): _memory_of(Path(folder) / str(n), n) for n in (10_000, 10_000_000)},
-            epochs=_epochs(args, Path(folder)),
-        )
-    return found
+        return dict(rounds=args.rounds, seeding_us=_seeding(), epochs=_epochs(args, Path(folder)))
 
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
     epochs = results['epochs']
-    small, large = (results['memory_bytes'][n] / 1e6 for n in ('10000', '10000000'))
     rows = [
         ('seeding a sample, µs', shown(results['seeding_us']['seed'])),
         ('checksum of 224 x 224 pixels, µs', shown(results['seeding_us']['checksum'])),
-        (
-            f'lookups of {LOOKUP} of {_SAMPLES:,} rows of {results["classes"]} classes, million rows/s',
-            shown(results['lookups_per_s']),
-        ),
-        ('memory for 10 thousand and 10 million rows, MB', f'{small:.2f}, {large:.2f}'),
         ('cached epoch / plain epoch', shown(epochs['cached_over_plain'], 3)),
         ('live epoch / plain epoch', shown(epochs['live_over_plain'], 3)),
         ("making a view / loading and the teacher's predictions", shown(epochs['build_over_teacher'], 3)),
@@ -92,39 +64,6 @@ def _seeding(rounds: int = 50, calls: int = 50) -> dict[str, list[float]]:
     }
     times = interleaved(todo, rounds, 'seeding')
     return {name: median_interval([1000 * ms / calls for ms in values]) for name, values in times.items()}
-
-
-def _lookups(folder: Path, rounds: int = 200) -> list[float]:
-    store, random = empty_store(folder, _SAMPLES, _CLASSES), np.random.default_rng(0)
-    write_blocks(store, list(store.pending()))
-    for rows in batches_of(_SAMPLES, 10_000):
-        store.lookup(np.zeros(len(rows), int), np.asarray(rows))  # warm
-    view = np.zeros(LOOKUP, int)
-    times = interleaved({'lookup': lambda: store.lookup(view, random.integers(0, _SAMPLES, LOOKUP))}, rounds, 'lookups')
-    return median_interval([LOOKUP / ms / 1000 for ms in times['lookup']])
-
-
-def _memory_of(folder: Path, samples: int) -> int:
-    """Memory in bytes, without mapped pages, of reading a store; measured in a new process."""
-    store = empty_store(folder, samples, _CLASSES)
-    write_blocks(store, _some(store))
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(_anonymous_growth, (folder,))
-
-
-def _anonymous_growth(folder: Path) -> int:
-    before = anonymous()
-    store, random = Store(folder), np.random.default_rng(0)
-    written = np.concatenate([np.arange(first, end) for _, first, end in _some(store)])
-    for _ in range(100):
-        store.lookup(np.zeros(LOOKUP, int), random.choice(written, LOOKUP))
-    return anonymous() - before
-
-
-def _some(store: Store) -> list[tuple[int, int, int]]:
-    """About eight blocks spread over the store; all of them would take gigabytes."""
-    step = max(1, store.samples // store.block // 8) * store.block
-    return [(0, first, first + store.block) for first in range(0, store.samples - store.block, step)]
 
 
 def _epochs(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

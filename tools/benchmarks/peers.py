@@ -8,6 +8,7 @@ PYTHONPATH. Otherwise the results note that it was not measured.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +20,11 @@ from torch import nn
 
 from . import _pairs
 from ._pairs import Batch, Pair, Setting
-from ._timing import device_of, interleaved, median_interval, shown, version_of
+from ._timing import device_of, interleaved, median_interval, shown
 
 TEMPERATURE, ALPHA = 4.0, 0.5
 Step = Callable[[], Any]
+_HAS_TORCHDISTILL = importlib.util.find_spec('torchdistill') is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +49,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     differences = [a - b for a, b in zip(times['ours'], other, strict=True)]
                     row[f'ours_minus_{name}_ms'] = median_interval(differences)
             rows.append(row)
-    found = version_of('torchdistill') or 'not installed, not measured'
+    found = importlib.metadata.version('torchdistill') if _HAS_TORCHDISTILL else 'not installed, not measured'
     return {'torchdistill': found, 'rounds': args.rounds, 'rows': rows}
 
 
 def _makers(matched: bool, device: str) -> dict[str, Callable[[Pair, Setting], Step]]:
     makers = {'ours': ours, 'timm': timm_task, 'naive': naive}
-    if importlib.util.find_spec('torchdistill') is not None:
+    if _HAS_TORCHDISTILL:
         makers['torchdistill'] = torchdistill_box
     if not matched:
         makers['ours_auto'] = lambda pair, setting: ours(pair, setting, 'auto')

@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,11 @@ from torch import distributed, multiprocessing
 
 from fnkd_plugin.cache.build import Source
 from fnkd_plugin.cache.fingerprint import describe_data
-from fnkd_plugin.cache.store import Store
+from fnkd_plugin.cache.store import Store, rows_of
 
 from . import _caches
-from ._caches import (
-    LOOKUP,
-    anonymous,
-    batches_of,
-    build,
-    config_of,
-    empty_store,
-    epoch_of,
-    images_of,
-    loader,
-    write_blocks,
-)
+from ._caches import batches_of, build, config_of, epoch_of, images_of, loader
+from ._memory import status
 from ._timing import median_interval, milliseconds, shown
 
 # Images, classes, views: only one of them grows at a time.
@@ -45,6 +35,8 @@ STORES = (
 )
 CHECKED = (1_000, 10_000, 100_000)
 KINDS = ('plain', 'live', 'cached', 'build')
+LOOKUP = 256
+"""Rows of one lookup."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +56,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any]:
     """Time writing all rows, opening the store and random lookups."""
-    store = empty_store(folder, images, classes, views)
+    store = _empty_store(folder, images, classes, views)
     start = time.perf_counter()
-    write_blocks(store, list(store.pending()))
+    _write_blocks(store, list(store.pending()))
     written = images * views / (time.perf_counter() - start)
-    before, opening, random = anonymous(), time.perf_counter(), np.random.default_rng(0)
+    before, opening, random = status('RssAnon'), time.perf_counter(), np.random.default_rng(0)
     opened = Store(folder)
     opening = time.perf_counter() - opening
     for view in range(views):
@@ -87,8 +79,25 @@ def _store(folder: Path, images: int, classes: int, views: int) -> dict[str, Any
         written_rows_per_s=round(written),
         open_ms=round(1000 * opening, 2),
         lookups_per_us=median_interval(rates, 3),
-        memory_bytes=anonymous() - before,
+        memory_bytes=status('RssAnon') - before,
     )
+
+
+def _empty_store(folder: Path, samples: int, classes: int, views: int) -> Store:
+    """A new store that needs no teacher."""
+    teacher = dict(
+        name='', config={}, weights='', num_classes=classes, feature_norm=False, classes=None, class_ids=None
+    )
+    data = dict(dataset='', samples=samples, annotations='', classes=[], pipeline=[])
+    of = dict(seed=0, views=views, dtype='float16', top_k=None, image=[3, 8, 8], mixing=None, software={})
+    return Store.create(folder, dict(of, data=data, teacher=teacher), None)
+
+
+def _write_blocks(store: Store, blocks: Iterable[tuple[int, int, int]]) -> None:
+    """Write rows of random logits."""
+    logits = torch.randn(store.block, store.manifest['teacher']['num_classes'])
+    for view, first, end in blocks:
+        store.write(view, first, rows_of(store.row_type, np.zeros(end - first), None, logits[: end - first]))
 
 
 def _check(folder: Path, images: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def rows(study: Study) -> list[list[str]]:
             for other in (study.table.methods[0].title, 'KD')
         ]
         measures = [_spread(entries, name, digits) for name, digits in (('nll', 2), ('ece', 1), ('agreement', 1))]
-        chosen = method.chosen(method.trials[study.best_trial(method)])
+        chosen = method.chosen(study.best_trial(method))
         best = _spread(entries, 'best_accuracy', 1)
         found.append([method.title, _spread(entries, 'accuracy', 1), *against, best, *measures, chosen])
     teacher = study.results.runs.get(study.teacher.name)

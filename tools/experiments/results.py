@@ -73,20 +73,19 @@ class Results:
             )
         return entry
 
-    def add(self, job: Job, found: dict[str, Any]) -> dict[str, Any]:
-        """Add a training's results and write the file."""
+    def add(self, *results: tuple[Job, dict[str, Any]]) -> None:
+        """Add the results of trainings and write the file."""
         from fnkd_plugin.cli.doctor import surroundings
 
         place = surroundings()
         if place not in self._places:
             self._places.append(place)
-        entry = {**_settings(job), **found}
-        self.runs[job.name] = {**entry, 'place': self._places.index(place)}
+        for job, found in results:
+            self.runs[job.name] = {**_settings(job), **found, 'place': self._places.index(place)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(f'.{os.getpid()}')
         partial.write_text(json.dumps({'places': self._places, 'runs': self.runs}, indent=1) + '\n')
         partial.replace(self.path)
-        return self.runs[job.name]
 
 
 def _settings(job: Job) -> dict[str, Any]:

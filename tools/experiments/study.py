@@ -151,7 +151,11 @@ class Study:
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         job = running.pop(future)
                         entry = self._take(job, future)
-                        progress.update(task, advance=1, description=f'{job.name} {entry["accuracy"]:.1f} %')
+                        done += 1
+                        found = f'{job.name} {entry["accuracy"]:.1f} %'
+                        progress.update(task, advance=1, description=found)
+                        if not console.is_terminal:
+                            console.print(f'{done}/{total} {found}', highlight=False)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -168,7 +172,8 @@ class Study:
             ) from error
         teacher = None if job.name == 'teacher' else self.teacher.predictions
         checkpoint = os.path.relpath(found.pop('checkpoint'), self.folder)
-        return self.results.add(job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint})
+        self.results.add((job, {**measure(job.predictions, teacher), **found, 'checkpoint': checkpoint}))
+        return self.results.runs[job.name]
 
     def checkpoint(self, job: Job) -> Path:
         """The checkpoint of a training."""

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
-from fnkd_plugin.mm.mix import METHODS
+from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.readers import AffineReader, find_last_affine, probe
 from sweeps.methods import LABELS, fnkd_or_kd
 

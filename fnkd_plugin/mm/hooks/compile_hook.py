@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmpretrain.registry import HOOKS
 from torch._dynamo.exc import TorchDynamoException
 
 from fnkd_plugin.mm.distiller import Distiller
+from fnkd_plugin.mm.tasks import unwrapped
 
 
 @HOOKS.register_module()
@@ -30,7 +30,7 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Compile; EMA has copied the model by now."""
-        model = _inner(runner)
+        model = unwrapped(runner.model)
         on_gpu = next(model.parameters()).is_cuda
         options = dict(mode='reduce-overhead' if on_gpu else None, dynamic=False) | self._options
         eager = model.forward
@@ -56,8 +56,4 @@ class CompileHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         """Leave the model as it was."""
-        _inner(runner).__dict__.pop('forward', None)
-
-
-def _inner(runner: Any) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+        unwrapped(runner.model).__dict__.pop('forward', None)

@@ -1,6 +1,5 @@
 """Summary tables in the log before and after training."""
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +7,6 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmpretrain.registry import DATASETS, HOOKS
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from fnkd_plugin.mm.config import is_distilled, plain_model, type_name
@@ -65,14 +60,8 @@ class SummaryHook(Hook):
 
 def as_text(title: str, rows: Rows) -> str:
     """A table of two columns as plain text, for terminal and log file."""
-    table = Table(title=title, title_justify='left', box=box.SIMPLE, show_header=False)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    width = sum(max((len(row[k]) for row in rows), default=0) for k in (0, 1)) + 12  # no line breaks
-    console = Console(file=io.StringIO(), width=width, no_color=True)
-    console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return '\n'.join(line.rstrip() for line in lines if line.strip())
+    width = max((len(name) for name, _ in rows), default=0)
+    return '\n'.join([title, *(f'  {name:<{width}}   {value}' for name, value in rows)])
 
 
 def _dataset(dataset: Any) -> str:

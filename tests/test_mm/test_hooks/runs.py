@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
-from fnkd_plugin.mm.mix import add_run_hooks
+from fnkd_plugin.mm.distill_config import add_run_hooks
 from tests.helpers import assert_same_weights, config
 
 RANDOM_PIPELINE = [

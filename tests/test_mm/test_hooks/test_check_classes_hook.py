@@ -103,16 +103,16 @@ def _loader(folder: str, **options: Any) -> dict:
 VALIDATE = dict(val_evaluator=dict(type='Accuracy'), val_cfg=dict())
 
 
-@pytest.mark.parametrize('hook', ['build_runner', 'distill'])
 @pytest.mark.parametrize(
-    ('train', 'val', 'facts'),
+    ('train', 'val', 'facts', 'hook'),
     [
-        ('abcd', 'abcd', ()),
-        ('abc', 'abcd', ('train_dataloader', '3 classes', 'model 4', 'num_classes=3')),
-        ('abcde', 'abcd', ('train_dataloader', '5 classes', 'model 4')),
-        ('abcd', 'abd', ('val_dataloader', '3 classes', 'model 4')),
-        ('abcd', 'abde', ('val_dataloader', 'lacks c', 'adds e')),
-        ('abcd', 'wxyz', ()),
+        ('abcd', 'abcd', (), 'distill'),
+        ('abc', 'abcd', ('train_dataloader', '3 classes', 'model 4', 'num_classes=3'), 'build_runner'),
+        ('abc', 'abcd', ('train_dataloader', '3 classes', 'model 4', 'num_classes=3'), 'distill'),
+        ('abcde', 'abcd', ('train_dataloader', '5 classes', 'model 4'), 'distill'),
+        ('abcd', 'abd', ('val_dataloader', '3 classes', 'model 4'), 'distill'),
+        ('abcd', 'abde', ('val_dataloader', 'lacks c', 'adds e'), 'build_runner'),
+        ('abcd', 'wxyz', (), 'build_runner'),
     ],
 )
 def test_a_missing_or_surplus_folder_is_found(

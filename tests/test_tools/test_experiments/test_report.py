@@ -34,12 +34,12 @@ def _study(tmp_path: Path, seeds: int):
 
     study = Study(digits(2), Results(tmp_path / 'r.json'), tmp_path, range(seeds))
     measures = dict(nll=0.5, ece=3.0, checkpoint='x.pth')
-    study.results.add(study.teacher, dict(accuracy=99.0, **measures))
+    study.results.add((study.teacher, dict(accuracy=99.0, **measures)))
     for method in study.table.methods[:2]:
-        for i, job in enumerate(study.trials(method)):
-            study.results.add(job, dict(accuracy=50.0 + i, **measures))
-        for job in study.finals(method):
-            study.results.add(job, dict(accuracy=80.0 + job.seed + (method.title == 'LSR'), agreement=90.0, **measures))
+        study.results.add(*((job, dict(accuracy=50.0 + i, **measures)) for i, job in enumerate(study.trials(method))))
+        better = 80.0 + (method.title == 'LSR')
+        finals = study.finals(method)
+        study.results.add(*((job, dict(accuracy=better + job.seed, agreement=90.0, **measures)) for job in finals))
     return study
 
 

@@ -45,8 +45,8 @@ def test_the_file_grows_and_other_options_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / 'deep' / 'table.json'
     job = Job('kd_seed0', Path('kd.py'), tmp_path, 0, {'lr': 0.1})
-    Results(path).add(job, {'accuracy': 50.0})
-    Results(path).add(Job('kd_seed1', Path('kd.py'), tmp_path, 1, {'lr': 0.1}), {'accuracy': 60.0})
+    Results(path).add((job, {'accuracy': 50.0}))
+    Results(path).add((Job('kd_seed1', Path('kd.py'), tmp_path, 1, {'lr': 0.1}), {'accuracy': 60.0}))
     again = Results(path)
     assert again.find(job)['accuracy'] == 50 and set(again.runs) == {'kd_seed0', 'kd_seed1'}
     stored = json.loads(path.read_text())

@@ -51,17 +51,17 @@ def test_taught_methods_wait_for_the_teacher_and_finals_for_trials(tmp_path: Pat
     study = _study(tmp_path, 2)
     plain, _, kd, _ = study.table.methods
     assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_trial0', 'plain_trial1']
-    study.results.add(study.teacher, dict(accuracy=99.0, checkpoint='t.pth'))
+    study.results.add((study.teacher, dict(accuracy=99.0, checkpoint='t.pth')))
     study.folder.mkdir()
     (study.folder / 't.pth').touch()
     assert [job.name for job in study.ready([plain, kd])] == ['plain_trial0', 'plain_trial1', 'kd_trial0', 'kd_trial1']
     assert study.ready([kd])[0].teacher == study.folder / 't.pth'
     for i, job in enumerate(study.trials(kd)):
-        study.results.add(job, dict(accuracy=50.0 + i))
+        study.results.add((job, dict(accuracy=50.0 + i)))
     assert [job.name for job in study.ready([kd])] == ['kd_seed0', 'kd_seed1']
     assert study.ready([kd])[0].options.items() >= kd.trials[1].items()
     for job in study.trials(plain):
-        study.results.add(job, dict(accuracy=50.0))
+        study.results.add((job, dict(accuracy=50.0)))
     # Seed by seed, so that a table that is cut off compares all methods.
     assert [job.name for job in study.ready([plain, kd])] == ['plain_seed0', 'kd_seed0', 'plain_seed1', 'kd_seed1']
 
@@ -108,7 +108,7 @@ def test_a_single_trial_is_no_choice_and_is_not_run(tmp_path: Path) -> None:
 def test_a_teacher_whose_weights_are_elsewhere_is_trained_again_where_it_is_needed(tmp_path: Path) -> None:
     study = _study(tmp_path, 1)
     plain, _, kd, _ = study.table.methods
-    study.results.add(study.teacher, dict(accuracy=99.0, checkpoint='t.pth'))
+    study.results.add((study.teacher, dict(accuracy=99.0, checkpoint='t.pth')))
     assert [job.name for job in study.ready([plain])] == ['plain_trial0', 'plain_trial1']
     assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_trial0', 'plain_trial1']
 

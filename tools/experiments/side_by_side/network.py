@@ -18,7 +18,7 @@ from fnkd_plugin.errors import SetupError
 class ConvNorm(nn.Module):
     """A convolution and its batch norm, optionally followed by an addition and a ReLU, of S networks.
 
-    Weights are [S, K * K, inputs, outputs] in fp32. ``native`` uses PyTorch's own operators, as on a CPU.
+    Weights are [S, K * K, inputs, outputs] in fp32. On a CPU it uses PyTorch's operators, on a GPU our Triton kernels.
     """
 
     def __init__(self, convs: Sequence[nn.Conv2d], norms: Sequence[nn.BatchNorm2d], name: str, relu: bool) -> None:
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
         if not fits:
             raise SetupError(f'side by side, {name} must be a 1x1 or 3x3 convolution without bias, but is {conv}.')
         self.stride, self.size, self.momentum, self.eps = conv.stride[0], size, float(norm.momentum), norm.eps
-        self.relu, self.native = relu, True
+        self.relu = relu
         weights = torch.stack([c.weight.detach() for c in convs])  # [S, outputs, inputs, K, K]
         self.weight = nn.Parameter(weights.permute(0, 3, 4, 2, 1).flatten(1, 2).contiguous())
         self.gamma = nn.Parameter(torch.cat([n.weight.detach() for n in norms]))
@@ -48,8 +48,8 @@ class ConvNorm(nn.Module):
         self.register_buffer('var', torch.cat([n.running_var for n in norms]))  # type: ignore[misc]
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[N, S * inputs, H, W] to [N, S * outputs, H', W']; our kernels: [S, N, H, W, inputs] to [..., outputs]."""
-        if not self.native:
+        """[N, S * inputs, H, W] to [N, S * outputs, H', W']; on a GPU [S, N, H, W, inputs] to [..., outputs]."""
+        if x.is_cuda:
             return self._fused(x, residual)
         networks, _, inputs, outputs = self.weight.shape
         weight = self.weight.permute(0, 3, 2, 1).reshape(networks * outputs, inputs, self.size, self.size)
@@ -84,13 +84,12 @@ class SideBySide(nn.Module):
 
     Args:
         models: The classifiers, whose weights are copied.
-        native: Whether to use PyTorch's own operators instead of Triton kernels.
 
     Raises:
         SetupError: If a model has any other part. The message names it.
     """
 
-    def __init__(self, models: Sequence[nn.Module], native: bool) -> None:
+    def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
         for model in models:
             known = type(model) is ImageClassifier and type(model.neck) is GlobalAveragePooling
@@ -100,24 +99,20 @@ class SideBySide(nn.Module):
                     f'not {type(model).__name__} with {type(getattr(model, "neck", None)).__name__} and '
                     f'{type(getattr(model, "head", None)).__name__}.'
                 )
-        self.count, self._native = len(models), native
+        self.count = len(models)
         self.backbone, self._names = _fused_backbone([m.backbone for m in models])
         self.weight = nn.Parameter(torch.stack([m.head.fc.weight.detach() for m in models]))
         self.bias = nn.Parameter(torch.stack([m.head.fc.bias.detach() for m in models]))
-        for module in self.modules():
-            if isinstance(module, ConvNorm):
-                module.native = native
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images [S, N, H, W, 3] to logits [S, N, K] and features [S, N, D], both fp32."""
-        if self._native:
-            x = images.permute(1, 0, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-            means = self.backbone(x)[-1].float().mean((2, 3))
-            features = means.view(len(means), self.count, -1).transpose(0, 1)
-        else:
+        if images.is_cuda:
             features = self.backbone(images)[-1].float().mean((2, 3))
-        with torch.autocast(images.device.type, enabled=False):
-            return torch.baddbmm(self.bias[:, None], features, self.weight.transpose(1, 2)), features
+        else:
+            x = images.permute(1, 0, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+            means = self.backbone(x)[-1].mean((2, 3))
+            features = means.view(len(means), self.count, -1).transpose(0, 1)
+        return torch.baddbmm(self.bias[:, None], features, self.weight.transpose(1, 2)), features
 
     def state_of(self, network: int, batches: int) -> dict[str, Tensor]:
         """The state dict of one classifier.

@@ -34,7 +34,6 @@ class SideBySideStudy:
         console: Prints a line for each epoch.
         minutes: Time limit, after which the state is saved; None for no limit.
         together: The largest number of students that train at once.
-        native: Whether to use PyTorch's own operators also on a GPU, instead of Triton kernels.
     """
 
     def __init__(
@@ -44,11 +43,10 @@ class SideBySideStudy:
         console: Console,
         minutes: float | None = None,
         together: int = 48,
-        native: bool = False,
     ) -> None:
         self._study, self._device, self._console = study, torch.device(device), console
         self._ends = None if minutes is None else time.monotonic() + 60 * minutes
-        self._together, self._native = together, native or self._device.type == 'cpu'
+        self._together = together
         self._data: dict[str, Images] = {}
         init_default_scope('mmpretrain')
         # It would log a line for the initialisation of each layer of each student.
@@ -110,9 +108,8 @@ class SideBySideStudy:
         recipe = recipes[0]
         train, test = (self._images(part, recipe) for part in (recipe.train, recipe.test))
         students = [student for _, student in pairs]
-        return Group(
-            name, recipe, students, train, test, table, self._study.folder / 'side_by_side', self._device, self._native
-        )
+        folder = self._study.folder / 'side_by_side'
+        return Group(name, recipe, students, train, test, table, folder, self._device)
 
     def _images(self, config: dict, recipe: Recipe) -> Images:
         key = repr((config, recipe.mean, recipe.std))
@@ -134,12 +131,16 @@ class SideBySideStudy:
         seconds, saved = 0.0, time.monotonic()
         while not group.done and self._has(1.1 * seconds + 5):
             began = time.monotonic()
-            yield from group.steps()
+            if not group.test_is_due:  # it is in a checkpoint from before a test that was cut off
+                yield from group.steps()
+                # The first test compiles kernels and takes most memory, so the training is saved before it.
+                if time.monotonic() - saved > SAVED_EVERY or (group.test_is_due and group.logits is None):
+                    group.save()
+                    saved = time.monotonic()
+            if group.test_is_due:
+                group.test()
             seconds = time.monotonic() - began
             self._progress(group, seconds)
-            if time.monotonic() - saved > SAVED_EVERY:
-                group.save()
-                saved = time.monotonic()
 
     def _has(self, seconds: float) -> bool:
         return self._ends is None or time.monotonic() + seconds < self._ends
@@ -156,8 +157,9 @@ class SideBySideStudy:
         )
 
     def _record(self, group: Group, teacher: torch.Tensor | None) -> None:
-        """Save the results and weights of a finished group."""
+        """Save the weights of a finished group, then its results, all at once."""
         assert group.logits is not None
+        results = []
         for i, student in enumerate(group.students):
             job, curve = student.job, group.curves[i]
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -170,5 +172,6 @@ class SideBySideStudy:
             )
             found |= dict(best_accuracy=round(curve[best], 4), best_epoch=best)
             found |= dict(seconds=round(group.seconds, 1), side_by_side=len(group.students))
-            self._study.results.add(job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))})
+            results.append((job, {**found, 'checkpoint': str(file.relative_to(self._study.folder))}))
             self._say(f'{job.name}: {found["accuracy"]:.2f} %, best {found["best_accuracy"]:.2f} %')
+        self._study.results.add(*results)

@@ -1,5 +1,7 @@
 """Training steps, tests and checkpoints of a group of students; on a GPU the steps are CUDA graphs."""
 
+import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -133,7 +135,6 @@ class Group:
         table: The teacher's predictions; None for plain students.
         folder: The folder of the checkpoint.
         device: A CPU or a GPU.
-        native: Whether to use PyTorch's own operators instead of Triton kernels.
     """
 
     def __init__(
@@ -146,16 +147,17 @@ class Group:
         table: TeacherPredictions | None,
         folder: Path,
         device: torch.device,
-        native: bool,
     ) -> None:
-        self.name, self.recipe, self.students, self.file = name, recipe, list(students), folder / f'{name}.pth'
-        self.epoch, self.seconds = 0, 0.0
+        self.name, self.recipe, self.students = name, recipe, list(students)
+        # Named after its students, so that a checkpoint of others is neither used nor overwritten.
+        names = ' '.join(student.job.folder.name for student in students)
+        self.file = folder / f'{name}_{hashlib.sha256(names.encode()).hexdigest()[:8]}.pth'
+        self.epoch, self.seconds, self.loss = 0, 0.0, math.nan
         self.curves: list[dict[int, float]] = [{} for _ in students]
         self.logits: Tensor | None = None
         self._train, self._test, self._table, self._device = train, test, table, device
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._cuda = device.type == 'cuda'
-        self._native = native
         models = []
         for student in students:
             # As the Runner does: seed, build, initialise.
@@ -163,7 +165,7 @@ class Group:
             model = MODELS.build(student.model)
             model.init_weights()
             models.append(model)
-        self.network = SideBySide(models, native).to(device)
+        self.network = SideBySide(models).to(device)
         seeds = list(dict.fromkeys(s.job.seed for s in students))
         self.plan = Plan(seeds, len(train), recipe.batch_size)
         numbers = [seeds.index(s.job.seed) for s in students]
@@ -182,11 +184,17 @@ class Group:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.recipe.epochs
+        """Whether all epochs are done, and the last one is tested."""
+        return self.epoch >= self.recipe.epochs and not self.test_is_due
+
+    @property
+    def test_is_due(self) -> bool:
+        """Whether the epoch has to be tested, as each from the first milestone on, and has not been yet."""
+        first = min(*self.recipe.milestones, self.recipe.epochs) if self.recipe.milestones else 1
+        return self.epoch >= first and self.epoch not in self.curves[0]
 
     def steps(self) -> Iterator[None]:
-        """One epoch, step by step, then a test. On a GPU all work is queued on the group's own stream."""
+        """One epoch, step by step. On a GPU all work is queued on the group's own stream."""
         began = time.perf_counter()
         with self._on_stream():
             self.network.train()
@@ -205,12 +213,17 @@ class Group:
             yield
         self.epoch += 1
         with self._on_stream():
-            if self.epoch >= min(self.recipe.milestones, default=0) or self.done:
-                self.logits = self.predict(self._test)
-                right = (self.logits.argmax(2) == self._test.labels).float().mean(1).tolist()
-                for curve, share in zip(self.curves, right, strict=True):
-                    curve[self.epoch] = 100 * share
             self.loss = float(self._sum) / (self.plan.steps + bool(self.plan.rest)) / len(self.students)
+        self.seconds += time.perf_counter() - began
+
+    def test(self) -> None:
+        """Predict the test set, and add the accuracies to the curves."""
+        began = time.perf_counter()
+        with self._on_stream():
+            self.logits = self.predict(self._test)
+            right = (self.logits.argmax(2) == self._test.labels).float().mean(1).tolist()
+        for curve, share in zip(self.curves, right, strict=True):
+            curve[self.epoch] = 100 * share
         self.seconds += time.perf_counter() - began
 
     def _on_stream(self) -> Any:
@@ -241,10 +254,7 @@ class Group:
         dtype = torch.bfloat16 if self._cuda else torch.float32
         images = self._train.batch(indices, views, dtype).index_select(0, self._seed_of)
         labels = self._train.labels.index_select(0, indices.flatten()).view(indices.shape)
-        with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self._cuda and self._native, cache_enabled=False
-        ):
-            logits, features = self.network(images)
+        logits, features = self.network(images)
         loss = self.losses.hard(logits, labels)
         if self._table is not None:
             norms = torch.linalg.vector_norm(features, dim=2)
@@ -275,9 +285,7 @@ class Group:
         self.network.eval()
         dtype = torch.bfloat16 if self._cuda else torch.float32
         one = images.batch(indices, views, dtype)
-        batch = one.expand(len(self.students), *one.shape).contiguous()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._cuda and self._native):
-            return self.network(batch)
+        return self.network(one.expand(len(self.students), *one.shape).contiguous())
 
     def table(self, size: int = 4096) -> TeacherPredictions:
         """The predictions of a group with one model, the teacher, for all views of the training images."""
@@ -305,7 +313,7 @@ class Group:
             self.stream.synchronize()
         state = dict(
             network=self.network.state_dict(), momenta=self._momenta, epoch=self.epoch, curves=self.curves,
-            names=[s.job.folder.name for s in self.students], seconds=self.seconds, logits=self.logits,
+            seconds=self.seconds, logits=self.logits,
         )  # fmt: skip
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix('.part')
@@ -313,9 +321,6 @@ class Group:
         partial.replace(self.file)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        names = [s.job.folder.name for s in self.students]
-        if state['names'] != names:
-            raise ValueError(f'{self.file} holds {state["names"]}, not {names}; give another --work-dir.')
         self.network.load_state_dict(state['network'])
         for momentum, stored in zip(self._momenta, state['momenta'], strict=True):
             momentum.copy_(stored)

@@ -16,7 +16,7 @@ from fnkd_plugin.cli.train import merge_arguments, parse_args, read_config
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.config import is_distilled, load_config
-from fnkd_plugin.mm.mix import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
+from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS, add_run_hooks, smooth_labels, teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.teachers import EnsembleTeacher, TimmTeacher
 from tests.helpers import (
