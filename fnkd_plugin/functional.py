@@ -145,7 +145,7 @@ def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') ->
     r = at_least_fp32(feature_norm)
     # Below tau eps^2, z - b is rounding noise, and the gradient of tau / r overflows.
     least = tau if mode == 'clip' else tau * torch.finfo(r.dtype).eps ** 2
-    return tau / (torch.where(r > least, r, tau) if isinstance(tau, Tensor) else F.threshold(r, least, tau))
+    return tau / (torch.where(r <= least, tau, r) if isinstance(tau, Tensor) else F.threshold(r, least, tau))
 
 
 def logit_std(logits: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class SoftTargetLoss(SoftLoss):
         it, the mean of the losses. ``image_weight``, [N] or one for all, is a further factor of each image's loss.
         """
         if isinstance(teacher, SparsePrediction):
-            scaled, weight = self._target(teacher, image_weight)
+            _, weight = self._target(teacher, image_weight)
             log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
             return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)
         targets = [self._target(one, share * image_weight) for share, one in members_of(teacher)]

@@ -11,12 +11,10 @@ from fnkd_plugin.prediction import Prediction, most_likely
 
 
 class Step(NamedTuple):
-    """The tensors of one training step.
-
-    Keeping them costs nothing: statistics are computed, and the device is waited for, only in a step that is logged.
+    """The tensors of one training step, by reference: statistics are computed only if the step is logged.
 
     Attributes:
-        student: The student's prediction, without gradient in a compiled step.
+        student: The student's prediction.
         teacher: The teacher's prediction.
         data_samples: The data samples of the batch, for its labels.
         losses: The student's own unweighted losses.
@@ -24,16 +22,18 @@ class Step(NamedTuple):
 
     student: Prediction
     teacher: Prediction
-    data_samples: Sequence[Any] | None = None
-    losses: dict[str, Any] = {}
+    data_samples: Sequence[Any] | None
+    losses: dict[str, Any]
 
     @classmethod
-    def of(cls, student: Prediction, *rest: Any) -> 'Step':
-        """The step; in a compiled one the student's tensors are detached, or they would be outputs with a gradient."""
-        if torch.compiler.is_compiling():
-            logits, norm, _ = student
-            student = Prediction(logits.detach(), None if norm is None else norm.detach())
-        return cls(student, *rest)
+    def of(
+        cls, student: Prediction, teacher: Prediction, data_samples: Sequence[Any] | None, losses: dict[str, Any]
+    ) -> 'Step':
+        """The step of a batch."""
+        if torch.compiler.is_compiling():  # attached, they would be outputs of the graph that need a gradient
+            norm = student.feature_norm
+            student = Prediction(student.logits.detach(), None if norm is None else norm.detach())
+        return cls(student, teacher, data_samples, losses)
 
     def teacher_is_finite(self) -> bool:
         """Whether all logits of the teacher are finite; synchronises with the device."""

@@ -10,17 +10,22 @@ from torch import Tensor
 
 from fnkd_plugin import DistillHead, Prediction
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses import (
     DISTLoss,
     DKDLoss,
     FNKDLoss,
+    FNTTMLoss,
     KDLoss,
     LSKDLoss,
     NormKDLoss,
     SoftLoss,
     SoftTargetLoss,
+    TTMLoss,
+    WTTMLoss,
 )
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
+from fnkd_plugin.prediction import EnsemblePrediction
 
 pytestmark = pytest.mark.upstream
 
@@ -298,3 +303,41 @@ def test_a_new_policy_is_a_few_lines() -> None:
     scaled = Prediction(7 * student.logits)
     loss = Cosine(loss_weight=2.0)
     torch.testing.assert_close(loss(scaled, teacher.prediction), loss(student.prediction, teacher.prediction))
+
+
+EVERY_LOSS: list[SoftLoss] = [
+    KDLoss(),
+    FNKDLoss(tau=2.0),
+    FNKDLoss(tau=2.0, mode='normalize'),
+    LSKDLoss(),
+    NormKDLoss(),
+    TTMLoss(),
+    WTTMLoss(),
+    FNTTMLoss(tau=2.0),
+    DKDLoss(),
+    DISTLoss(),
+]
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize('loss', EVERY_LOSS, ids=lambda loss: type(loss).__name__)
+def test_a_non_finite_logit_of_a_teacher_makes_the_loss_non_finite(loss: SoftLoss, several: bool, value: float) -> None:
+    """So that a finite loss, which MMEngine reads in any case, tells that the teacher is intact."""
+    student, teacher = Side(0).prediction, _detached(Side(1))
+    for k in range(K):
+        logits = teacher.logits.clone()
+        logits[2, k] = value
+        broken = teacher._replace(logits=logits)
+        target = EnsemblePrediction.of([teacher, broken], [0.9, 0.1]) if several else broken
+        assert not loss(student, target, LABELS).isfinite()
+        if isinstance(loss, SoftTargetLoss):
+            assert not loss(student, target, LABELS, image_weight=torch.zeros(N)).isfinite()
+
+
+def test_a_norm_that_is_nan_is_not_taken_for_a_small_one() -> None:
+    norm = torch.tensor([math.nan, 1.0, 4.0])
+    for tau in (2.0, torch.tensor(2.0)):
+        for mode, expected in (('clip', [1.0, 0.5]), ('normalize', [2.0, 0.5])):
+            scale = norm_scale(norm, tau, mode)
+            assert scale[0].isnan() and scale[1:].tolist() == expected

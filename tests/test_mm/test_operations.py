@@ -8,23 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers import MEAN, STD, build, distilled, raw_batch, resnet, timm_teacher
-
-
-class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls.append(str(function))
-        return function(*args, **kwargs or {})
+from tests.helpers import MEAN, STD, CountOperations, build, distilled, raw_batch, resnet, timm_teacher
 
 
 def count(step: Callable[[], Tensor]) -> int:
-    with _Counter() as counter:
+    with CountOperations() as counter:
         step().backward()
     return len(counter.calls)
 

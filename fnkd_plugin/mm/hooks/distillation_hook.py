@@ -15,11 +15,12 @@ SOFT_LOSSES = 'fnkd_soft_losses'
 
 
 class DistillationHook(Hook):
-    """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log.
+    """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log or to store.
 
-    In an iteration in which ``LoggerHook`` logs, and in the last one of an epoch, it adds the statistics of that
-    iteration to the log. It checks that the teacher's logits are finite in those iterations, and in each in which the
-    loss, which ``RuntimeInfoHook`` has read, is not finite.
+    Statistics are those of one batch: of each iteration in which ``LoggerHook`` logs, and of the last one of an epoch.
+    The teacher's logits are checked in the same iterations, in each whose loss is non-finite (``RuntimeInfoHook`` has
+    read it anyway), and before a checkpoint is written. A loss is non-finite if one of the teacher's logits is NaN or
+    +inf, so no iteration with such logits gets into a checkpoint.
 
     Raises:
         FloatingPointError: If the teacher's logits are non-finite.
@@ -29,6 +30,9 @@ class DistillationHook(Hook):
     # Before LoggerHook, after the losses are in the message hub.
     priority = 'NORMAL'
 
+    def __init__(self) -> None:
+        self._iteration = 0  # of the last step, counted from 1
+
     def before_train(self, runner: Any) -> None:
         """Restore the soft losses of a resumed run from the message hub."""
         stored = runner.message_hub.runtime_info.pop(SOFT_LOSSES, None)
@@ -37,10 +41,17 @@ class DistillationHook(Hook):
             model.distillation.head.restore(stored)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Store the soft losses."""
+        """Check the last step, and store the soft losses."""
         model = _distiller(runner)
         if model is not None:
+            self._check(model)
             checkpoint['message_hub']['runtime_info'][SOFT_LOSSES] = model.distillation.head.state()
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Free the tensors of the last step."""
+        model = _distiller(runner)
+        if model is not None:
+            model.distillation.step = None
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -49,28 +60,36 @@ class DistillationHook(Hook):
         model = _distiller(runner)
         if model is None or not model.distillation.head.active:
             return
-        # Taken, so that its tensors are freed.
-        step, model.distillation.step = model.distillation.step, None
+        step = model.distillation.step
         if step is None:
             raise RuntimeError(
                 f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), so that its "
                 "teacher is not used. Call it in the student's train_step."
             )
-        hub = runner.message_hub
+        self._iteration = runner.iter + 1
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
         logged = self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
             self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]
         )
-        loss = hub.log_scalars.get('train/loss')
-        broken = loss is not None and not math.isfinite(loss.current())
-        if (logged or broken) and not step.teacher_is_finite():
-            raise FloatingPointError(
-                f'{model.distillation.teacher.name}: non-finite logits in iteration {runner.iter + 1}. Check the '
-                'weights of the teacher and the images.'
-            )
+        if logged or not _loss_is_finite(runner):
+            self._check(model)
         if logged:
             for name, value in {**step.statistics(), **model.distillation.head.log_vars()}.items():
-                hub.update_scalar(f'train/{name}', value)
+                runner.message_hub.update_scalar(f'train/{name}', value)
+
+    def _check(self, model: Distiller) -> None:
+        step = model.distillation.step
+        if step is not None and not step.teacher_is_finite():
+            raise FloatingPointError(
+                f'{model.distillation.teacher.name}: non-finite logits in iteration {self._iteration}. Check the '
+                'weights of the teacher and the images.'
+            )
+
+
+def _loss_is_finite(runner: Any) -> bool:
+    """Whether the logged loss is; False if the student's ``train_step`` returns none."""
+    loss = runner.message_hub.log_scalars.get('train/loss')
+    return loss is not None and math.isfinite(loss.current())
 
 
 def _distiller(runner: Any) -> Distiller | None:
