@@ -144,8 +144,10 @@ def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') ->
         raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
     r = at_least_fp32(feature_norm)
     # Below tau eps^2, z - b is rounding noise, and the gradient of tau / r overflows.
-    least = tau if mode == 'clip' else tau * torch.finfo(r.dtype).eps ** 2
-    return tau / (torch.where(r <= least, tau, r) if isinstance(tau, Tensor) else F.threshold(r, least, tau))
+    least = 1.0 if mode == 'clip' else torch.finfo(r.dtype).eps ** 2
+    if isinstance(tau, Tensor):
+        return tau / torch.where(r <= tau * least, tau, r)
+    return tau / F.threshold(r, tau * least, tau)
 
 
 def logit_std(logits: Tensor) -> Tensor:
