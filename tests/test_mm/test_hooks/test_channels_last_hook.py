@@ -66,6 +66,19 @@ def test_a_teacher_follows_a_timm_student(channels_last: bool, tmp_path: Path) -
     assert [_order_of_the_teacher(model, autocast) for autocast in (False, True)] == [False, channels_last]
 
 
+def test_following_does_not_break_a_compiled_graph(tmp_path: Path) -> None:
+    """Once the first batch has converted the teacher, which is why ``CompileHook`` does not compile it."""
+    model = build(distilled(timm_student(channels_last=True), timm_teacher(tmp_path))).eval()
+    data = model.data_preprocessor(raw_batch(), training=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, backend='eager', fullgraph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = model(**data, mode='loss')
+        found = compiled(**data, mode='loss')
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
+
+
 def test_a_net_whose_gradients_overwrite_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r'layer2\.0\.downsample\.0, a strided 1x1 convolution of 4 input channels'):
         train(resnet(width=4), tmp_path, train_cfg=ONE_STEP, custom_hooks=[HOOK])
