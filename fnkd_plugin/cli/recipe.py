@@ -145,7 +145,7 @@ def recipe_for(
     gpu = torch.cuda.is_available()
     own, fixed = _own_size(model)
     batch_size = min(64 if gpu else 32, max(2, len(photos.train) // 8))
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return Recipe(
         photos,
         lists,

@@ -50,6 +50,8 @@ class _Sentence(logging.Formatter):
 
 def quiet(logger: logging.Logger, summary: bool = True) -> None:
     """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; the log file keeps everything."""
+    # Configs are shared between machines, and more workers than cores do no harm.
+    warnings.filterwarnings('ignore', 'This DataLoader will create')
 
     def concerns_users(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
