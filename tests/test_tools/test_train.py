@@ -25,10 +25,10 @@ def configs(tmp_path: Path) -> tuple[Path, Path]:
     return write_configs(tmp_path, timm_checkpoint(tmp_path))
 
 
-def accuracy(output: str) -> str:
-    found = re.findall(r'accuracy/top1: ([\d.]+)', output)
+def accuracy(output: str) -> float:
+    found = re.findall(r'accuracy/top1:? +([\d.]+)', output)
     assert found, output
-    return found[-1]
+    return float(found[-1])
 
 
 def assert_error(finished: Finished, *facts: str) -> None:
