@@ -46,7 +46,7 @@ def register() -> None:
     if not all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmpretrain')):
         return
     from fnkd_plugin.cache import cached_teacher  # noqa: F401
-    from fnkd_plugin.mm import checkpoints, datasets, distill_config, models, registry, zoo  # noqa: F401
+    from fnkd_plugin.mm import checkpoints, datasets, distiller, mmpretrain_teacher, models, registry, zoo  # noqa: F401
     from fnkd_plugin.mm.hooks import distillation_hook
 
     checkpoints.guard_framework_loaders()
