@@ -142,13 +142,15 @@ class Experiment:
         roles = dict(student=self._student, teacher=self._teacher)
         # Files first: a wrong name is found before anything is downloaded.
         for role, model in sorted(roles.items(), key=lambda item: not item[1].checkpoint):
+            if model.checkpoint is None:
+                console.print(f'{role}: loading the published weights of {model.name}, downloaded once', markup=False)
             try:
                 with silent_start():
                     MODELS.build(self.recipe.config(model.name, model.checkpoint).model)
             except SetupError as error:
                 if model.checkpoint is not None:
                     raise
-                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
+                raise SetupError(str(error).replace('checkpoint=', f'--{role}-checkpoint ')) from error
 
 
 def check_methods(option: str, methods: list[str]) -> None:
