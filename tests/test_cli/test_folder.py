@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -50,6 +51,10 @@ def test_teacher_and_students_have_seeds_of_their_own(trained: tuple[Path, dict[
     _, found = trained
     seeds = {name: Config.fromfile(found['fnkd'].config.with_name(f'{name}.py')).randomness.seed for name in found}
     assert seeds['fnkd'] == seeds['plain'] != seeds['teacher']
+
+
+def test_trainings_leave_no_process_behind(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+    assert not multiprocessing.active_children()
 
 
 def test_a_second_call_trains_nothing(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
