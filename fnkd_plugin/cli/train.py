@@ -136,5 +136,5 @@ def _stop_workers(runner: Runner) -> None:
     """End the data loaders' processes; when the garbage collector does it, torch waits 5 s for each."""
     for loop in (runner._train_loop, runner._val_loop):
         workers = getattr(getattr(loop, 'dataloader', None), '_iterator', None)  # persistent ones
-        if hasattr(workers, '_shutdown_workers'):
+        if workers is not None and hasattr(workers, '_shutdown_workers'):
             workers._shutdown_workers()

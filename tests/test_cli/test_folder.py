@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 import re
 import shutil
@@ -192,7 +193,12 @@ def test_get_started_states_the_results_file() -> None:
     stored = json.loads((root / 'benchmarks' / 'folder_birds20.json').read_text())
     plain, fnkd = (compare.mean_std(row['accuracies']) for row in stored['methods'])
     text = ' '.join((root / 'docs' / 'get_started.md').read_text().split())
+    predictions = stored['recipe']['iterations'] * stored['recipe']['batch_size']
+    crops = math.ceil(predictions / stored['photos']['train'])
     for stated in (
+        f'{crops} crops',
+        f'{crops * stored["photos"]["train"]:,} predictions',
+        f'{predictions:,}',
         f'plain student reaches {plain} %',
         f'FNKD student {fnkd} %',
         f'{stored["teacher"]["accuracy"]:.1f}',
