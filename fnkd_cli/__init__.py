@@ -1,12 +1,10 @@
 """The ``fnkd`` command. Only Typer is imported until a command runs: ``fnkd --help`` answers at once."""
 
-import contextlib
 import importlib
-import io
 import json
+import os
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -243,10 +241,11 @@ def _complain(message: str, code: int) -> int:
 
 
 def _load(module: str) -> Any:
-    """A module of fnkd_plugin.cli, without what OpenMMLab prints while it is imported."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return importlib.import_module(f'fnkd_plugin.cli.{module}')
+    """A module of fnkd_plugin.cli, which imports torch."""
+    # Threads that wait for each other sleep rather than spin: beside data loaders and other programs, spinning makes
+    # steps on a CPU several times as slow. It takes effect before torch is imported.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    return importlib.import_module(f'fnkd_plugin.cli.{module}')
 
 
 def _one_value_each(arguments: list[str], option: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -102,13 +102,7 @@ class Bar:
         self._began = self._printed = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn('left'),
-                TimeRemainingColumn(),
-            )
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('left')
             text = TextColumn('{task.description}  {task.fields[text]}', markup=False)
             self._progress = Progress(text, *columns, console=console, transient=True)
             self._task = self._progress.add_task(title, total=total, text='')
