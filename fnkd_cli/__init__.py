@@ -194,8 +194,7 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
     try:
         code = work()
     except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
         if hasattr(error, 'format_message'):  # of the command line
             where = getattr(getattr(error, 'ctx', None), 'command_path', 'fnkd')
@@ -208,6 +207,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
         raise
+    if code == 130:  # Typer's for Ctrl-C, too
+        print('stopped', file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -74,9 +74,9 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
     train, val = _parts(root)
     found = {'train': _listed(train), 'val': _listed(val) if val is not None else {}}
     if len(found['train']) < 2:
+        only = f'one class folder, {next(iter(found["train"]))}' if found['train'] else 'no class folders'
         raise SetupError(
-            f'{train} has {len(found["train"])} class folder(s) ({first_few(sorted(found["train"]))}); a classifier '
-            'needs at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
+            f'{train} has {only}; a classifier needs at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
         )
     if val is not None:
         _check_same_classes(found['train'], found['val'], train, val)
