@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -206,10 +207,31 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
             sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
+        if message := _mistake_in_config(error):
+            sys.exit(_complain(message, 1))
         raise
     if code == 130:  # Typer's for Ctrl-C, too
         print('stopped', file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _mistake_in_config(error: Exception) -> str | None:
+    """What is wrong with a config that MMEngine cannot build, or whose images cannot be a batch; None if neither."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    # An unknown type or option is refused by MMEngine itself, not by what it built.
+    if frame and isinstance(error, (KeyError, TypeError)):
+        raised_by = frame.tb_frame.f_globals.get('__name__', '')
+        if raised_by.startswith(('mmengine.registry.', 'mmengine.runner.')):
+            return f'the config cannot be built: {str(error.args[0]).split(". ")[0]}'
+    sizes = re.search(r'stack expects each tensor to be equal size, but got (\[.*?\]) .*?(\[.*?\])', str(error))
+    if sizes:
+        return (
+            f'images of a batch differ in size ({sizes[1]} and {sizes[2]}); their pipeline needs a step that makes '
+            'them equal, such as dict(type="Resize", scale=(224, 224)).'
+        )
+    return None
 
 
 def _complain(message: str, code: int) -> int:
@@ -236,4 +258,6 @@ def _one_value_each(arguments: list[str], option: str) -> list[str]:
             found += [] if inside else [argument]
         else:
             found += [option, argument] if inside else [argument]
+    if option in arguments and option not in found:
+        found.append(option)  # Click says that it needs a value
     return found

@@ -153,13 +153,15 @@ class Experiment:
         found = []
         # Files first: a wrong name is found before anything is downloaded.
         for role, (model, size) in sorted(roles.items(), key=lambda item: not item[1][0].checkpoint):
+            if model.checkpoint is None:
+                console.print(f'{role}: loading the published weights of {model.name}, downloaded once', markup=False)
             try:
                 with silent_start():
                     found.append((MODELS.build(recipe.config(model.name, model.checkpoint).model), size))
             except SetupError as error:
                 if model.checkpoint is not None:
                     raise
-                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
+                raise SetupError(str(error).replace('checkpoint=', f'--{role}-checkpoint ')) from error
         return found
 
 

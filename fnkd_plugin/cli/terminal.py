@@ -26,6 +26,7 @@ def silent_start() -> Iterator[None]:
 
     MMEngine's logger takes the stream that it finds; :func:`quiet` then gives it the real one.
     """
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it reports each of five attempts
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
