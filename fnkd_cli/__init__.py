@@ -195,8 +195,7 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
     try:
         code = work()
     except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
         if hasattr(error, 'format_message'):  # of the command line
             where = getattr(getattr(error, 'ctx', None), 'command_path', 'fnkd')
@@ -211,6 +210,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
         if message := _mistake_in_config(error):
             sys.exit(_complain(message, 1))
         raise
+    if code == 130:  # Typer's for Ctrl-C, too
+        print('stopped', file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -16,7 +16,7 @@ from fnkd_plugin.analysis.study import StudyOptions, study
 from fnkd_plugin.analysis.subject import build_subject
 from fnkd_plugin.cli.doctor import surroundings
 from fnkd_plugin.cli.options import parsed
-from fnkd_plugin.cli.terminal import Bar, console
+from fnkd_plugin.cli.terminal import Bar, console, quiet_logger
 from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.mm.config import dicts_in, is_distilled, load_config
 from fnkd_plugin.taxonomy import taxonomy_of
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     """Analyse, write the files, and print the headlines."""
     argv = sys.argv[1:] if argv is None else argv
     args = parsed('analyze', argv)
+    quiet_logger()
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, args.cfg_options)
     subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
 from fnkd_plugin.cli.options import parsed
-from fnkd_plugin.cli.terminal import Bar, console
+from fnkd_plugin.cli.terminal import Bar, console, quiet_logger
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
@@ -25,6 +25,7 @@ _PATIENCE = timedelta(days=7)
 def main(argv: list[str] | None = None) -> None:
     """Build or complete a cache."""
     args = parsed('cache', argv)
+    quiet_logger()
     _check_folder(args.out)
     cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SetupError('stopped; what is done is kept, and the same command continues') from None
     finally:
         bar.close()
-    console.print(f"done; model.teacher=dict(type='CachedTeacher', path='{args.out}') trains with it", markup=False)
+    console.print(f'done; fnkd train CONFIG --teacher cached:{args.out} trains with it', markup=False)
 
 
 def _join_processes(cfg: training.Config, launcher: str) -> torch.device:

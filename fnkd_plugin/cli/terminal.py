@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+from mmengine.logging import MMLogger
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,15 +51,9 @@ class _Sentence(logging.Formatter):
 
 
 def quiet(runner: Any, summary: bool = True) -> None:
-    """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; the log file keeps everything."""
+    """Show what concerns users in the terminal, see :func:`quiet_logger`; the log file keeps everything."""
     # Configs are shared between machines, and more workers than cores do no harm.
     warnings.filterwarnings('ignore', 'This DataLoader will create')
-
-    def concerns_users(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return summary and getattr(record, 'shown', False)
-        return 'deprecated' not in record.getMessage()  # advice to developers of the framework
-
     # MMEngine prints that it loads a checkpoint.
     load = runner.load_or_resume
 
@@ -67,7 +62,18 @@ def quiet(runner: Any, summary: bool = True) -> None:
             load()
 
     runner.load_or_resume = load_silently
-    for handler in runner.logger.handlers:
+    quiet_logger(runner.logger, summary)
+
+
+def quiet_logger(logger: logging.Logger | None = None, summary: bool = True) -> None:
+    """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; ``None`` is MMEngine's logger."""
+
+    def concerns_users(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return summary and getattr(record, 'shown', False)
+        return 'deprecated' not in record.getMessage()  # advice to developers of the framework
+
+    for handler in (logger or MMLogger.get_current_instance()).handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(_Stderr())
             handler.setFormatter(_Sentence())

@@ -16,6 +16,7 @@ from PIL import Image
 
 import fnkd_cli
 from fnkd_cli import arguments
+from fnkd_plugin.cli import doctor, publish
 from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
@@ -219,6 +220,17 @@ def test_the_terminal_shows_progress_and_results_the_file_all(tmp_path: Path, mo
 def test_doctor_names_versions(monkeypatch, capsys) -> None:
     assert fnkd(monkeypatch, 'doctor') == 0
     assert torch.__version__.split('+')[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('words', [['doctor'], ['publish', 'x.pth', 'out']])
+def test_an_interruption_is_one_word(words: list[str], monkeypatch, capsys) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, 'report', interrupt)
+    monkeypatch.setattr(publish, 'main', interrupt)
+    assert fnkd(monkeypatch, *words) == 130
+    assert capsys.readouterr().err.split() == ['stopped']
 
 
 @pytest.mark.parametrize('words', [['--help'], ['trian'], ['train', 'x.py', '--hepl']])
