@@ -9,6 +9,7 @@ student's. The compensation :math:`\eta` is what a method adds to :math:`q` (Eq.
 Half-precision inputs are computed in fp32; fp64 stays fp64.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ __all__ = [
     'at_least_fp32',
     'denoised_target',
     'fnkd_compensation',
+    'inverse_logit_std',
     'kd_compensation',
     'kd_target',
     'logit_std',
@@ -59,7 +61,10 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, weight: T
         A scalar; with weight 1 >= the mean entropy of the teacher's distributions. fp32, or fp64 for fp64 inputs.
     """
     log_p, q = at_least_fp32(student_logits).log_softmax(dim=1), at_least_fp32(teacher_logits).softmax(dim=1)
-    return -(weight * (q * log_p).sum(dim=1)).mean()
+    share = -1 / len(q) if len(q) else math.nan
+    if isinstance(weight, Tensor):
+        return (weight * (q * log_p).sum(dim=1)).sum() * share
+    return (q * log_p).sum() * (weight * share)
 
 
 def scale_about_origin(logits: Tensor, scale: Tensor | float, origin: Tensor | None = None) -> Tensor:
@@ -135,13 +140,14 @@ def scale_by_feature_norm(
 
 def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:
     """The scale :math:`s` of :func:`scale_by_feature_norm`, the inverse of the sample's temperature, > 0, [N]."""
+    if mode not in ('clip', 'normalize'):
+        raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
     r = at_least_fp32(feature_norm)
-    if mode == 'clip':
-        return tau / r.clamp_min(tau)
-    if mode == 'normalize':
-        # Below this, z - b is rounding noise, and the gradient of tau / r overflows.
-        return tau / torch.where(r > tau * torch.finfo(r.dtype).eps ** 2, r, tau)
-    raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
+    # Below tau eps^2, z - b is rounding noise, and the gradient of tau / r overflows.
+    least = 1.0 if mode == 'clip' else torch.finfo(r.dtype).eps ** 2
+    if isinstance(tau, Tensor):
+        return tau / torch.where(r <= tau * least, tau, r)
+    return tau / F.threshold(r, tau * least, tau)
 
 
 def logit_std(logits: Tensor) -> Tensor:
@@ -156,8 +162,17 @@ def logit_std(logits: Tensor) -> Tensor:
     Returns:
         [N], > 0, fp32 or fp64. Gradient flows through it.
     """
+    return _logit_variance(logits).sqrt()
+
+
+def inverse_logit_std(logits: Tensor) -> Tensor:
+    """1 / :func:`logit_std`, [N]."""
+    return _logit_variance(logits).rsqrt()
+
+
+def _logit_variance(logits: Tensor) -> Tensor:
     variance = at_least_fp32(logits).var(dim=1, correction=0)
-    return torch.where(variance > torch.finfo(variance.dtype).eps ** 2, variance, 1).sqrt()
+    return F.threshold(variance, torch.finfo(variance.dtype).eps ** 2, 1.0)
 
 
 def standardize(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -188,25 +203,25 @@ def pearson_correlation(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         Coefficients in [-1, 1]; where a row is constant up to rounding, 1 if both are, else 0, with the gradient of a
-        standard deviation of 1 (our choice). [N], fp32 or fp64.
+        standard deviation as large as its values (our choice). [N], fp32 or fp64.
     """
-    (a, a_varies), (b, b_varies) = _unit_rows(a), _unit_rows(b)
-    return (a * b).sum(dim=1) + ~(a_varies | b_varies)
+    (a, a_varies), (b, b_varies) = _z_scores(a), _z_scores(b)
+    return (a * b).mean(dim=1) + ~(a_varies | b_varies)
 
 
-def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Centred rows of norm 1, and which rows vary beyond rounding noise, [N]; the others are divided by sqrt(K)."""
+def _z_scores(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of mean 0 and standard deviation 1, or about 0 if constant up to rounding, and which are not, [N]."""
     x = at_least_fp32(x)
-    centred = x - x.mean(dim=1, keepdim=True)
+    finfo = torch.finfo(x.dtype)
     with torch.no_grad():
-        # Scaled to about 1 first, so that squares do not underflow; correlations are invariant to it.
-        scale, finfo = centred.abs().amax(dim=1, keepdim=True), torch.finfo(x.dtype)
-        noise = (4 * finfo.eps * x.abs().amax(dim=1, keepdim=True)).clamp_min(finfo.tiny / finfo.eps)
-        varies = scale > noise
-        scale = torch.where(varies, scale, 1)
-    scaled = centred / scale
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(varies, norm, x.shape[1] ** 0.5), varies[:, 0]
+        largest = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True).clamp_min(finfo.tiny)
+    x = x / largest  # so that squares do not underflow, and rounding errors have one size
+    noise = 4 * finfo.eps
+    floor = noise / 1000
+    scores, _, inverse_std = torch.native_layer_norm(x, x.shape[1:], None, None, floor**2)
+    varies = inverse_std < 1 / noise
+    # 1, or the inverse of the largest inverse_std, so that the gradient stays finite.
+    return scores * (varies + floor), varies[:, 0]
 
 
 def lsr_target(labels: Tensor, num_classes: int, eps: float) -> Tensor:

@@ -15,6 +15,7 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fnkd_plugin  # noqa: F401
 
@@ -200,3 +201,15 @@ def assert_same_weights(a: dict, b: dict) -> None:
     assert list(a) == list(b)
     different = [key for key in a if not torch.equal(a[key], b[key])]
     assert not different, f'{len(different)} of {len(a)} differ, such as {different[:3]}'
+
+
+class CountOperations(TorchDispatchMode):
+    """Notes the names of the operations that torch calls inside the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(str(function))
+        return function(*args, **kwargs or {})

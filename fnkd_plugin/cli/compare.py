@@ -5,6 +5,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from scipy.stats import sem, t
+
 from fnkd_plugin.cli.compare_page import page
 from fnkd_plugin.cli.doctor import surroundings
 from fnkd_plugin.cli.folder import Experiment, Model, Teacher, Trained, check_methods
@@ -81,19 +83,27 @@ def compare(
 
 
 def table(rows: list[Row], teacher: Teacher) -> list[tuple[str, str, str, str]]:
-    """Titles and rows: mean ± standard deviation over seeds, and paired differences to the first method."""
+    """Titles and rows: mean ± standard deviation over seeds, and paired differences ± their 95 % interval."""
     first = rows[0].method
     lines = [('method', 'top-1, %', f'over {first}', 'a training')]
     for row in rows:
-        difference = '' if row.method == first else mean_std(row.differences, '+')
+        difference = '' if row.method == first else gain(row.differences)
         lines.append((row.method, mean_std(row.accuracies), difference, duration(statistics.fmean(row.seconds))))
     return [*lines, ('teacher', f'{teacher.accuracy:.1f}', '', duration(teacher.seconds))]
 
 
-def mean_std(values: list[float], sign: str = '') -> str:
+def mean_std(values: list[float]) -> str:
     """Mean ± standard deviation; the mean of one value alone."""
-    mean = format(statistics.fmean(values), f'{sign}.1f')
+    mean = f'{statistics.fmean(values):.1f}'
     return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean
+
+
+def gain(differences: list[float]) -> str:
+    """Mean ± half of its 95 % interval by Student's t; the mean of one value alone."""
+    mean = f'{statistics.fmean(differences):+.1f}'
+    if len(differences) == 1:
+        return mean
+    return f'{mean} ± {t.ppf(0.975, len(differences) - 1) * sem(differences):.1f}'
 
 
 def _rows(found: dict[str, list[Trained]]) -> list[Row]:

@@ -34,7 +34,8 @@ def page(
         f'<style>{_STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>'
         f'{_chart(accuracies, teacher)}<table><tr>{head}</tr>{body}</table>'
         '<p>Accuracy on the validation photos after the last iteration, mean ± standard deviation over seeds; '
-        'differences are paired by seed. In the chart dots are seeds and lines are means.</p></html>'
+        'differences are paired by seed, ± is their 95 % interval. '
+        'In the chart dots are seeds and lines are means.</p></html>'
     )
 
 

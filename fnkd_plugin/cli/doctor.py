@@ -10,7 +10,7 @@ import torch
 
 _STACKS = {'onedl': 'onedl-mmpretrain', 'openmmlab': 'mmpretrain'}
 _EXTRAS = {
-    'tools': ('matplotlib', 'jinja2', 'sklearn', 'scipy', 'torchmetrics'),
+    'tools': ('matplotlib', 'jinja2', 'sklearn', 'torchmetrics'),
     'huggingface': ('transformers',),
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
 }

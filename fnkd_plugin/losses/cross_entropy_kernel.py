@@ -62,7 +62,7 @@ def _scale(x, row, row_ok, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
 
 @triton.jit
 def _read(x, s, row, k, ok, K: tl.constexpr, LAYOUTS: tl.constexpr, WHICH: tl.constexpr):
-    """A tile of logits, of logits less the origin, and of scaled logits; numbers like any outside."""
+    """A tile of logits less the origin, and of scaled logits; numbers like any outside."""
     offset = row.to(tl.int64)[:, None] * LAYOUTS[5 * WHICH] + k.to(tl.int64)[None, :] * LAYOUTS[5 * WHICH + 1]
     z = tl.load(x[0] + offset, mask=ok, other=0.0).to(tl.float32)
     s = s[:, None]
@@ -74,7 +74,7 @@ def _read(x, s, row, k, ok, K: tl.constexpr, LAYOUTS: tl.constexpr, WHICH: tl.co
     else:
         y0 = z
         y = z * s
-    return z, y0, y
+    return y0, y
 
 
 @triton.jit
@@ -86,14 +86,10 @@ def _finite(x):
 def _value_kernel(
     student,
     teachers,
-    labels,
     losses,
     saved,
-    statistics,
     N,
     BY_SCALE: tl.constexpr,
-    STATISTICS: tl.constexpr,
-    HAS_LABELS: tl.constexpr,
     LAYOUTS: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -117,17 +113,11 @@ def _value_kernel(
         cross = tl.zeros([ROWS], tl.float32)
         p_mean = tl.zeros([ROWS], tl.float32)
         q_mean = tl.zeros([ROWS], tl.float32)
-        z_best = tl.full([ROWS], float('-inf'), tl.float32)
-        v_best = tl.full([ROWS], float('-inf'), tl.float32)
-        z_class = tl.zeros([ROWS], tl.int32)
-        v_class = tl.zeros([ROWS], tl.int32)
-        z_bad = tl.zeros([ROWS], tl.int32)
-        v_bad = tl.zeros([ROWS], tl.int32)
         for start in range(0, K, WIDTH):
             k = start + tl.arange(0, WIDTH)
             ok = row_ok[:, None] & (k < K)[None, :]
-            z, y0, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
-            v, _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
+            y0, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
+            _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
             # Outside, p and q are 0 and what they are multiplied with is finite.
             inside_y = tl.where(ok, y, float('-inf'))
             inside_u = tl.where(ok, u, float('-inf'))
@@ -146,15 +136,6 @@ def _value_kernel(
                 q_mean = q_mean * q_keep + tl.sum(q * y0, 1)
             y_max = y_new
             v_max = v_new
-            if STATISTICS:
-                best, at = tl.max(tl.where(ok, z, float('-inf')), 1, return_indices=True)
-                z_class = tl.where(best > z_best, start + at, z_class)
-                z_best = tl.maximum(best, z_best)
-                best, at = tl.max(tl.where(ok, v, float('-inf')), 1, return_indices=True)
-                v_class = tl.where(best > v_best, start + at, v_class)
-                v_best = tl.maximum(best, v_best)
-                z_bad += tl.sum((ok & ~(tl.abs(z) < float('inf'))).to(tl.int32), 1)
-                v_bad += tl.sum((ok & ~(tl.abs(v) < float('inf'))).to(tl.int32), 1)
         loss += w * (tl.log(p_sum) - cross / q_sum)
         if BY_SCALE:
             by_scale += w * (p_mean / p_sum - q_mean / q_sum)
@@ -163,13 +144,6 @@ def _value_kernel(
         if m == 0:
             tl.store(saved + row, _finite(y_max), mask=row_ok)
             tl.store(saved + N + row, 1 / p_sum, mask=row_ok)
-            if STATISTICS:
-                tl.store(statistics + row, (z_class == v_class).to(tl.float32), mask=row_ok)
-                if HAS_LABELS:
-                    label = tl.load(labels + row, mask=row_ok, other=0)
-                    tl.store(statistics + N + row, (v_class == label).to(tl.float32), mask=row_ok)
-                tl.store(statistics + 2 * N + row, (z_bad == 0).to(tl.float32), mask=row_ok)
-                tl.store(statistics + 3 * N + row, (v_bad == 0).to(tl.float32), mask=row_ok)
     tl.store(losses + row, loss / N, mask=row_ok)
     if BY_SCALE:
         tl.store(saved + 2 * N + row, by_scale / N, mask=row_ok)
@@ -201,7 +175,7 @@ def _gradient_kernel(
         row_ok = row < N
         ok = row_ok[:, None] & (k < K)[None, :]
         s = _scale(student, row, row_ok, LAYOUTS, 0)
-        _, _, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
+        _, y = _read(student, s, row, k, ok, K, LAYOUTS, 0)
         p = tl.exp(y - tl.load(saved + row, mask=row_ok, other=0.0)[:, None])
         p *= tl.load(saved + N + row, mask=row_ok, other=0.0)[:, None]
         d = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -209,7 +183,7 @@ def _gradient_kernel(
             teacher = teachers[m]
             t = _scale(teacher, row, row_ok, LAYOUTS, m + 1)
             w = _weight(teacher, row, row_ok, LAYOUTS, m + 1)
-            _, _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
+            _, u = _read(teacher, t, row, k, ok, K, LAYOUTS, m + 1)
             q = tl.exp(u - tl.load(saved + (3 + 2 * m) * N + row, mask=row_ok, other=0.0)[:, None])
             d += w[:, None] * p - q * tl.load(saved + (4 + 2 * m) * N + row, mask=row_ok, other=0.0)[:, None]
         d *= factor / N
@@ -231,18 +205,12 @@ def _gradient_kernel(
         tl.store(by_origin + tl.program_id(0) * K + k, tl.sum(total, 0), mask=k < K)
 
 
-def fused_cross_entropy(
-    student: ScaledLogits, targets: Sequence[Target], labels: Tensor | None = None, statistics: Tensor | None = None
-) -> Tensor:
+def fused_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:
     """See :func:`~fnkd_plugin.losses.scaled_cross_entropy.scaled_cross_entropy`; teachers and weights get no gradient.
 
     Args:
         student: Logits [N, K] of at most 32 bits, N and K > 0, on a GPU (on a CPU under Triton's interpreter).
         targets: The teachers, likewise, at least one.
-        labels: Class indices [N], for the statistics.
-        statistics: Filled for the first teacher, [4, N], fp32: 1 or 0 for whether student and teacher predict one
-            class, whether the teacher predicts the label (left as it is without labels), whether the student's and
-            whether the teacher's logits are all finite.
     """
     (z, scale, number, origin), layout = _arguments(student)
     teachers: list[tuple[Any, ...]] = []
@@ -252,7 +220,7 @@ def fused_cross_entropy(
         w, w_number = _each(weight, len(z))
         teachers.append((*_filled(*pointers), pointers[0] if w is None else w, w_number))
         layouts += [*layout, w is not None]
-    return _FusedCrossEntropy.apply(z, scale, origin, number, tuple(teachers), tuple(layouts), labels, statistics)
+    return _FusedCrossEntropy.apply(z, scale, origin, number, tuple(teachers), tuple(layouts))
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -265,8 +233,6 @@ class _FusedCrossEntropy(torch.autograd.Function):
         number: float,
         teachers: tuple[tuple[Any, ...], ...],
         layouts: tuple[Any, ...],
-        labels: Tensor | None,
-        statistics: Tensor | None,
     ) -> Tensor:
         by_scale = ctx.needs_input_grad[1]
         count, classes = z.shape
@@ -280,16 +246,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
             _value_kernel,
             (-(-count // rows), 1, 1),
             target,
-            (
-                student,
-                teachers,
-                z if labels is None else labels,
-                losses,
-                saved,
-                losses if statistics is None else statistics,
-                count,
-            ),
-            (by_scale, statistics is not None, labels is not None, layouts, classes, rows, width),
+            (student, teachers, losses, saved, count),
+            (by_scale, layouts, classes, rows, width),
             VALUE_WARPS,
         )
         ctx.save_for_backward(z, scale, origin, saved)
@@ -341,7 +299,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         if of_origin is not None:
             of_origin = of_origin if groups == 1 else of_origin.sum(0)
             of_origin = of_origin if origin.dtype == torch.float32 else of_origin.to(origin.dtype)
-        return of_z, of_scale, of_origin, None, None, None, None, None
+        return of_z, of_scale, of_origin, None, None, None
 
 
 def _arguments(x: ScaledLogits) -> tuple[tuple[Tensor, Tensor | None, float, Tensor | None], tuple[Any, ...]]:

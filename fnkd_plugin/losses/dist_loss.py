@@ -32,6 +32,8 @@ class DISTLoss(SoftLoss):
         SetupError: If a number is out of range or non-finite.
     """
 
+    needs_labels = False
+
     def __init__(
         self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 1.0, loss_weight: float = 1.0
     ) -> None:
@@ -41,7 +43,13 @@ class DISTLoss(SoftLoss):
         self.temperature = check_temperature('DISTLoss', temperature)
 
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> Tensor:
-        """See :meth:`SoftLoss.forward`; labels are ignored."""
+        """See :meth:`SoftLoss.forward`; labels are ignored.
+
+        Raises:
+            ValueError: If there are no images.
+        """
+        if len(student.logits) == 0:
+            raise ValueError('DISTLoss: the batch has no images, which leaves nothing to correlate.')
         p, q = (scale_by_temperature(x.logits, self.temperature).softmax(dim=1) for x in (student, teacher))
         inter, intra = 1 - pearson_correlation(p, q).mean(), 1 - pearson_correlation(p.T, q.T).mean()
         return self.loss_weight * self.temperature**2 * (self.beta * inter + self.gamma * intra)

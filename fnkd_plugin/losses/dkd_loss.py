@@ -54,16 +54,18 @@ class DKDLoss(SoftLoss):
                 'DKDLoss: needs at least two classes and one label per image, but got '
                 f'{classes} classes, {count} images and {len(labels)} labels.'
             )
-        labels = labels.repeat(count // len(labels))  # with timm's AugMix, augmented copies follow the clean images
-        z_pair, z_others = _decoupled(scale_by_temperature(student.logits, self.temperature), labels)
-        v_pair, v_others = _decoupled(scale_by_temperature(teacher.logits, self.temperature), labels)
+        if count > len(labels):  # with timm's AugMix, augmented copies follow the clean images
+            labels = labels.repeat(count // len(labels))
+        t = labels[:, None]
+        k = torch.arange(classes - 1, device=labels.device)
+        others = k + (k >= t)  # indices, since a boolean mask would synchronise with the GPU
+        z_pair, z_others = _decoupled(scale_by_temperature(student.logits, self.temperature), t, others)
+        v_pair, v_others = _decoupled(scale_by_temperature(teacher.logits, self.temperature), t, others)
         tckd, nckd = soft_cross_entropy(z_pair, v_pair), soft_cross_entropy(z_others, v_others)
         return self.loss_weight * self.temperature**2 * (self.alpha * tckd + self.beta * nckd)
 
 
-def _decoupled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _decoupled(logits: Tensor, t: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, 2] whose softmax is (p_t, 1 - p_t), and those of the other classes, [N, K - 1]."""
-    t = labels[:, None]
-    k = torch.arange(logits.shape[1] - 1, device=logits.device)
-    others = logits.gather(1, k + (k >= t))  # a boolean mask would synchronise with the GPU
-    return torch.cat([logits.gather(1, t), others.logsumexp(dim=1, keepdim=True)], dim=1), others
+    rest = logits.gather(1, others)
+    return torch.cat([logits.gather(1, t), rest.logsumexp(dim=1, keepdim=True)], dim=1), rest

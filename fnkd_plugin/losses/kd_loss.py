@@ -34,6 +34,6 @@ class KDLoss(SoftTargetLoss):
         """:math:`z / T`."""
         return ScaledLogits(prediction.logits, 1 / self.temperature)
 
-    def sample_weight(self, teacher: Prediction) -> float:
+    def sample_weight(self, teacher: Prediction, scaled: ScaledLogits) -> float:
         """:math:`T^2`, or 1."""
         return self.temperature**2 if self.t_squared else 1.0

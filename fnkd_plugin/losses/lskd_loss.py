@@ -1,7 +1,7 @@
 """LSKD: knowledge distillation of standardised logits."""
 
 from fnkd_plugin.errors import check_temperature
-from fnkd_plugin.functional import logit_std
+from fnkd_plugin.functional import inverse_logit_std
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
@@ -29,8 +29,8 @@ class LSKDLoss(SoftTargetLoss):
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`Z(z) / T` up to the mean, on which the softmax does not depend."""
-        return ScaledLogits(prediction.logits, 1 / (self.temperature * logit_std(prediction.logits)))
+        return ScaledLogits(prediction.logits, inverse_logit_std(prediction.logits) / self.temperature)
 
-    def sample_weight(self, teacher: Prediction) -> float:
+    def sample_weight(self, teacher: Prediction, scaled: ScaledLogits) -> float:
         """:math:`T^2`."""
         return self.temperature**2

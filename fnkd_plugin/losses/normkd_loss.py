@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fnkd_plugin.errors import check_temperature
-from fnkd_plugin.functional import logit_std
+from fnkd_plugin.functional import inverse_logit_std
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.losses.soft_loss import SoftTargetLoss
 from fnkd_plugin.prediction import Prediction
@@ -32,8 +32,9 @@ class NormKDLoss(SoftTargetLoss):
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`z / T_z`."""
-        return ScaledLogits(prediction.logits, 1 / (self.temperature * logit_std(prediction.logits)))
+        return ScaledLogits(prediction.logits, inverse_logit_std(prediction.logits) / self.temperature)
 
-    def sample_weight(self, teacher: Prediction) -> Tensor:
+    def sample_weight(self, teacher: Prediction, scaled: ScaledLogits) -> Tensor:
         """:math:`T_v^2`, [N]."""
-        return (self.temperature * logit_std(teacher.logits)) ** 2
+        assert isinstance(scaled.scale, Tensor)
+        return scaled.scale**-2

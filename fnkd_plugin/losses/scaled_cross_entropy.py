@@ -9,7 +9,6 @@ one loss covers all of them. :func:`plain_cross_entropy` defines it; on a GPU a 
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,23 +16,7 @@ from torch import Tensor
 from fnkd_plugin.functional import soft_cross_entropy
 from fnkd_plugin.losses.scaled_logits import ScaledLogits, Target
 
-__all__ = ['BatchStatistics', 'cross_entropy_with_statistics', 'plain_cross_entropy', 'scaled_cross_entropy']
-
-
-class BatchStatistics(NamedTuple):
-    """Statistics of each image, 1 or 0, [N], fp32.
-
-    Attributes:
-        agreement: Whether student and teacher predict the same class.
-        teacher_correct: Whether the teacher predicts the label; None without labels.
-        student_finite: Whether all logits of the student are finite.
-        teacher_finite: Whether all logits of the teacher are finite.
-    """
-
-    agreement: Tensor
-    teacher_correct: Tensor | None
-    student_finite: Tensor
-    teacher_finite: Tensor
+__all__ = ['plain_cross_entropy', 'scaled_cross_entropy']
 
 
 def scaled_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:
@@ -54,32 +37,6 @@ def scaled_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Te
     """
     fused = _kernel_for(student, targets)
     return plain_cross_entropy(student, targets) if fused is None else fused(student, targets)
-
-
-def cross_entropy_with_statistics(
-    student: ScaledLogits, target: Target, labels: Tensor | None = None
-) -> tuple[Tensor, BatchStatistics]:
-    """:func:`scaled_cross_entropy` with one teacher, and what a log shows of the batch; on a GPU in the same pass.
-
-    Args:
-        student: See :func:`scaled_cross_entropy`.
-        target: Likewise, one teacher.
-        labels: Class indices [N].
-    """
-    fused = _kernel_for(student, [target])
-    if fused is not None:
-        rows = student.logits.new_empty((4, len(student.logits)), dtype=torch.float32)
-        loss = fused(student, [target], labels, rows)
-        agreement, correct, *finite = rows.unbind()
-        return loss, BatchStatistics(agreement, None if labels is None else correct, *finite)
-    z, v = student.logits.detach(), target[0].logits.detach()
-    guess = v.argmax(1)
-    statistics = BatchStatistics(
-        (z.argmax(1) == guess).float(),
-        None if labels is None else (guess == labels).float(),
-        *(x.isfinite().all(1).float() for x in (z, v)),
-    )
-    return plain_cross_entropy(student, [target]), statistics
 
 
 def plain_cross_entropy(student: ScaledLogits, targets: Sequence[Target]) -> Tensor:

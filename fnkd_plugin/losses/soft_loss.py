@@ -5,14 +5,10 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import check_number
-from fnkd_plugin.losses.scaled_cross_entropy import (
-    BatchStatistics,
-    cross_entropy_with_statistics,
-    scaled_cross_entropy,
-)
+from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
 from fnkd_plugin.losses.scaled_logits import ScaledLogits, Target
 from fnkd_plugin.losses.top_k import log_target, sparse_cross_entropy
-from fnkd_plugin.prediction import EnsemblePrediction, Prediction, SparsePrediction, members_of
+from fnkd_plugin.prediction import Prediction, SparsePrediction, members_of
 
 
 class SoftLoss(nn.Module, ABC):
@@ -27,6 +23,9 @@ class SoftLoss(nn.Module, ABC):
 
     needs_all_logits = True
     """Whether a :class:`~fnkd_plugin.prediction.SparsePrediction` of a teacher does not serve."""
+
+    needs_labels = True
+    """Whether the loss reads the labels."""
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -68,6 +67,8 @@ class SoftTargetLoss(SoftLoss):
         loss_weight: :math:`w \ge 0`, finite. At 0 the teacher is not run.
     """
 
+    needs_labels = False
+
     @abstractmethod
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """The prediction's logits and how the temperature policy scales them."""
@@ -76,8 +77,13 @@ class SoftTargetLoss(SoftLoss):
         """The student's side, where the policy is not the same on both; :meth:`scaled_logits` by default."""
         return self.scaled_logits(student)
 
-    def sample_weight(self, teacher: Prediction) -> Tensor | float:
-        """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default."""
+    def sample_weight(self, teacher: Prediction, scaled: ScaledLogits) -> Tensor | float:
+        """:math:`w_n`, [N] or one for all: what keeps the gradient's size under the policy; 1 by default.
+
+        Args:
+            teacher: The teacher's prediction.
+            scaled: Its :meth:`scaled_logits`.
+        """
         return 1.0
 
     def forward(
@@ -93,32 +99,12 @@ class SoftTargetLoss(SoftLoss):
         it, the mean of the losses. ``image_weight``, [N] or one for all, is a further factor of each image's loss.
         """
         if isinstance(teacher, SparsePrediction):
-            return self._of_the_largest(student, teacher, image_weight)
-        return scaled_cross_entropy(self.student_logits(student), self._targets(teacher, image_weight))
+            _, weight = self._target(teacher, image_weight)
+            log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
+            return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)
+        targets = [self._target(one, share * image_weight) for share, one in members_of(teacher)]
+        return scaled_cross_entropy(self.student_logits(student), targets)
 
-    def with_statistics(
-        self,
-        student: Prediction,
-        teacher: Prediction,
-        labels: Tensor | None = None,
-        image_weight: Tensor | float = 1.0,
-    ) -> tuple[Tensor, BatchStatistics | None]:
-        """The loss of :meth:`forward`, and what a log shows of the batch: on a GPU in the same pass over the logits.
-
-        The statistics are None for a teacher that is several or has its largest logits alone.
-        """
-        if isinstance(teacher, SparsePrediction | EnsemblePrediction):
-            return self(student, teacher, labels, image_weight), None
-        (target,) = self._targets(teacher, image_weight)
-        return cross_entropy_with_statistics(self.student_logits(student), target, labels)
-
-    def _targets(self, teacher: Prediction, image_weight: Tensor | float) -> list[Target]:
-        return [
-            (self.scaled_logits(one), self.loss_weight * share * image_weight * self.sample_weight(one))
-            for share, one in members_of(teacher)
-        ]
-
-    def _of_the_largest(self, student: Prediction, teacher: SparsePrediction, image_weight: Tensor | float) -> Tensor:
-        log_q = log_target(teacher, lambda prediction: self.scaled_logits(prediction).tensor())
-        weight = self.loss_weight * image_weight * self.sample_weight(teacher)
-        return sparse_cross_entropy(self.student_logits(student).tensor(), log_q, teacher.classes, weight)
+    def _target(self, teacher: Prediction, weight: Tensor | float) -> Target:
+        scaled = self.scaled_logits(teacher)
+        return scaled, self.sample_weight(teacher, scaled) * (self.loss_weight * weight)

@@ -61,7 +61,7 @@ class WTTMLoss(TTMLoss):
     def __init__(self, gamma: float = 0.3, loss_weight: float = 1.5) -> None:
         super().__init__(gamma, loss_weight)
 
-    def sample_weight(self, teacher: Prediction) -> Tensor:
+    def sample_weight(self, teacher: Prediction, scaled: ScaledLogits) -> Tensor:
         """:math:`U`, [N]."""
         return torch.exp(self.gamma * at_least_fp32(teacher.logits).log_softmax(dim=1)).sum(dim=1)
 

@@ -82,6 +82,11 @@ class DistillHead(nn.Module):
         """Class names of the soft losses with a weight > 0 that do not work with top-k logits of the teacher."""
         return [type(loss).__name__ for loss in self._weighted() if loss.needs_all_logits]
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether :meth:`forward` reads labels."""
+        return self.wrong_teacher_weight < 1 or any(loss.needs_labels for loss in self._weighted())
+
     def forward(self, student: Prediction, teacher: Prediction, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The soft losses by name: ``loss_soft``, or ``loss_soft_kd`` and the like if there are several.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fnkd_plugin.errors import SetupError, check_several_classes
 from fnkd_plugin.losses.alsr_loss import label_tables
 from fnkd_plugin.mm.distill_head import DistillHead
-from fnkd_plugin.mm.labels import hard_labels
+from fnkd_plugin.mm.labels import are_labelled, hard_labels
 from fnkd_plugin.mm.step import Step
 from fnkd_plugin.mm.tasks import adds_outputs, check_single_label, check_trainable, forward_to_logits
 from fnkd_plugin.prediction import Prediction
@@ -56,7 +56,7 @@ class Distillation:
         head: The soft losses.
         reader: Reads the student's logits.
         classes: Names of the student's classes, if given; they match the teacher's.
-        step: Tensors of the last training step, for the log.
+        step: The last training step, for the log.
     """
 
     teacher: Teacher
@@ -160,10 +160,10 @@ class Distiller(_Student):
             return head.scale_hard(super().forward(inputs, data_samples, mode, **kwargs))
         # The teacher first, so that its activations are freed before the student's are kept.
         teacher = self._distillation.predict(inputs, data_samples)
-        labels = hard_labels(data_samples)
+        labelled = are_labelled(data_samples)
         own: dict[str, Any] = {}
         with reader:
-            if labels is not None or not data_samples:
+            if labelled or not data_samples:
                 own = super().forward(inputs, data_samples, mode, **kwargs)
             elif head.hard_weight == 0:
                 super().forward(inputs, data_samples, 'tensor', **kwargs)
@@ -177,13 +177,9 @@ class Distiller(_Student):
                 f'Distiller: the loss of {_student_class(self).__name__} does not call the module that computes its '
                 'logits, so that they cannot be read.'
             )
-        self._distillation.step = Step.of(student, teacher, labels, _total(own))
+        self._distillation.step = Step.of(student, teacher, data_samples, own)
+        labels = hard_labels(data_samples) if head.needs_labels else None
         return {**head.scale_hard(own), **head(student, teacher, labels)}
-
-
-def _total(losses: dict[str, Any]) -> Tensor | None:
-    parts = [value if isinstance(value, Tensor) else sum(value) for name, value in losses.items() if 'loss' in name]
-    return sum(part.mean() if part.ndim else part for part in parts) if parts else None  # type: ignore[return-value]
 
 
 @functools.cache

@@ -1,84 +1,64 @@
-"""Tensors of distillation steps for the log."""
+"""What the log shows of a distillation step."""
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fnkd_plugin.mm.labels import hard_labels
 from fnkd_plugin.prediction import Prediction, most_likely
 
 
 class Step(NamedTuple):
-    """Small tensors of one step, on the batch's device; copied to the host when something is logged.
+    """The tensors of one training step, by reference: statistics are computed only if the step is logged.
 
     Attributes:
-        student_class: The student's most likely classes [N].
-        teacher_class: The teacher's most likely classes [N].
-        logit_sum: Sum of the teacher's logits, a scalar; non-finite if a logit is.
-        labels: Class indices [N], or None.
-        student_norm: The student's feature norms [N], or None.
-        teacher_norm: The teacher's feature norms [N], or None.
-        hard_loss: The student's own unweighted loss, a scalar, or None.
+        student: The student's prediction.
+        teacher: The teacher's prediction.
+        data_samples: The data samples of the batch, for its labels.
+        losses: The student's own unweighted losses.
     """
 
-    student_class: Tensor
-    teacher_class: Tensor
-    logit_sum: Tensor
-    labels: Tensor | None = None
-    student_norm: Tensor | None = None
-    teacher_norm: Tensor | None = None
-    hard_loss: Tensor | None = None
+    student: Prediction
+    teacher: Prediction
+    data_samples: Sequence[Any] | None
+    losses: dict[str, Any]
 
     @classmethod
-    @torch.no_grad()
     def of(
-        cls, student: Prediction, teacher: Prediction, labels: Tensor | None = None, hard_loss: Tensor | None = None
+        cls, student: Prediction, teacher: Prediction, data_samples: Sequence[Any] | None, losses: dict[str, Any]
     ) -> 'Step':
-        """The step of the predictions of a batch."""
-        logit_sum = teacher.logits.sum(dtype=torch.float32)
-        student_norm = None if student.feature_norm is None else student.feature_norm.detach()
-        hard_loss = None if hard_loss is None else hard_loss.detach()
-        if torch.compiler.is_compiling():
-            student_norm, hard_loss = _apart(student_norm, hard_loss, logit_sum)
-        classes = student.logits.argmax(1), most_likely(teacher)
-        return cls(*classes, logit_sum, labels, student_norm, teacher.feature_norm, hard_loss)
+        """The step of a batch."""
+        if torch.compiler.is_compiling():  # attached, they would be outputs of the graph that need a gradient
+            norm = student.feature_norm
+            student = Prediction(student.logits.detach(), None if norm is None else norm.detach())
+        return cls(student, teacher, data_samples, losses)
 
-    def clone(self) -> 'Step':
-        """A copy with its own memory."""
-        return type(self)(*[x if x is None else x.clone() for x in self])  # type: ignore[arg-type]
+    def teacher_is_finite(self) -> bool:
+        """Whether all logits of the teacher are finite; synchronises with the device."""
+        return bool(self.teacher.logits.isfinite().all())
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, float]:
+        """Means over the batch; synchronises with the device.
+
+        Returns:
+            ``agreement``, the share of images with the same class predicted by both; ``teacher_acc``, the teacher's
+            accuracy; ``teacher_norm`` and ``student_norm``, the feature norms; ``hard_ce``, the student's own
+            unweighted loss (not "loss": MMEngine sums all values with that in their name).
+        """
+        guess, labels = most_likely(self.teacher), hard_labels(self.data_samples)
+        found = {
+            'agreement': self.student.logits.argmax(1) == guess,
+            'teacher_acc': None if labels is None else guess == labels,
+            'teacher_norm': self.teacher.feature_norm,
+            'student_norm': self.student.feature_norm,
+            'hard_ce': _total(self.losses),
+        }
+        return {name: value.float().mean().item() for name, value in found.items() if value is not None}
 
 
-def _apart(norm: Tensor | None, loss: Tensor | None, other: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Copies with their own memory, by an operation that no compiler leaves out, as it does a copy.
-
-    Inductor (PyTorch 2.15) returns one tensor for the outputs ``x`` and ``x.detach()`` of a graph; then ``x``, the hard
-    loss, has no gradient.
-    """
-    parts = [x if x is None else torch.stack([x, other.expand_as(x).to(x.dtype)])[0] for x in (norm, loss)]
-    return parts[0], parts[1]
-
-
-def first_broken(steps: Sequence[Step]) -> int | None:
-    """The index of the first step with non-finite teacher logits, or None; synchronises with the device."""
-    sums = torch.stack([step.logit_sum for step in steps]).tolist() if steps else []
-    return next((i for i, total in enumerate(sums) if not math.isfinite(total)), None)
-
-
-def means(steps: Sequence[Step]) -> dict[str, float]:
-    """Means over the images of some steps; synchronises with the device.
-
-    Returns:
-        ``agreement``, the share of images with the same class predicted by both; ``teacher_acc``, the teacher's
-        accuracy; ``teacher_norm`` and ``student_norm``, the feature norms; ``hard_ce``, the student's own unweighted
-        loss (not "loss": MMEngine sums all values with that in their name).
-    """
-    columns = {
-        'agreement': [step.student_class == step.teacher_class for step in steps],
-        'teacher_acc': [step.teacher_class == step.labels for step in steps if step.labels is not None],
-        'teacher_norm': [step.teacher_norm for step in steps if step.teacher_norm is not None],
-        'student_norm': [step.student_norm for step in steps if step.student_norm is not None],
-        'hard_ce': [step.hard_loss.view(1) for step in steps if step.hard_loss is not None],
-    }
-    return {name: torch.cat(values).float().mean().item() for name, values in columns.items() if values}
+def _total(losses: dict[str, Any]) -> Tensor | None:
+    parts = [value if isinstance(value, Tensor) else sum(value) for name, value in losses.items() if 'loss' in name]
+    return torch.stack([part.mean() for part in parts]).sum() if parts else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fnkd_plugin.losses import cross_entropy_kernel, scaled_cross_entropy
 from fnkd_plugin.losses.cross_entropy_kernel import fused_cross_entropy
-from fnkd_plugin.losses.scaled_cross_entropy import cross_entropy_with_statistics, plain_cross_entropy
+from fnkd_plugin.losses.scaled_cross_entropy import plain_cross_entropy
 from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits, Target
 
 DEVICE = 'cpu' if os.environ.get('TRITON_INTERPRET') == '1' else 'cuda'
@@ -302,45 +302,6 @@ def test_logits_changed_in_place_before_backward_are_noticed() -> None:
         value.backward()
 
 
-@pytest.mark.parametrize('labels', [True, False])
-def test_statistics_of_the_batch(labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ties, of which the first class counts, and with what is not finite."""
-    monkeypatch.setattr(cross_entropy_kernel, 'VALUE_WIDTH', 16)
-    given = inputs(40, 50, torch.bfloat16)
-    given['z'][:20] = given['v'][:20]
-    for name in 'zv':
-        given[name][3, [7, 40]] = 50.0
-        given[name][4, [18, 20]] = 50.0
-        given[name][5] = 1.0
-    given['z'][6, 5], given['z'][7, 30], given['v'][8, 1], given['v'][9, 17] = INF, NAN, -INF, NAN
-    truth = given['v'].float().nan_to_num(-1e9).argmax(1)
-    truth[::3] = 0
-    student, (target,) = kd(given)
-    monkeypatch.setattr(scaled_cross_entropy, '_kernel_for', lambda *_: fused_cross_entropy)
-    value, found = cross_entropy_with_statistics(student, target, truth if labels else None)
-    monkeypatch.setattr(scaled_cross_entropy, '_kernel_for', lambda *_: None)
-    _, expected = cross_entropy_with_statistics(student, target, truth if labels else None)
-    assert value.isnan()
-    finite = expected.student_finite.bool() & expected.teacher_finite.bool()
-    assert finite.sum() == 36 and 0 < expected.agreement[finite].mean() < 1
-    for mine, theirs in zip(found, expected, strict=True):
-        if theirs is None:
-            assert mine is None
-        else:  # what the predicted class is where there is NaN, nobody asks
-            assert mine is not None and torch.equal(mine[finite], theirs[finite])
-    assert torch.equal(found.student_finite, expected.student_finite)
-    assert torch.equal(found.teacher_finite, expected.teacher_finite)
-
-
-def test_statistics_change_neither_value_nor_gradient() -> None:
-    given = learn(inputs(9, 33))
-    student, targets = fnkd(given)
-    rows = torch.full((4, 9), NAN, device=DEVICE)
-    both = [fused_cross_entropy(student, targets), fused_cross_entropy(student, targets, None, rows)]
-    assert torch.equal(*both) and torch.equal(*(torch.autograd.grad(x, given['z'])[0] for x in both))
-    assert rows.isnan().all(1).tolist() == [False, True, False, False]
-
-
 @on_gpu
 @pytest.mark.parametrize('policy', POLICIES)
 def test_it_is_taken_on_a_gpu_where_it_serves(policy: Policy) -> None:
@@ -363,8 +324,8 @@ def test_it_waits_for_nothing_and_can_be_captured() -> None:
 
     def step() -> list[Tensor]:
         student, targets = fnkd(given)
-        value, statistics = cross_entropy_with_statistics(student, targets[0])
-        return [value.detach(), statistics.agreement, *torch.autograd.grad(value, learned)]
+        value = scaled_cross_entropy.scaled_cross_entropy(student, targets)
+        return [value.detach(), *torch.autograd.grad(value, learned)]
 
     step()
     torch.cuda.set_sync_debug_mode('error')

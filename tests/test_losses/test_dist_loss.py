@@ -76,3 +76,8 @@ def test_identical_predictions_cost_nothing(spread: float, count: int) -> None:
     assert loss.item() == pytest.approx(0, abs=1e-5)
     (grad,) = torch.autograd.grad(loss, z)
     assert grad.isfinite().all() and grad.abs().max() < 1e-4
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match='DISTLoss: the batch has no images'):
+        DISTLoss()(Prediction(torch.empty(0, 5)), Prediction(torch.empty(0, 5)))

@@ -9,11 +9,7 @@ from torch import Tensor
 
 from fnkd_plugin.functional import logit_std, soft_cross_entropy
 from fnkd_plugin.losses import FNKDLoss, KDLoss, LSKDLoss, NormKDLoss
-from fnkd_plugin.losses.scaled_cross_entropy import (
-    cross_entropy_with_statistics,
-    plain_cross_entropy,
-    scaled_cross_entropy,
-)
+from fnkd_plugin.losses.scaled_cross_entropy import scaled_cross_entropy
 from fnkd_plugin.losses.scaled_logits import FeatureNormScale, ScaledLogits, Target
 from fnkd_plugin.prediction import EnsemblePrediction, Prediction
 
@@ -124,23 +120,6 @@ def test_an_empty_batch_is_nan_as_any_mean_of_nothing() -> None:
     z = torch.zeros(0, K, requires_grad=True)
     loss = scaled_cross_entropy(ScaledLogits(z), [(ScaledLogits(torch.zeros(0, K)), 1.0)])
     assert loss.isnan() and torch.autograd.grad(loss, z)[0].shape == (0, K)
-
-
-def test_statistics_of_the_batch() -> None:
-    z, v = Z.clone(), V.clone()
-    z[:3] = v[:3]
-    z[4, 1], v[5, 2] = float('nan'), float('-inf')
-    labels = v.argmax(1)
-    labels[1] = (labels[1] + 1) % K
-    student, target = ScaledLogits(z, 0.25), (ScaledLogits(v, 0.25), 16.0)
-    loss, found = cross_entropy_with_statistics(student, target, labels)
-    torch.testing.assert_close(loss, plain_cross_entropy(student, [target]), equal_nan=True)
-    assert found.agreement[:3].tolist() == [1, 1, 1]
-    assert found.agreement[3] == (z[3].argmax() == v[3].argmax())
-    assert found.teacher_correct is not None and found.teacher_correct.tolist() == [1, 0, 1, 1, 1, 1]
-    assert found.student_finite.tolist() == [1, 1, 1, 1, 0, 1]
-    assert found.teacher_finite.tolist() == [1, 1, 1, 1, 1, 0]
-    assert cross_entropy_with_statistics(student, target)[1].teacher_correct is None
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from fnkd_plugin import DistillHead, Prediction
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.functional import norm_scale
 from fnkd_plugin.losses import (
     DISTLoss,
     DKDLoss,
     FNKDLoss,
+    FNTTMLoss,
     KDLoss,
     LSKDLoss,
     NormKDLoss,
     SoftLoss,
     SoftTargetLoss,
+    TTMLoss,
+    WTTMLoss,
 )
 from fnkd_plugin.losses.scaled_logits import ScaledLogits
 from fnkd_plugin.prediction import EnsemblePrediction
@@ -301,16 +305,39 @@ def test_a_new_policy_is_a_few_lines() -> None:
     torch.testing.assert_close(loss(scaled, teacher.prediction), loss(student.prediction, teacher.prediction))
 
 
-def test_statistics_come_with_the_loss_of_one_teacher_that_has_all_logits() -> None:
+EVERY_LOSS: list[SoftLoss] = [
+    KDLoss(),
+    FNKDLoss(tau=2.0),
+    FNKDLoss(tau=2.0, mode='normalize'),
+    LSKDLoss(),
+    NormKDLoss(),
+    TTMLoss(),
+    WTTMLoss(),
+    FNTTMLoss(tau=2.0),
+    DKDLoss(),
+    DISTLoss(),
+]
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize('loss', EVERY_LOSS, ids=lambda loss: type(loss).__name__)
+def test_a_non_finite_logit_of_a_teacher_makes_the_loss_non_finite(loss: SoftLoss, several: bool, value: float) -> None:
+    """So that a finite loss, which MMEngine reads in any case, tells that the teacher is intact."""
     student, teacher = Side(0).prediction, _detached(Side(1))
-    loss = FNKDLoss(tau=2.0)
-    found, statistics = loss.with_statistics(student, teacher, LABELS, image_weight=0.5)
-    assert torch.equal(found, loss(student, teacher, LABELS, image_weight=0.5))
-    assert statistics is not None and statistics.teacher_correct is not None
-    guess = teacher.logits.argmax(1)
-    assert torch.equal(statistics.agreement, (student.logits.argmax(1) == guess).float())
-    assert torch.equal(statistics.teacher_correct, (guess == LABELS).float())
-    several = EnsemblePrediction.of([teacher, teacher], [0.5, 0.5])
-    found, statistics = loss.with_statistics(student, several, LABELS)
-    torch.testing.assert_close(found, loss(student, teacher))
-    assert statistics is None
+    for k in range(K):
+        logits = teacher.logits.clone()
+        logits[2, k] = value
+        broken = teacher._replace(logits=logits)
+        target = EnsemblePrediction.of([teacher, broken], [0.9, 0.1]) if several else broken
+        assert not loss(student, target, LABELS).isfinite()
+        if isinstance(loss, SoftTargetLoss):
+            assert not loss(student, target, LABELS, image_weight=torch.zeros(N)).isfinite()
+
+
+def test_a_norm_that_is_nan_is_not_taken_for_a_small_one() -> None:
+    norm = torch.tensor([math.nan, 1.0, 4.0])
+    for tau in (2.0, torch.tensor(2.0)):
+        for mode, expected in (('clip', [1.0, 0.5]), ('normalize', [2.0, 0.5])):
+            scale = norm_scale(norm, tau, mode)
+            assert scale[0].isnan() and scale[1:].tolist() == expected

@@ -9,6 +9,7 @@ from fnkd_plugin import Prediction
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.losses import FNTTMLoss, KDLoss, SoftTargetLoss, TTMLoss, WTTMLoss
+from fnkd_plugin.losses.scaled_logits import ScaledLogits
 
 N, K, D = 6, 5, 4
 
@@ -46,7 +47,7 @@ def test_an_image_of_wttm_weighs_the_sum_of_its_powers() -> None:
 
 def test_wttm_weights_of_one_hot_and_uniform_teachers() -> None:
     sure, ignorant = torch.tensor([[500.0, 0, 0, 0, 0]]), torch.zeros(1, K)
-    weights = [WTTMLoss(0.3).sample_weight(Prediction(logits)) for logits in (sure, ignorant)]
+    weights = [WTTMLoss(0.3).sample_weight(Prediction(x), ScaledLogits(x)) for x in (sure, ignorant)]
     torch.testing.assert_close(torch.cat(weights), torch.tensor([1.0, K**0.7]))
 
 

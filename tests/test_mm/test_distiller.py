@@ -19,7 +19,6 @@ from torch.ao.quantization import quantize_dynamic
 
 from fnkd_plugin import Distiller, DistillHead
 from fnkd_plugin.errors import SetupError
-from fnkd_plugin.mm.step import first_broken, means
 from fnkd_plugin.teachers import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 from tests.helpers import (
@@ -158,7 +157,7 @@ def test_log(name: str, soft: str, folder: Path) -> None:
     log = _step(model)
     soft_names = ['loss_soft_kd', 'loss_soft_fnkd'] if soft == 'both' else ['loss_soft']
     assert set(log) == {'loss', 'loss_hard', *soft_names}
-    statistics = means([model.distillation.step])
+    statistics = model.distillation.step.statistics()
     assert set(statistics) == STATISTICS
     tau = {'kd': {}, 'fnkd': {'tau': 1.0}, 'both': {'tau_fnkd': 1.0}}[soft]
     assert model.distillation.head.log_vars() == tau
@@ -187,7 +186,7 @@ def test_the_soft_loss_by_hand(folder: Path) -> None:
     log_p = F.linear(feature_s * s, model.head.fc.weight, model.head.fc.bias).log_softmax(1)
     expected = 2 * -(q * log_p).sum(1).mean()
     torch.testing.assert_close(found['loss_soft'], expected, rtol=1e-4, atol=1e-5)
-    statistics = means([model.distillation.step])
+    statistics = model.distillation.step.statistics()
     assert statistics['teacher_norm'] == pytest.approx(feature.norm(dim=1).mean().item(), rel=1e-4)
     assert statistics['student_norm'] == pytest.approx(feature_s.norm(dim=1).mean().item(), rel=1e-5)
     found['loss_soft'].backward()
@@ -238,7 +237,7 @@ def test_a_student_learns_its_teachers_predictions(folder: Path) -> None:
     steps = []
     for _ in range(26):
         last = model.train_step(raw_batch(), optim)
-        steps.append({**last, **means([model.distillation.step])})
+        steps.append({**last, **model.distillation.step.statistics()})
     first, last = steps[0], steps[-1]
     assert last['loss_soft'] < first['loss_soft']
     assert last['agreement'] == 1
@@ -259,11 +258,11 @@ def test_bf16_autocast_of_a_whole_step(name: str, folder: Path) -> None:
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
             losses = model(**data, mode='loss')
         assert losses['loss_soft_kd'].dtype == losses['loss_soft_fnkd'].dtype == torch.float32
-        assert model.distillation.step.student_norm.dtype == torch.float32
+        assert model.distillation.step.student.feature_norm.dtype == torch.float32
         model.parse_losses(losses)[0].backward()
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
         optimizer.step()
-        found.append({**losses, 'teacher_norm': model.distillation.step.teacher_norm})
+        found.append({**losses, 'teacher_norm': model.distillation.step.teacher.feature_norm})
     assert found[1]['teacher_norm'].dtype == torch.float32
     for key in ('teacher_norm', 'loss_soft_kd', 'loss_soft_fnkd', 'loss_hard'):
         torch.testing.assert_close(found[1][key], found[0][key].float(), rtol=0.05, atol=0.05, check_dtype=False)
@@ -358,11 +357,11 @@ def test_student_and_teacher_compile_to_one_graph(student: str, options: dict, f
         model.distillation.head.soft_losses[0].observe(model.distillation.predict(**data))
     compiled = torch.compile(model.forward, backend='eager', fullgraph=True)
     compiled(**data, mode='loss')
-    steps = [model.distillation.step]
+    first = model.distillation.step
     model.distillation.teacher.model.get_classifier().bias.data[0] = float('nan')
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled(**data, mode='loss')
-    assert first_broken([*steps, model.distillation.step]) == 1
+    assert first.teacher_is_finite() and not model.distillation.step.teacher_is_finite()
 
 
 class _Mixing(ImageClassifier):
@@ -421,7 +420,7 @@ def test_teachers_without_norms_teach_by_kd() -> None:
     teacher = ModelTeacher(net, net, PixelFormat.of(MEAN, STD, 'rgb'), 'Two')
     model = Distiller(build(resnet()), teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
     log = _step(model)
-    statistics = means([model.distillation.step])
+    statistics = model.distillation.step.statistics()
     assert 'loss_soft' in log and 'teacher_norm' not in statistics and 'student_norm' in statistics
 
 
@@ -465,7 +464,7 @@ def test_kd_of_logits_that_are_no_affine_layers(name: str, folder: Path) -> None
     expected = -((teacher.logits / 2).softmax(1) * (logits / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(found['loss_soft'], expected)
     assert set(found) == {'loss_hard', 'loss_soft'}
-    statistics = means([model.distillation.step])
+    statistics = model.distillation.step.statistics()
     assert set(statistics) == STATISTICS - {'student_norm'}
     assert statistics['agreement'] == (logits.argmax(1) == teacher.logits.argmax(1)).float().mean()
     plain = build(WITHOUT_NORM[name]()).eval()
@@ -532,7 +531,7 @@ def test_images_without_labels_teach_where_the_hard_loss_has_no_weight(student: 
     expected = model(**data, mode='loss')['loss_soft']
     found = model(data['inputs'], [DataSample() for _ in range(4)], mode='loss')
     assert list(found) == ['loss_soft'] and torch.equal(found['loss_soft'], expected)
-    assert 'teacher_acc' not in means([model.distillation.step])
+    assert 'teacher_acc' not in model.distillation.step.statistics()
     with pytest.raises(ValueError, match='no labels'):
         build(distilled(student(), timm_teacher(folder)))(data['inputs'], [DataSample()] * 4, mode='loss')
 

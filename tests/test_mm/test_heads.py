@@ -109,7 +109,7 @@ def test_fnkd_applies_or_says_so(name: str, tmp_path: Path) -> None:
     if name in ONE_LAYER:
         model = build(distilled(ONE_LAYER[name], timm_teacher(tmp_path), fnkd))
         model(**model.data_preprocessor(raw_batch(), training=True), mode='loss')
-        assert model.distillation.step.student_norm is not None
+        assert model.distillation.step.student.feature_norm is not None
         return
     with pytest.raises(SetupError, match=rf'\({name}\) come from no single last affine layer .*use KDLoss'):
         build(distilled(WITHOUT_NORM[name], timm_teacher(tmp_path), fnkd))

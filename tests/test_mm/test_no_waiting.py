@@ -44,7 +44,7 @@ def test_nothing_of_a_step_is_read_by_the_host(soft_loss: dict, tmp_path: Path) 
         for loss in model.distillation.head.soft_losses:
             loss.observe(model.distillation.predict(**data))
     _train(model)
-    assert model.distillation.step.logit_sum.is_meta
+    assert model.distillation.step.teacher.logits.is_meta
 
 
 @pytest.mark.parametrize('soft_loss', [dict(type='FNKDLoss'), dict(type='FNKDLoss', tau=5.0)])

@@ -121,7 +121,7 @@ def test_a_distillers_teacher_and_losses_under_autocast(tmp_path: Path) -> None:
     with torch.autocast('cpu', torch.bfloat16):
         losses = model(torch.randn(4, 3, SIZE, SIZE), samples, mode='loss')
     assert seen == [torch.bfloat16]
-    assert losses['loss_soft'].dtype == model.distillation.step.teacher_norm.dtype == torch.float32
+    assert losses['loss_soft'].dtype == model.distillation.step.teacher.feature_norm.dtype == torch.float32
 
 
 def test_following_the_student_does_not_break_a_compiled_graph() -> None:

@@ -43,7 +43,7 @@ class CompileHook(Hook):
                 return eager(*args, mode=mode, **kwargs)
             torch.compiler.cudagraph_mark_step_begin()
             try:
-                losses = compiled(*args, mode=mode, **kwargs)
+                return compiled(*args, mode=mode, **kwargs)
             except TorchDynamoException as error:
                 compiled = None
                 runner.logger.warning(
@@ -51,10 +51,6 @@ class CompileHook(Hook):
                     f'({type(error).__name__}: {" ".join(str(error).split())[:300]}).'
                 )
                 return eager(*args, mode=mode, **kwargs)
-            if isinstance(model, Distiller) and model.distillation.step is not None:
-                # The next step writes to the same memory.
-                model.distillation.step = model.distillation.step.clone()
-            return losses
 
         model.forward = forward
 

@@ -1,13 +1,13 @@
-"""Logging, teacher checks and checkpoint state of a distilled run."""
+"""Log, teacher check and checkpoint state of a distilled run."""
 
 import functools
+import math
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import FlexibleRunner, Runner
 
 from fnkd_plugin.mm.distiller import Distiller
-from fnkd_plugin.mm.step import Step, first_broken, means
 from fnkd_plugin.mm.tasks import unwrapped
 
 SOFT_LOSSES = 'fnkd_soft_losses'
@@ -17,11 +17,13 @@ SOFT_LOSSES = 'fnkd_soft_losses'
 class DistillationHook(Hook):
     """Added to every Runner of a :class:`Distiller`; synchronises with the device only to log or to store.
 
-    When ``LoggerHook`` logs, and at the end of an epoch, it logs means over the iterations since the last time and
-    checks that the teacher's logits were finite in them. It also checks before a checkpoint is written.
+    Statistics are those of one batch: of each iteration in which ``LoggerHook`` logs, and of the last one of an epoch.
+    The teacher's logits are checked in the same iterations, in each whose loss is non-finite (``RuntimeInfoHook`` has
+    read it anyway), and before a checkpoint is written. A loss is non-finite if one of the teacher's logits is NaN or
+    +inf, so no iteration with such logits gets into a checkpoint.
 
     Raises:
-        FloatingPointError: If the teacher's logits were non-finite.
+        FloatingPointError: If the teacher's logits are non-finite.
         RuntimeError: If the student trains without calling ``forward(mode='loss')``, so that the teacher is not used.
     """
 
@@ -29,8 +31,7 @@ class DistillationHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
-        self._first = 0  # iteration of the first step, counted from 1
+        self._iteration = 0  # of the last step, counted from 1
 
     def before_train(self, runner: Any) -> None:
         """Restore the soft losses of a resumed run from the message hub."""
@@ -40,47 +41,55 @@ class DistillationHook(Hook):
             model.distillation.head.restore(stored)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Check the teacher, and store the soft losses."""
+        """Check the last step, and store the soft losses."""
         model = _distiller(runner)
         if model is not None:
             self._check(model)
             checkpoint['message_hub']['runtime_info'][SOFT_LOSSES] = model.distillation.head.state()
 
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Free the tensors of the last step."""
+        model = _distiller(runner)
+        if model is not None:
+            model.distillation.step = None
+
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Keep this step for the log, and log if it is due."""
+        """Check this step, and log it if it is due."""
         model = _distiller(runner)
         if model is None or not model.distillation.head.active:
             return
-        step, model.distillation.step = model.distillation.step, None
+        step = model.distillation.step
         if step is None:
             raise RuntimeError(
                 f"Distiller: {type(model).__name__} trains without calling forward(mode='loss'), so that its "
                 "teacher is not used. Call it in the student's train_step."
             )
-        if runner.cfg.get('compile'):  # a graph may write to the same memory again
-            step = step.clone()
-        if not self._steps:
-            self._first = runner.iter + 1
-        self._steps.append(step)
+        self._iteration = runner.iter + 1
         intervals = [hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)]
-        if any(self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]) or self.end_of_epoch(
-            runner.train_dataloader, batch_idx
-        ):
+        logged = self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
+            self.every_n_inner_iters(batch_idx, n) for n in intervals or [10]
+        )
+        if logged or not _loss_is_finite(runner):
             self._check(model)
-            for name, value in {**means(self._steps), **model.distillation.head.log_vars()}.items():
+        if logged:
+            for name, value in {**step.statistics(), **model.distillation.head.log_vars()}.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
-            self._steps.clear()
 
     def _check(self, model: Distiller) -> None:
-        broken = first_broken(self._steps)
-        if broken is not None:
-            first, last = self._first, self._first + len(self._steps) - 1
+        step = model.distillation.step
+        if step is not None and not step.teacher_is_finite():
             raise FloatingPointError(
-                f'{model.distillation.teacher.name}: non-finite logits in iteration {first + broken}; '
-                f'iterations {first} to {last} were checked. Check the weights of the teacher and the images.'
+                f'{model.distillation.teacher.name}: non-finite logits in iteration {self._iteration}. Check the '
+                'weights of the teacher and the images.'
             )
+
+
+def _loss_is_finite(runner: Any) -> bool:
+    """Whether the logged loss is; False if the student's ``train_step`` returns none."""
+    loss = runner.message_hub.log_scalars.get('train/loss')
+    return loss is not None and math.isfinite(loss.current())
 
 
 def _distiller(runner: Any) -> Distiller | None:

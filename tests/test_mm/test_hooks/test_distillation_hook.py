@@ -14,22 +14,22 @@ from mmpretrain.models import ImageClassifier
 from fnkd_plugin import Distiller
 from fnkd_plugin.losses import FNKDLoss
 from fnkd_plugin.mm.hooks.distillation_hook import SOFT_LOSSES, DistillationHook
-from fnkd_plugin.mm.step import means
+from fnkd_plugin.mm.step import Step
 from tests.helpers import build, config, distilled, resnet, timm_checkpoint, timm_teacher, train
 
 pytestmark = pytest.mark.upstream
 
 
 class _Recorder(Hook):
-    """Keeps each step's statistics."""
+    """Keeps the statistics of each step, computed before the hook under test runs."""
 
     priority = 'HIGH'
 
     def __init__(self) -> None:
-        self.steps: list[Any] = []
+        self.steps: list[dict] = []
 
     def after_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
-        self.steps.append(runner.model.distillation.step)
+        self.steps.append(runner.model.distillation.step.statistics())
 
 
 def _logged(work_dir: Path) -> list[dict]:
@@ -44,56 +44,118 @@ def test_each_distilled_run_has_it_and_no_plain_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-def test_the_log_has_means_since_the_last_time(by_epoch: bool, tmp_path: Path) -> None:
+def test_the_log_has_the_statistics_of_the_batch_that_is_logged(by_epoch: bool, tmp_path: Path) -> None:
     model = distilled(resnet(), timm_teacher(tmp_path), dict(type='FNKDLoss', tau=0.5), hard_weight=0.25)
     loop = dict(by_epoch=True, max_epochs=2) if by_epoch else dict(by_epoch=False, max_iters=8)
     cfg = config(model, tmp_path, train_cfg=loop)
     cfg.default_hooks.logger.interval = 2
-    cfg.log_processor = dict(window_size=2, by_epoch=by_epoch)
+    cfg.log_processor = dict(window_size=1, by_epoch=by_epoch)
     runner = Runner.from_cfg(cfg)
     recorder = _Recorder()
     runner.register_hook(recorder)
     runner.train()
     logged = _logged(tmp_path)
-    assert len(logged) == 4
-    for i, line in enumerate(logged):
-        expected = means(recorder.steps[2 * i : 2 * i + 2])
+    assert len(logged) == 4 and len(recorder.steps) == 8
+    for line, expected in zip(logged, recorder.steps[1::2], strict=True):
         assert {name: line[name] for name in expected} == pytest.approx(expected)
         assert set(expected) == {'agreement', 'teacher_acc', 'teacher_norm', 'student_norm', 'hard_ce'}
         assert line['loss_hard'] == pytest.approx(0.25 * line['hard_ce'])
         assert line['loss'] == pytest.approx(line['loss_hard'] + line['loss_soft']) and line['tau'] == 0.5
 
 
+def test_the_last_batch_of_an_epoch_is_logged_and_no_other_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    statistics = Step.statistics
+    cfg = config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path)
+    cfg.default_hooks.logger.interval = 3
+    runner = Runner.from_cfg(cfg)
+    monkeypatch.setattr(Step, 'statistics', lambda step: computed.append(runner.iter + 1) or statistics(step))
+    runner.train()
+    assert computed == [3, 4, 7, 8]
+
+
+def test_tensors_of_a_step_are_freed_before_the_next(tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    class Watch(Hook):
+        priority = 'LOW'
+
+        def before_train_iter(self, runner: Any, *args: Any, **kwargs: Any) -> None:
+            kept.append(runner.model.distillation.step)
+
+    runner = Runner.from_cfg(config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path))
+    runner.register_hook(Watch())
+    runner.train()
+    assert kept == [None] * 8
+
+
 class _BreakFrom(Hook):
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    """From an iteration on, one of the teacher's logits has a value that it should not have."""
+
+    def __init__(self, iteration: int, value: float = math.nan) -> None:
+        self.iteration, self.value = iteration, value
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         if runner.iter + 1 == self.iteration:
             teacher = runner.model.distillation.teacher.model
-            teacher.get_classifier().bias.data[0] = math.nan
+            teacher.get_classifier().bias.data[0] = self.value
 
 
-@pytest.mark.parametrize(('interval', 'checked'), [(2, '3 to 4'), (100, '1 to 4')])
-def test_a_broken_teacher_stops_the_run_when_it_is_logged(interval: int, checked: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('interval', [2, 100])
+def test_a_broken_teacher_stops_the_run_in_the_iteration_in_which_it_breaks(
+    interval: int, value: float, tmp_path: Path
+) -> None:
     cfg = config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path)
     cfg.default_hooks.logger.interval = interval
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(_BreakFrom(3))
-    with pytest.raises(FloatingPointError, match=rf'TimmTeacher.* in iteration 3; iterations {checked} were checked'):
+    runner.register_hook(_BreakFrom(3, value))
+    with pytest.raises(FloatingPointError, match=r'TimmTeacher.* in iteration 3\.'):
         runner.train()
-    assert not list(tmp_path.glob('epoch_*.pth'))
+    assert runner.iter == 2 and not list(tmp_path.glob('epoch_*.pth'))
 
 
-def test_a_broken_teacher_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize('value', [math.nan, -math.inf])
+def test_a_broken_teacher_stops_the_run_before_a_checkpoint(value: float, tmp_path: Path) -> None:
+    """Also at -inf, which leaves the loss of KD finite."""
     cfg = config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path)
     cfg.default_hooks.logger.interval = 100
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=2)
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(_BreakFrom(2))
-    with pytest.raises(FloatingPointError, match='iteration 2; iterations 1 to 2 were'):
+    runner.register_hook(_BreakFrom(2, value))
+    with pytest.raises(FloatingPointError, match=r'in iteration 2\.'):
         runner.train()
     assert not list(tmp_path.glob('iter_*.pth'))
+
+
+def test_a_student_that_diverges_does_not_blame_its_teacher(tmp_path: Path) -> None:
+    runner = train(
+        distilled(resnet(), timm_teacher(tmp_path)), tmp_path, optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e30))
+    )
+    assert not math.isfinite(runner.message_hub.get_scalar('train/loss').current())
+
+
+class _Silent(ImageClassifier):
+    """Its ``train_step`` returns no loss."""
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict:
+        super().train_step(data, optim_wrapper)
+        return {}
+
+
+def test_where_no_loss_is_logged_each_batch_is_checked(tmp_path: Path) -> None:
+    student = build(resnet())
+    student.__class__ = _Silent
+    teacher = timm_teacher(tmp_path)
+    cfg = config(distilled(resnet(), teacher), tmp_path)
+    cfg.default_hooks.logger.interval = 100
+    runner = Runner.from_cfg(cfg)
+    runner.model = Distiller(student, teacher, dict(type='DistillHead', soft_loss=dict(type='KDLoss')))
+    runner.register_hook(_BreakFrom(2))
+    with pytest.raises(FloatingPointError, match=r'in iteration 2\.'):
+        runner.train()
 
 
 def test_a_teacher_that_is_broken_from_the_start(tmp_path: Path) -> None:
