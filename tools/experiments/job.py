@@ -1,7 +1,9 @@
 """One training in a worker process: tools/train.py, then measures of its predictions."""
 
+import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ class Cache:
     """The distilled config whose teacher is cached."""
     views: int
     """One for each epoch, so that each epoch has its own augmentations."""
+    options: Options = field(default_factory=dict)
+    """Overrides of the config's training data."""
 
     @property
     def complete(self) -> bool:
@@ -74,7 +78,7 @@ class Job:
         cache = self.cache
         assert cache is not None
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
-        return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
+        return [str(cache.config), *flags, '--cfg-options', *_pairs({**cache.options, **self._paths(checkpoint)})]
 
     def _paths(self, teacher: Path | None) -> dict[str, Path]:
         paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}
@@ -95,6 +99,15 @@ def start(log_folder: Path) -> None:
     with open(log_folder / f'worker_{os.getpid()}.log', 'w') as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed, so that the same command can continue at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -185,7 +185,8 @@ class Study:
             return None
         views = self.table.cached_views
         folder = teacher.folder.with_name(f'{teacher.folder.name}_{distilled[0].stem}_{views}')
-        return Cache(folder, distilled[0], views)
+        options = {key: v for key, v in self.table.final_options.items() if key.startswith('train_dataloader.')}
+        return Cache(folder, distilled[0], views, options)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
