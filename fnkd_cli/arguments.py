@@ -195,6 +195,7 @@ def test(prog: str | None = None) -> Parser:
     parser.add_argument('--interval', type=_positive, default=1, help='draw every n-th image (1)')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open (2)')
     parser.add_argument('--no-pin-memory', action='store_true', help='no pinned memory in data loaders')
+    parser.add_argument('--verbose', action='store_true', help="MMEngine's whole log in the terminal")
     _add_options(parser, '--cfg-options', 'as in tools/train.py')
     _add_launcher(parser)
     return parser

@@ -23,7 +23,7 @@ fnkd_authors = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0,
 dkd = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=8.0, temperature=4.0), warmup=20)
 dkd_beta2 = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), warmup=20)
 dist = dict(type='DistillHead', soft_loss=dict(type='DISTLoss', beta=2.0, gamma=2.0, temperature=4.0))
-ls_kd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0, loss_weight=9.0), hard_weight=0.1)
+lskd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0, loss_weight=9.0), hard_weight=0.1)
 normkd = dict(type='DistillHead', soft_loss=dict(type='NormKDLoss', temperature=2.0, loss_weight=0.9), hard_weight=0.1)
 ttm = dict(type='DistillHead', soft_loss=dict(type='TTMLoss', gamma=0.3, loss_weight=7.0))
 wttm = dict(type='DistillHead', soft_loss=dict(type='WTTMLoss', gamma=0.3, loss_weight=1.5))

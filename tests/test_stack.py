@@ -103,3 +103,24 @@ def test_messages_reach_the_current_logger_of_mmengine(tmp_path: Path) -> None:
 def test_configs_build_the_members_of_an_ensemble(tmp_path: Path) -> None:
     teacher = MODELS.build(dict(type='EnsembleTeacher', teachers=[timm_teacher(tmp_path)] * 2))
     assert isinstance(teacher, EnsembleTeacher) and len(teacher.teachers) == 2
+
+
+REGISTERED = """
+import fnkd_plugin
+from mmpretrain.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
+for registry, names in (
+    (MODELS, 'Distiller DistillHead MMPretrainTeacher TimmTeacher CachedTeacher EnsembleTeacher CallableTeacher '
+             'HuggingFaceTeacher TimmStudent CIFARResNet FNKDLoss KDLoss DISTLoss LSRLoss ALSRLoss'),
+    (HOOKS, 'ReproducibleHook SafeCheckpointHook CheckClassesHook CheckWeightsHook SummaryHook ChannelsLastHook '
+            'CompileHook EvaluateTeacherHook SavePredictionsHook'),
+    (DATASETS, 'CUB2010 Digits FlippedLabels'),
+):
+    missing = [name for name in names.split() if name not in registry.module_dict]
+    assert not missing, missing
+"""
+
+
+@pytest.mark.upstream
+def test_one_import_registers_everything() -> None:
+    done = subprocess.run([sys.executable, '-c', REGISTERED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -124,6 +124,7 @@ def export(path: Path, out: Path) -> float:
         raise SetupError(f'{out} exists; remove it or give another file.')
     bundle, file = open_bundle(path)
     model = bundle.build(file)
+    out.parent.mkdir(parents=True, exist_ok=True)
     images = torch.randn(2, 3, bundle.image_size, bundle.image_size)
     batch = {0: torch.export.Dim('batch')}
     program = torch.onnx.export(

@@ -75,7 +75,7 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
     found = {'train': _listed(train), 'val': _listed(val) if val is not None else {}}
     if len(found['train']) < 2:
         raise SetupError(
-            f'{train} has {len(found["train"])} class folders ({first_few(sorted(found["train"]))}); a classifier '
+            f'{train} has {len(found["train"])} class folder(s) ({first_few(sorted(found["train"]))}); a classifier '
             'needs at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
         )
     if val is not None:

@@ -1,11 +1,12 @@
-"""One line of progress for a training."""
+"""One line of progress for a training or a test."""
 
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from fnkd_plugin.cli.terminal import Bar
+from fnkd_plugin.cli.terminal import Bar, console
+from fnkd_plugin.mm.hooks.summary_hook import as_text
 
 
 class ProgressHook(Hook):
@@ -63,3 +64,27 @@ class ProgressHook(Hook):
                 break
         self._bar.advance(done - self._shown, '  '.join(parts))
         self._shown = done
+
+
+class TestProgressHook(Hook):
+    """Shows how many batches are tested, then the metrics and where the log is."""
+
+    def before_test(self, runner: Any) -> None:
+        """Open the bar."""
+        self._bar = Bar('testing', len(runner.test_dataloader)) if is_main_process() else None
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.advance()
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Remove the bar, and print the metrics."""
+        if self._bar is None:
+            return
+        self._bar.close()
+        rows = [
+            (name, f'{value:.4g}' if isinstance(value, float) else str(value))
+            for name, value in (metrics or {}).items()
+        ]
+        console.print(as_text('Tested', [*rows, ('log', str(runner.log_dir))]), markup=False)

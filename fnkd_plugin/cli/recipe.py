@@ -62,6 +62,8 @@ class Recipe:
         classes = len(self.photos.classes)
         start = dict(checkpoint=checkpoint) if checkpoint else dict(pretrained=True)
         interval = -(-self.iterations // _VALIDATIONS)
+        val = self._loader('val', _val_pipeline(self.image_size, enlarged))
+        accuracy = dict(type='Accuracy', topk=(1,))
         return Config(
             dict(
                 default_scope='mmpretrain',
@@ -74,9 +76,12 @@ class Recipe:
                     num_classes=classes,
                 ),
                 train_dataloader=self._loader('train', _train_pipeline(self.image_size, enlarged)),
-                val_dataloader=self._loader('val', _val_pipeline(self.image_size, enlarged)),
-                val_evaluator=dict(type='Accuracy', topk=(1,)),
+                val_dataloader=val,
+                val_evaluator=accuracy,
                 val_cfg=dict(),
+                test_dataloader=val,
+                test_evaluator=accuracy,
+                test_cfg=dict(),
                 train_cfg=dict(by_epoch=False, max_iters=self.iterations, val_interval=interval),
                 optim_wrapper=self._optimizer(model),
                 param_scheduler=_schedule(self.iterations),
@@ -145,7 +150,7 @@ def recipe_for(
     gpu = torch.cuda.is_available()
     own, fixed = _own_size(model)
     batch_size = min(64 if gpu else 32, max(2, len(photos.train) // 8))
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return Recipe(
         photos,
         lists,

@@ -48,15 +48,25 @@ class _Sentence(logging.Formatter):
         return f'{level}{record.getMessage()}'
 
 
-def quiet(logger: logging.Logger, summary: bool = True) -> None:
+def quiet(runner: Any, summary: bool = True) -> None:
     """Show warnings, and with ``summary`` records marked ``shown``, in the terminal; the log file keeps everything."""
+    # Configs are shared between machines, and more workers than cores do no harm.
+    warnings.filterwarnings('ignore', 'This DataLoader will create')
 
     def concerns_users(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return summary and getattr(record, 'shown', False)
         return 'deprecated' not in record.getMessage()  # advice to developers of the framework
 
-    for handler in logger.handlers:
+    # MMEngine prints that it loads a checkpoint.
+    load = runner.load_or_resume
+
+    def load_silently() -> None:
+        with silent_start():
+            load()
+
+    runner.load_or_resume = load_silently
+    for handler in runner.logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(_Stderr())
             handler.setFormatter(_Sentence())

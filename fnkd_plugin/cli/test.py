@@ -6,11 +6,16 @@ The student's plain config is handed to MMPretrain's own test tool, whose flags 
 import importlib.util
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mmpretrain
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 from fnkd_plugin.cli.options import parsed
+from fnkd_plugin.cli.progress_hook import TestProgressHook
+from fnkd_plugin.cli.terminal import quiet, silent_start
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config, plain_config
@@ -26,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SetupError('--out-item: give --out FILE as well.')
     stock = _stock_tool()
     cfg = load_config(args.config, args.cfg_options)
+    if not cfg.get('test_dataloader'):
+        raise SetupError(f'{args.config} has no test_dataloader, and so no images to test on; add one to the config.')
     if cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     training.check_data_roots(cfg, ['test_dataloader'])
@@ -40,7 +47,17 @@ def main(argv: list[str] | None = None) -> None:
         plain.dump(path)
         args.config, args.cfg_options = str(path), None
         stock.parse_args = lambda: args
+        if not args.verbose:
+            stock.Runner = SimpleNamespace(from_cfg=_quiet_runner)
         stock.main()
+
+
+def _quiet_runner(cfg: Config) -> Runner:
+    with silent_start():
+        runner = Runner.from_cfg(cfg)
+    quiet(runner)
+    runner.register_hook(TestProgressHook())
+    return runner
 
 
 def _stock_tool() -> Any:

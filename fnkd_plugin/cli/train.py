@@ -121,7 +121,7 @@ def run(cfg: Config, title: str, verbose: bool = False, summary: bool = True) ->
         return runner
     with silent_start():
         runner = training.build_runner(cfg)
-    quiet(runner.logger, summary)
+    quiet(runner, summary)
     hook = ProgressHook(title)
     runner.register_hook(hook)
     try:

@@ -1,9 +1,15 @@
-"""Convolutions whose training is unsafe in channels-last memory order."""
+"""Channels-last memory order: which weights have it, and convolutions whose training in it is unsafe."""
 
 import torch
 from torch import nn
 
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.teachers.execution import is_channels_last
+
+
+def has_channels_last_weights(model: nn.Module) -> bool:
+    """Whether the weight of any convolution is in channels-last memory order."""
+    return any(isinstance(module, nn.Conv2d) and is_channels_last(module.weight) for module in model.modules())
 
 
 def unsafe_convolution(model: nn.Module) -> str | None:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmengine.model import BaseModel
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, check_several_classes
 from fnkd_plugin.losses.alsr_loss import label_tables
+from fnkd_plugin.mm.channels_last import has_channels_last_weights
 from fnkd_plugin.mm.distill_head import DistillHead
 from fnkd_plugin.mm.labels import are_labelled, hard_labels
 from fnkd_plugin.mm.step import Step
@@ -31,6 +33,7 @@ from fnkd_plugin.readers import (
 from fnkd_plugin.rng import isolated_rng
 from fnkd_plugin.taxonomy.names import ClassNames
 from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.execution import is_autocast
 from fnkd_plugin.teachers.pixels import PixelFormat, format_of_preprocessor
 from fnkd_plugin.teachers.teacher import Teacher
 
@@ -56,6 +59,8 @@ class Distillation:
         head: The soft losses.
         reader: Reads the student's logits.
         classes: Names of the student's classes, if given; they match the teacher's.
+        channels_last: Whether the student's weights are in channels-last memory order; under autocast the teacher
+            then runs in it, too.
         step: The last training step, for the log.
     """
 
@@ -63,6 +68,7 @@ class Distillation:
     head: DistillHead
     reader: Reader
     classes: Classes | None = None
+    channels_last: bool = False
     step: Step | None = None
 
     def __deepcopy__(self, memo: dict) -> 'Distillation':
@@ -70,6 +76,8 @@ class Distillation:
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Prediction:
         """The teacher's prediction for the student's batch; the state of all random generators is kept."""
+        if self.channels_last and is_autocast(inputs.device):  # the batch is contiguous, whatever the weights are
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with isolated_rng():
             return self.teacher.predict(inputs, data_samples)
 
@@ -133,7 +141,7 @@ class Distiller(_Student):
         except BaseException:
             self.__class__ = _student_class(self)  # the caller's student is left unchanged
             raise
-        self._distillation = Distillation(teacher, head, reader, named)
+        self._distillation = Distillation(teacher, head, reader, named, has_channels_last_weights(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, so pickle and copy need a function.

@@ -30,14 +30,22 @@ class ExecutionMode(NamedTuple):
     @classmethod
     def of_student(cls, images: Tensor) -> 'ExecutionMode':
         """The student's mode, from the active autocast and the batch; without autocast fp32 and contiguous."""
-        device = images.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not is_autocast(images.device):
             return cls()
-        reordered = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-        return cls(torch.get_autocast_dtype(device), reordered)
+        return cls(torch.get_autocast_dtype(images.device.type), is_channels_last(images))
 
     def __str__(self) -> str:
         return f'{str(self.dtype).removeprefix("torch.")}{", channels last" if self.channels_last else ""}'
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is active."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the memory order is channels-last, and not contiguous as well (one channel, or one pixel)."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 _CANDIDATES = [ExecutionMode(dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)]

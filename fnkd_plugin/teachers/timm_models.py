@@ -78,5 +78,7 @@ def timm_errors(owner: str) -> Iterator[None]:
     """Convert errors of ``timm.create_model`` (unknown arguments, failed downloads) to :class:`SetupError`."""
     try:
         yield
-    except (TypeError, RuntimeError, OSError) as error:
+    except OSError as error:  # of a download
+        raise SetupError(f'{owner}: {error} Without a network, give a file of weights with checkpoint=FILE.') from error
+    except (TypeError, RuntimeError) as error:
         raise SetupError(f'{owner}: timm cannot create it: {error}') from error

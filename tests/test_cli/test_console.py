@@ -165,3 +165,28 @@ def test_help_and_mistakes_import_neither_torch_nor_the_package(words: list[str]
     assert time.monotonic() - began < 5
     assert 'Traceback' not in done.stderr
     assert done.returncode == (0 if words == ['--help'] else 2)
+
+
+def test_help_of_the_module_does_not_import_torch() -> None:
+    command = [sys.executable, '-X', 'importtime', '-m', 'fnkd_plugin', '--help']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'compare' in done.stdout
+    assert not {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()} & {'torch', 'mmengine'}
+
+
+@pytest.mark.slow
+def test_the_module_trains_a_config(tmp_path: Path) -> None:
+    """Its package is imported before the command is known, and registers when work starts."""
+    options = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    command = [
+        sys.executable,
+        '-m',
+        'fnkd_plugin',
+        'train',
+        'configs/demo/plain_digits.py',
+        '--work-dir',
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, '--cfg-options', *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'iter_2.pth').is_file()

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from fnkd_plugin.cli import bundle, compare, folder, train
+from fnkd_plugin.cli import test as cli_test
 from fnkd_plugin.cli.compare_page import page
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.weights import read_state_dict
@@ -194,3 +195,15 @@ def test_get_started_states_the_results_file() -> None:
     ):
         assert stated in text
     assert compare.gain(stored['methods'][1]['differences']) in (root / 'README.md').read_text()
+
+
+def test_a_student_is_tested_by_its_config(
+    trained: tuple[Path, dict[str, folder.Trained]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = trained
+    student = found['fnkd']
+    cli_test.main([str(student.config), str(student.checkpoint), '--work-dir', str(student.folder / 'tested')])
+    shown = capsys.readouterr().out
+    assert float(re.search(r'accuracy/top1 +([\d.]+)', shown)[1]) == pytest.approx(student.accuracy, abs=0.05)
+    assert len(shown.splitlines()) < 6  # the log is in its file
+    assert any((student.folder / 'tested').rglob('*.log'))

@@ -10,6 +10,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmpretrain.registry import HOOKS
 from torch import nn
 
+from fnkd_plugin.mm.channels_last import has_channels_last_weights
 from tests.helpers import (
     MEAN,
     STD,
@@ -88,6 +89,15 @@ def test_under_amp_the_teacher_runs_in_the_students_dtype(dtype: torch.dtype, tm
     log = model.train_step(raw_batch(), wrapper)
     assert seen == dict(student=dtype, teacher=dtype)
     assert log['loss_soft'].dtype == torch.float32
+
+
+@pytest.mark.parametrize('amp', [True, False])
+def test_under_amp_the_teacher_runs_in_the_students_memory_order(amp: bool, tmp_path: Path) -> None:
+    wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', optimizer=SGD) if amp else dict(optimizer=SGD)
+    hook = dict(type='ChannelsLastHook')
+    runner = run(distilled(student(), timm_teacher(tmp_path)), tmp_path, custom_hooks=[hook], optim_wrapper=wrapper)
+    assert has_channels_last_weights(runner.model)
+    assert has_channels_last_weights(runner.model.distillation.teacher.model) == amp
 
 
 def test_the_command_line_trains_under_amp_and_compiled(tools: Tools, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def configs(tmp_path: Path) -> tuple[Path, Path]:
     return write_configs(tmp_path, timm_checkpoint(tmp_path))
 
 
-def accuracy(output: str) -> str:
-    found = re.findall(r'accuracy/top1: ([\d.]+)', output)
+def accuracy(output: str) -> float:
+    found = re.findall(r'accuracy/top1:? +([\d.]+)', output)
     assert found, output
-    return found[-1]
+    return float(found[-1])
 
 
 def assert_error(finished: Finished, *facts: str) -> None:
@@ -56,7 +56,7 @@ def test_a_distilled_student_is_tested_with_and_without_the_plugin(
     assert trained.code == 0, trained.output
     assert 'loss_soft' in trained.output
     assert 'NoiseImages: 4 classes, 16 images' in trained.output
-    assert f'tools/test.py {work}/plain_distilled.py {work}/epoch_1.pth' in trained.output
+    assert f'python -m fnkd_plugin test {work}/plain_distilled.py {work}/epoch_1.pth' in trained.output
     next(tmp_path.glob('test_resnet*.pth')).unlink()  # the teacher's
 
     options = ['--cfg-options', 'test_dataloader.batch_size=3']
@@ -151,6 +151,8 @@ def test_what_does_not_fit_ends_in_one_line(tools: Tools, configs: tuple[Path, P
     (tmp_path / 'empty.py').write_text('')
     assert_error(train(tmp_path / 'empty.py'), 'model')
     assert_error(tools.run('test.py', tmp_path / 'empty.py', 'x.pth'), 'model')
+    (tmp_path / 'no_data.py').write_text('model = dict(type="ImageClassifier")\n')
+    assert_error(tools.run('test.py', tmp_path / 'no_data.py', 'x.pth'), 'test_dataloader')
     if not torch.cuda.is_available():
         assert_error(train(plain, '--amp'), '--amp', 'GPU')
         assert_error(train(plain, '--launcher', 'slurm'), '--launcher slurm', 'GPUs')

@@ -324,7 +324,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             pair.distilled("KD, FNKD's weights and T", 'kd_benchmark', grid([TEMPERATURE, WEIGHT, HARD], [3, 1, 1])),
             pair.distilled('FNKD', 'fnkd'),
             pair.distilled('FNKD, normalize', 'fnkd', grid([MODE], ['normalize'])),
-            pair.distilled('LSKD', 'ls_kd'),
+            pair.distilled('LSKD', 'lskd'),
             pair.distilled('NormKD', 'normkd'),
             pair.distilled('DKD', 'dkd_beta2' if student == 'r20' else 'dkd', (warmup,)),
             pair.distilled('DIST', 'dist'),

@@ -18,8 +18,9 @@ class CompileHook(Hook):
     Unlike MMEngine's ``compile``, which compiles ``train_step``, it leaves out what breaks a graph or keeps it from
     being captured: the copy to the device, ``backward()``, the optimiser, whose learning rate changes. On a GPU the
     graph is captured as a CUDA graph (``mode='reduce-overhead'``), so that small networks do not wait for their
-    launches. Validation is not compiled, nor are the first batches, as long as a soft loss reads norms on the host
-    (``tau='auto'``: 20). Where compiling fails, a warning says why, and training goes on in eager mode.
+    launches. Validation is not compiled, nor is the first batch of a distilled model, which settles how the teacher
+    runs, nor the first 20 where a soft loss reads norms on the host (``tau='auto'``). Where compiling fails, a warning
+    says why, and training goes on in eager mode.
 
     Args:
         **options: Of ``torch.compile``, in place of ours.
@@ -35,12 +36,15 @@ class CompileHook(Hook):
         options = dict(mode='reduce-overhead' if on_gpu else None, dynamic=False) | self._options
         eager = model.forward
         compiled: Any = torch.compile(eager, **options)
+        settled = not isinstance(model, Distiller)
 
         def forward(*args: Any, mode: str = 'tensor', **kwargs: Any) -> Any:
-            nonlocal compiled
-            calibrated = not isinstance(model, Distiller) or model.distillation.head.calibrated
-            if mode != 'loss' or compiled is None or not calibrated:
-                return eager(*args, mode=mode, **kwargs)
+            nonlocal compiled, settled
+            if mode != 'loss' or compiled is None or not settled:
+                outputs = eager(*args, mode=mode, **kwargs)
+                # The teacher has moved to the device and has taken its memory order; its norms are read.
+                settled = settled or (mode == 'loss' and model.distillation.head.calibrated)
+                return outputs
             torch.compiler.cudagraph_mark_step_begin()
             try:
                 return compiled(*args, mode=mode, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import FlexibleRunner, Runner
 
+from fnkd_plugin.mm.channels_last import has_channels_last_weights
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.tasks import unwrapped
 
@@ -34,11 +35,14 @@ class DistillationHook(Hook):
         self._iteration = 0  # of the last step, counted from 1
 
     def before_train(self, runner: Any) -> None:
-        """Restore the soft losses of a resumed run from the message hub."""
+        """Restore the soft losses of a resumed run from the message hub, and note the order of the weights."""
         stored = runner.message_hub.runtime_info.pop(SOFT_LOSSES, None)
         model = _distiller(runner)
-        if model is not None and stored is not None:
+        if model is None:
+            return
+        if stored is not None:
             model.distillation.head.restore(stored)
+        model.distillation.channels_last = has_channels_last_weights(model)  # ChannelsLastHook has converted them
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Check the last step, and store the soft losses."""

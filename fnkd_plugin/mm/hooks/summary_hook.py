@@ -54,7 +54,7 @@ class SummaryHook(Hook):
             config = Path(runner.work_dir) / (f'plain_{name}' if is_distilled(runner.cfg) else name)
             rows.append(('checkpoint', checkpoint))
             if runner.cfg.get('test_dataloader') and config.is_file():
-                rows.append(('next', f'python tools/test.py {config} {checkpoint}'))
+                rows.append(('next', f'python -m fnkd_plugin test {config} {checkpoint}'))
         runner.logger.info(as_text('Trained', rows), extra=SHOWN)
 
 

@@ -1,6 +1,7 @@
 """Weights in channels-last order change the speed alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import plain_config
-from tests.helpers import config, distilled, resnet, timm_teacher, train
+from tests.helpers import build, config, distilled, raw_batch, resnet, timm_student, timm_teacher, train
 from tests.test_mm.test_hooks.runs import assert_resumes_exactly
 
 HOOK = dict(type='ChannelsLastHook')
@@ -40,6 +41,42 @@ def test_activations_follow_the_weights(tmp_path: Path) -> None:
     model = train(STUDENT, tmp_path, train_cfg=ONE_STEP, custom_hooks=[HOOK]).model
     feature_map = model.backbone(torch.randn(2, 3, 64, 64))[-1]
     assert feature_map.is_contiguous(memory_format=torch.channels_last) and not feature_map.is_contiguous()
+
+
+def _order_of_the_teacher(model: Any, autocast: bool) -> bool:
+    """Whether it runs in channels-last order."""
+    data = model.data_preprocessor(raw_batch(), training=True)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        model(**data, mode='loss')
+    weight = model.distillation.teacher.model.conv1[0].weight
+    return bool(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+
+
+@pytest.mark.parametrize('converted', [True, False])
+def test_under_autocast_the_teacher_follows(converted: bool, tmp_path: Path) -> None:
+    """Without, it stays as it is in its own framework, so that fp32 runs are exact."""
+    hooks = [HOOK] if converted else []
+    model = train(distilled(STUDENT, timm_teacher(tmp_path)), tmp_path, train_cfg=ONE_STEP, custom_hooks=hooks).model
+    assert [_order_of_the_teacher(model, autocast) for autocast in (False, True)] == [False, converted]
+
+
+@pytest.mark.parametrize('channels_last', [True, False])
+def test_a_teacher_follows_a_timm_student(channels_last: bool, tmp_path: Path) -> None:
+    model = build(distilled(timm_student(channels_last=channels_last), timm_teacher(tmp_path)))
+    assert [_order_of_the_teacher(model, autocast) for autocast in (False, True)] == [False, channels_last]
+
+
+def test_following_does_not_break_a_compiled_graph(tmp_path: Path) -> None:
+    """Once the first batch has converted the teacher, which is why ``CompileHook`` does not compile it."""
+    model = build(distilled(timm_student(channels_last=True), timm_teacher(tmp_path))).eval()
+    data = model.data_preprocessor(raw_batch(), training=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, backend='eager', fullgraph=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = model(**data, mode='loss')
+        found = compiled(**data, mode='loss')
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
 
 
 def test_a_net_whose_gradients_overwrite_memory_is_refused(tmp_path: Path) -> None:

@@ -63,17 +63,18 @@ def test_the_log_has_the_statistics_of_the_batch_that_is_logged(by_epoch: bool, 
         assert line['loss'] == pytest.approx(line['loss_hard'] + line['loss_soft']) and line['tau'] == 0.5
 
 
-def test_the_last_batch_of_an_epoch_is_logged_and_no_other_is_computed(
+def test_the_last_batch_of_an_epoch_is_logged_and_nothing_is_computed_where_none_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    statistics = Step.statistics
     cfg = config(distilled(resnet(), timm_teacher(tmp_path)), tmp_path)
-    cfg.default_hooks.logger.interval = 3
+    cfg.default_hooks.update(logger=dict(type='LoggerHook', interval=3), checkpoint=None)
     runner = Runner.from_cfg(cfg)
+    check, statistics = Step.teacher_is_finite, Step.statistics
+    monkeypatch.setattr(Step, 'teacher_is_finite', lambda step: computed.append(runner.iter + 1) or check(step))
     monkeypatch.setattr(Step, 'statistics', lambda step: computed.append(runner.iter + 1) or statistics(step))
     runner.train()
-    assert computed == [3, 4, 7, 8]
+    assert computed == [3, 3, 4, 4, 7, 7, 8, 8]
 
 
 def test_tensors_of_a_step_are_freed_before_the_next(tmp_path: Path) -> None:
