@@ -24,8 +24,6 @@ class Cache:
     """The distilled config whose teacher is cached."""
     views: int
     """One for each epoch, so that each epoch has its own augmentations."""
-    options: Options = field(default_factory=dict)
-    """Overrides of the config's training data."""
 
     @property
     def complete(self) -> bool:
@@ -52,6 +50,8 @@ class Job:
     """Further flags of tools/train.py."""
     cache: Cache | None = None
     """Replaces the live teacher; the teacher's own training makes it at its end."""
+    on_device: bool = False
+    """Whether the images are kept in the device's memory, and augmented there."""
 
     @property
     def predictions(self) -> Path:
@@ -67,6 +67,8 @@ class Job:
             'default_hooks.save_predictions.type': 'SavePredictionsHook',
             **self.options,
         }
+        if self.on_device:
+            options['default_hooks.images_on_device.type'] = 'ImagesOnDeviceHook'
         if self.teacher is not None and self.cache is not None:
             options.update({'model.teacher._delete_': True, 'model.teacher.type': 'CachedTeacher'})
             options['model.teacher.path'] = self.cache.folder
@@ -78,7 +80,7 @@ class Job:
         cache = self.cache
         assert cache is not None
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
-        return [str(cache.config), *flags, '--cfg-options', *_pairs({**cache.options, **self._paths(checkpoint)})]
+        return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
 
     def _paths(self, teacher: Path | None) -> dict[str, Path]:
         paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}
@@ -113,6 +115,7 @@ def _end_with_parent() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train, and return the checkpoint's path and the time."""
     began, cpu = time.perf_counter(), time.process_time()
+    from experiments import on_device  # noqa: F401  (registers the hook)
     from fnkd_plugin.cli.train import main
 
     try:

@@ -83,6 +83,7 @@ class Table:
         cached_views: If not 0, the tested trainings (also those without a teacher) use this number of augmented views
             of the images, the same with every seed, and a cached teacher. Trials use a live teacher.
         note: A note for the reader, shown above the table.
+        side_by_side: Whether ``--device`` trains all students at once (:mod:`experiments.side_by_side`).
     """
 
     title: str
@@ -93,6 +94,7 @@ class Table:
     teacher_options: Options = field(default_factory=dict)
     cached_views: int = 0
     note: str = ''
+    side_by_side: bool = False
 
     @property
     def replay_options(self) -> Options:
@@ -256,11 +258,9 @@ def cub2010_128px() -> Table:
         trial_options={**size, **_cub2010_trials(5, 0.5)},
         final_options={**size, **_cub2010_length(15, 0.5)},
         teacher_options={**size, **_cub2010_length(15, 0.5)},
-        cached_views=15,
         note=(
-            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. Each '
-            'epoch has its own augmented view of the images, the same with every seed. The teacher was trained on all '
-            'training images, including those that score the trials.'
+            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
+            'teacher was trained on all training images, including those that score the trials.'
         ),
     )
 
@@ -335,6 +335,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
         final_options=length,
         teacher_options=length,
         note=note,
+        side_by_side=True,
     )
 
 
