@@ -1,11 +1,10 @@
 """The ``fnkd`` command. Only Typer is imported until a command runs: ``fnkd --help`` answers at once."""
 
-import contextlib
 import importlib
-import io
 import json
+import os
+import re
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -209,8 +208,29 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
             sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
+        if message := _mistake_in_config(error):
+            sys.exit(_complain(message, 1))
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _mistake_in_config(error: Exception) -> str | None:
+    """What is wrong with a config that MMEngine cannot build, or whose images cannot be a batch; None if neither."""
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    # An unknown type or option is refused by MMEngine itself, not by what it built.
+    if frame and isinstance(error, (KeyError, TypeError)):
+        raised_by = frame.tb_frame.f_globals.get('__name__', '')
+        if raised_by.startswith(('mmengine.registry.', 'mmengine.runner.')):
+            return f'the config cannot be built: {str(error.args[0]).split(". ")[0]}'
+    sizes = re.search(r'stack expects each tensor to be equal size, but got (\[.*?\]) .*?(\[.*?\])', str(error))
+    if sizes:
+        return (
+            f'images of a batch differ in size ({sizes[1]} and {sizes[2]}); their pipeline needs a step that makes '
+            'them equal, such as dict(type="Resize", scale=(224, 224)).'
+        )
+    return None
 
 
 def _complain(message: str, code: int) -> int:
@@ -221,10 +241,11 @@ def _complain(message: str, code: int) -> int:
 
 
 def _load(module: str) -> Any:
-    """A module of fnkd_plugin.cli, without what OpenMMLab prints while it is imported."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return importlib.import_module(f'fnkd_plugin.cli.{module}')
+    """A module of fnkd_plugin.cli, which imports torch."""
+    # Threads that wait for each other sleep rather than spin: beside data loaders and other programs, spinning makes
+    # steps on a CPU several times as slow. It takes effect before torch is imported.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    return importlib.import_module(f'fnkd_plugin.cli.{module}')
 
 
 def _one_value_each(arguments: list[str], option: str) -> list[str]:
@@ -236,4 +257,6 @@ def _one_value_each(arguments: list[str], option: str) -> list[str]:
             found += [] if inside else [argument]
         else:
             found += [option, argument] if inside else [argument]
+    if option in arguments and option not in found:
+        found.append(option)  # Click says that it needs a value
     return found

@@ -6,9 +6,12 @@ backbones, the data sets and the hooks with MMPretrain's registries, and makes t
 :mod:`fnkd_plugin.losses`, :mod:`fnkd_plugin.taxonomy`, :mod:`fnkd_plugin.teachers` and :mod:`fnkd_plugin.timm` work.
 """
 
+import contextlib
 import functools
 import importlib
+import io
 import sys
+import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -45,9 +48,12 @@ def register() -> None:
     """Register everything with MMPretrain, if it is installed; ``import fnkd_plugin`` calls it."""
     if not all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmpretrain')):
         return
-    from fnkd_plugin.cache import cached_teacher  # noqa: F401
-    from fnkd_plugin.mm import checkpoints, datasets, distiller, mmpretrain_teacher, models, registry, zoo  # noqa: F401
-    from fnkd_plugin.mm.hooks import distillation_hook
+    # OpenMMLab prints what it could not import, which nothing here needs.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        from fnkd_plugin.cache import cached_teacher  # noqa: F401
+        from fnkd_plugin.mm import checkpoints, datasets, distiller, mmpretrain_teacher, models, registry, zoo  # noqa: F401
+        from fnkd_plugin.mm.hooks import distillation_hook
 
     checkpoints.guard_framework_loaders()
     distillation_hook.add_to_runners()

@@ -18,7 +18,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 TOOLS = {'train.py': 'train', 'cache_teacher.py': 'cache', 'analyze.py': 'analyze', 'publish_model.py': 'publish'}
 
 
-def _commands(page: Path) -> list[list[str]]:
+def commands_of(page: Path) -> list[list[str]]:
     """Of the shell blocks, and of code in lines that begins with ``fnkd`` and has arguments."""
     text = page.read_text()
     lines = [
@@ -35,7 +35,7 @@ def _commands(page: Path) -> list[list[str]]:
 COMMANDS = [
     pytest.param(words, id=f'{page.stem}: {" ".join(words[:4])}')
     for page in PAGES
-    for words in _commands(page)
+    for words in commands_of(page)
     if words[0] == 'fnkd' or words[:2] == ['python', 'tools'] or any('tools/' in word for word in words[:2])
 ]
 

@@ -13,6 +13,8 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, first_few
+from fnkd_plugin.teachers.timm_models import check_timm_model
+from fnkd_plugin.weights import load_weights, read_state_dict
 
 CROP_SHARE = 7 / 8
 """Of a photo's shorter side, the part that the model sees."""
@@ -43,9 +45,14 @@ class Bundle:
         file.with_suffix('.json').write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding='utf-8')
 
     def build(self, file: Path) -> nn.Module:
-        """The student in eval mode, with the weights of ``file``."""
+        """The student in eval mode, with the weights of ``file``.
+
+        Raises:
+            SetupError: If timm has no such model, or the weights cannot be read or are not the model's.
+        """
+        check_timm_model(str(file.with_suffix('.json')), self.model, {})
         model = timm.create_model(self.model, num_classes=len(self.classes))
-        model.load_state_dict(safetensors.torch.load_file(file))
+        load_weights(model, read_state_dict(file), f'{self.model} and {file}')
         return model.eval()
 
     def pixels(self, photo: Path) -> Tensor:

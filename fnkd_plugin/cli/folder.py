@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
+from torch import nn
 
 from fnkd_plugin.cli import train
+from fnkd_plugin.cli.batch_size import fitting_batch_size
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher
 from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, recipe_for, with_method
@@ -93,13 +96,17 @@ class Experiment:
         for role, model in dict(student=student, teacher=teacher).items():
             check_timm_model(f'--{role}', model.name, {})
         photos = checked(root)
-        self.recipe = recipe = recipe_for(photos, photos.write_lists(out), image_size, iterations, student.name)
+        settings = photos, photos.write_lists(out), image_size, iterations, student.name
+        self.recipe = recipe_for(*settings)
+        models = self._built()
+        if torch.cuda.is_available():
+            self.recipe = recipe_for(*settings, fitting_batch_size(self.recipe.batch_size, models))
+        recipe = self.recipe
         console.print(
             f'recipe: {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} photos'
             f'{" in mixed precision" if recipe.amp else ""}; results in {out}',
             markup=False,
         )
-        self._check_models()
 
     def teacher(self) -> Teacher:
         """The teacher as it is, if its checkpoint is of the folder's classes; else fine-tuned.
@@ -137,18 +144,25 @@ class Experiment:
         console.print(f'{name}: {found["accuracy"]:.1f} % in {duration(found["seconds"])}', markup=False)
         return Trained(path, folder, folder / found['checkpoint'], found['accuracy'], found['seconds'])
 
-    def _check_models(self) -> None:
-        """Build both models with the weights that they start from, before anything is trained."""
-        roles = dict(student=self._student, teacher=self._teacher)
+    def _built(self) -> list[tuple[nn.Module, int]]:
+        """Both models with the weights that they start from and their images' sizes, before anything is trained."""
+        recipe = self.recipe
+        roles = dict(
+            student=(self._student, recipe.image_size), teacher=(self._teacher, recipe.teacher_size(self._teacher.name))
+        )
+        found = []
         # Files first: a wrong name is found before anything is downloaded.
-        for role, model in sorted(roles.items(), key=lambda item: not item[1].checkpoint):
+        for role, (model, size) in sorted(roles.items(), key=lambda item: not item[1][0].checkpoint):
+            if model.checkpoint is None:
+                console.print(f'{role}: loading the published weights of {model.name}, downloaded once', markup=False)
             try:
                 with silent_start():
-                    MODELS.build(self.recipe.config(model.name, model.checkpoint).model)
+                    found.append((MODELS.build(recipe.config(model.name, model.checkpoint).model), size))
             except SetupError as error:
                 if model.checkpoint is not None:
                     raise
-                raise SetupError(f'{error} A file of weights: --{role}-checkpoint FILE.') from error
+                raise SetupError(str(error).replace('checkpoint=', f'--{role}-checkpoint ')) from error
+        return found
 
 
 def check_methods(option: str, methods: list[str]) -> None:

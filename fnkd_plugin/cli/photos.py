@@ -70,13 +70,14 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
             of training and validation differ.
     """
     if not root.is_dir():
-        raise SetupError(f'The folder {root} does not exist.')
+        raise SetupError(f'{root} is not a folder.' if root.exists() else f'The folder {root} does not exist.')
     train, val = _parts(root)
     found = {'train': _listed(train), 'val': _listed(val) if val is not None else {}}
     if len(found['train']) < 2:
+        names = list(found['train'])
         raise SetupError(
-            f'{train} has {len(found["train"])} class folder(s) ({first_few(sorted(found["train"]))}); a classifier '
-            'needs at least two, each with its photos: FOLDER/train/CLASS/*.jpg.'
+            f'{train} has {f"one class folder ({names[0]})" if names else "no class folders"}; a classifier '
+            f'needs at least two, each with its photos: {train}/CLASS/*.jpg.'
         )
     if val is not None:
         _check_same_classes(found['train'], found['val'], train, val)

@@ -1,5 +1,6 @@
 """One line of progress for a training or a test."""
 
+import time
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -12,20 +13,18 @@ from fnkd_plugin.mm.hooks.summary_hook import as_text
 class ProgressHook(Hook):
     """Shows epoch, loss, accuracy and the time left.
 
-    The loss is read from the device when the bar is redrawn, some times a second at most.
+    The loss, a mean of ten iterations, is read from the device twice a second at most.
 
     Args:
         title: Of the bar.
-        interval: Iterations between two updates.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, title: str, interval: int = 10) -> None:
+    def __init__(self, title: str) -> None:
         self.title = title
-        self.interval = interval
         self._bar: Bar | None = None
-        self._shown = 0
+        self._shown, self._when = 0, 0.0
 
     def before_train(self, runner: Any) -> None:
         """Open the bar."""
@@ -38,7 +37,7 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the bar."""
         done = runner.iter + 1
-        if self._bar is not None and (done % self.interval == 0 or done == 1 or done == runner.max_iters):
+        if self._bar is not None and (time.monotonic() - self._when >= 0.5 or done == runner.max_iters):
             self._advance(runner, done)
 
     def after_train(self, runner: Any) -> None:
@@ -57,13 +56,13 @@ class ProgressHook(Hook):
         epochs = runner.max_epochs  # 1 where iterations count
         parts = [f'epoch {min(runner.epoch + 1, epochs)}/{epochs}'] if epochs > 1 else []
         if 'train/loss' in scalars:
-            parts.append(f'loss {scalars["train/loss"].mean(self.interval):.3f}')
+            parts.append(f'loss {scalars["train/loss"].mean(10):.3f}')
         for name, scalar in scalars.items():
             if name.startswith('val/accuracy'):
                 parts.append(f'val {scalar.current():.1f} %')
                 break
         self._bar.advance(done - self._shown, '  '.join(parts))
-        self._shown = done
+        self._shown, self._when = done, time.monotonic()
 
 
 class TestProgressHook(Hook):

@@ -140,7 +140,12 @@ class Recipe:
 
 
 def recipe_for(
-    photos: Photos, lists: dict[str, Path], image_size: int | None, iterations: int | None, model: str
+    photos: Photos,
+    lists: dict[str, Path],
+    image_size: int | None,
+    iterations: int | None,
+    model: str,
+    batch_size: int | None = None,
 ) -> Recipe:
     """A recipe that fits the photos and this machine.
 
@@ -149,7 +154,7 @@ def recipe_for(
     """
     gpu = torch.cuda.is_available()
     own, fixed = _own_size(model)
-    batch_size = min(64 if gpu else 32, max(2, len(photos.train) // 8))
+    batch_size = batch_size or min(64 if gpu else 32, max(2, len(photos.train) // 8))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return Recipe(
         photos,

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,7 @@ def silent_start() -> Iterator[None]:
 
     MMEngine's logger takes the stream that it finds; :func:`quiet` then gives it the real one.
     """
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it reports each of five attempts
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -101,13 +102,7 @@ class Bar:
         self._began = self._printed = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn('left'),
-                TimeRemainingColumn(),
-            )
+            columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('left')
             text = TextColumn('{task.description}  {task.fields[text]}', markup=False)
             self._progress = Progress(text, *columns, console=console, transient=True)
             self._task = self._progress.add_task(title, total=total, text='')

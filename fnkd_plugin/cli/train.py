@@ -128,4 +128,13 @@ def run(cfg: Config, title: str, verbose: bool = False, summary: bool = True) ->
         runner.train()
     finally:
         hook.close()
+        _stop_workers(runner)
     return runner
+
+
+def _stop_workers(runner: Runner) -> None:
+    """End the data loaders' processes; when the garbage collector does it, torch waits 5 s for each."""
+    for loop in (runner._train_loop, runner._val_loop):
+        workers = getattr(getattr(loop, 'dataloader', None), '_iterator', None)  # persistent ones
+        if workers is not None and hasattr(workers, '_shutdown_workers'):
+            workers._shutdown_workers()

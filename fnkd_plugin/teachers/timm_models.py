@@ -79,6 +79,10 @@ def timm_errors(owner: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # of a download
-        raise SetupError(f'{owner}: {error} Without a network, give a file of weights with checkpoint=FILE.') from error
+        reason = str(error).split('. ')[0].rstrip('.')
+        raise SetupError(
+            f'{owner}: its published weights cannot be downloaded ({reason}); give a file of weights with '
+            'checkpoint=FILE.'
+        ) from error
     except (TypeError, RuntimeError) as error:
         raise SetupError(f'{owner}: timm cannot create it: {error}') from error

@@ -1,5 +1,6 @@
 """``fnkd`` from the shell: mistakes are one sentence, and ``--help`` answers at once."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,7 +9,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
+from PIL import Image
 
 import fnkd_cli
 from fnkd_cli import arguments
@@ -61,6 +65,8 @@ def test_choices_are_those_of_the_package() -> None:
         (['cache', 'x.py', '--out', 'y', '--views', '0'], '--views'),
         (['compare', 'x', *PAIR, '--seeds', '0'], '--seeds'),
         (['export', 'x'], 'out'),
+        (['compare', 'x', *PAIR, '--methods'], '--methods'),
+        (['compare', 'x', '--methods', *PAIR], '--methods'),
     ],
 )
 def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, monkeypatch, capsys) -> None:
@@ -81,6 +87,8 @@ def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, mo
         (['train', 'NOWHERE', *PAIR], 'NOWHERE'),
         (['train', 'nowhere.py', '--teacher', f'timm:{MODEL}'], 'nowhere.py'),
         (['check', 'NOWHERE'], 'NOWHERE'),
+        (['check', 'FOLDER/train/blue/0.jpg'], 'not a folder'),
+        (['check', 'FOLDER/val/blue'], 'no class folders'),
         (['predict', 'NOWHERE', 'x.jpg'], 'NOWHERE'),
         (['export', 'NOWHERE', 'x.onnx'], 'NOWHERE'),
         (['compare', 'FOLDER', *PAIR, '--methods', 'kd', 'fnkt'], 'fnkt'),
@@ -127,6 +135,67 @@ def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
     config = ROOT / 'configs' / 'demo' / 'plain_digits.py'
     assert fnkd(monkeypatch, 'train', config, '--amp', '--work-dir', tmp_path) == 1
     assert '--amp' in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ('option', 'named'),
+    [
+        ('model.backbone.type=ResNett', 'ResNett'),
+        ('model.backbone.depht=18', 'depht'),
+        ('train_cfg.max_epoch=1', 'max_epoch'),
+        ('val_evaluator.type=Acuracy', 'Acuracy'),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_named(option: str, named: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, _ = write_configs(tmp_path, tmp_path)
+    assert fnkd(monkeypatch, 'train', plain, '--work-dir', tmp_path / 'work', '--cfg-options', option) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: the config') and named in error
+
+
+def test_images_of_different_sizes_are_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, _ = write_configs(tmp_path, tmp_path)
+    root = photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    ragged = (
+        f"data = dict(type='CustomDataset', data_root={str(root / 'train')!r}, "
+        "pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])\n"
+        'train_dataloader.update(dataset=data, batch_size=6)\n'
+    )
+    plain.write_text(plain.read_text().replace('num_classes=4', 'num_classes=3') + ragged)
+    assert fnkd(monkeypatch, 'train', plain, '--no-validate', '--work-dir', tmp_path / 'work') == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: images of a batch differ in size')
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_an_error_of_what_was_built_keeps_its_traceback() -> None:
+    try:
+        {}['no registry']
+    except KeyError as error:
+        assert fnkd_cli._mistake_in_config(error) is None
+
+
+@pytest.mark.parametrize(
+    ('about', 'named'),
+    [
+        (dict(model='test_resnett'), 'test_resnett'),
+        (dict(classes=['a', 'b', 'c']), 'another shape'),
+        (dict(image_sise=64), 'image_sise'),
+        (dict(), 'cannot be read'),
+    ],
+)
+def test_a_students_file_that_does_not_fit_is_named(about, named: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    file = tmp_path / 'student.safetensors'
+    right = dict(model=MODEL, classes=['a', 'b'], image_size=64, mean=[0.5] * 3, std=[0.5] * 3)
+    safetensors.torch.save_file(timm.create_model(MODEL, num_classes=2).state_dict(), file)
+    if not about:
+        file.write_bytes(file.read_bytes()[:500])
+    file.with_suffix('.json').write_text(json.dumps({**right, **about}))
+    Image.new('RGB', (64, 64)).save(tmp_path / 'photo.jpg')
+    assert fnkd(monkeypatch, 'predict', file, tmp_path / 'photo.jpg') == 1
+    assert named in sentence(capsys)
 
 
 def test_the_terminal_shows_progress_and_results_the_file_all(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -1,4 +1,6 @@
 import json
+import math
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -50,6 +52,10 @@ def test_teacher_and_students_have_seeds_of_their_own(trained: tuple[Path, dict[
     _, found = trained
     seeds = {name: Config.fromfile(found['fnkd'].config.with_name(f'{name}.py')).randomness.seed for name in found}
     assert seeds['fnkd'] == seeds['plain'] != seeds['teacher']
+
+
+def test_trainings_leave_no_process_behind(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+    assert not multiprocessing.active_children()
 
 
 def test_a_second_call_trains_nothing(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
@@ -187,7 +193,12 @@ def test_get_started_states_the_results_file() -> None:
     stored = json.loads((root / 'benchmarks' / 'folder_birds20.json').read_text())
     plain, fnkd = (compare.mean_std(row['accuracies']) for row in stored['methods'])
     text = ' '.join((root / 'docs' / 'get_started.md').read_text().split())
+    predictions = stored['recipe']['iterations'] * stored['recipe']['batch_size']
+    crops = math.ceil(predictions / stored['photos']['train'])
     for stated in (
+        f'{crops} crops',
+        f'{crops * stored["photos"]["train"]:,} predictions',
+        f'{predictions:,}',
         f'plain student reaches {plain} %',
         f'FNKD student {fnkd} %',
         f'{stored["teacher"]["accuracy"]:.1f}',

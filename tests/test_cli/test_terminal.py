@@ -1,11 +1,15 @@
-"""Progress where the output is not a terminal, and times."""
+"""Progress in a terminal and elsewhere, and times."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from fnkd_plugin.cli import terminal
+from tests.test_tools.processes import ROOT
 
 
 def test_a_piped_bar_prints_at_the_start_and_then_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +30,25 @@ def test_a_piped_bar_prints_at_the_start_and_then_once_a_minute(monkeypatch: pyt
 def test_progress_gives_every_item_and_durations_are_readable() -> None:
     assert list(terminal.progress('x', 'abc', 3)) == ['a', 'b', 'c']
     assert terminal.duration(67.4) == '0:01:07'
+
+
+def test_a_terminal_shows_the_bar_and_nothing_of_the_frameworks() -> None:
+    code = (
+        "import fnkd_cli; bar = fnkd_cli._load('terminal').Bar('photos', 10); bar.advance(4, 'loss 1.234'); bar.close()"
+    )
+    ours, theirs = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, '-c', code], cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, 'TERM': 'xterm'}
+    )
+    os.close(theirs)
+    shown = bytearray()
+    try:
+        while part := os.read(ours, 4096):
+            shown += part
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    os.close(ours)
+    assert child.wait() == 0
+    text = shown.decode()
+    assert 'photos' in text and 'loss 1.234' in text and '4/10' in text
+    assert 'import' not in text and 'Warning' not in text
