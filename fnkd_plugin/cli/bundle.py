@@ -1,6 +1,7 @@
 """A trained student as two files: its weights under timm's keys, and a JSON file that says how to use them."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import safetensors.torch
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor, nn
 
@@ -56,13 +57,15 @@ class Bundle:
         return model.eval()
 
     def pixels(self, photo: Path) -> Tensor:
-        """A photo as the student sees it in validation, [3, H, W]."""
+        """A photo as the student sees it in validation, [3, H, W]; turned as its EXIF data say, as in training."""
         transform = create_transform(
             self.image_size, mean=self.mean, std=self.std, crop_pct=CROP_SHARE, interpolation='bicubic'
         )
         try:
-            return transform(Image.open(photo).convert('RGB'))
-        except OSError as error:
+            with warnings.catch_warnings():  # of odd metadata
+                warnings.simplefilter('ignore')
+                return transform(ImageOps.exif_transpose(Image.open(photo)).convert('RGB'))
+        except Exception as error:  # decoders fail in as many ways as there are formats
             raise SetupError(f'{photo} cannot be read as a photo ({error}).') from error
 
 
