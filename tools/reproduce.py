@@ -17,11 +17,12 @@ os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT
 # Use the package of this checkout, also in the worker processes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from experiments.job import available_cores
 from experiments.readme import document_of, replace_between
 from experiments.report import as_markdown, as_rich
 from experiments.results import Results
-from experiments.study import Study, StudyError
+from experiments.study import OutOfTimeError, Study, StudyError
 from experiments.tables import TABLES
 from rich.console import Console
 
@@ -40,14 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--device',
         choices=('cuda', 'cpu'),
-        help='train all students of a CIFAR table at once in this process, on this device: minutes on a GPU',
+        help='keep the images on this device and augment them there: minutes on a GPU. All students of a CIFAR table '
+        'are trained at once in this process, those of others in --workers processes',
     )
-    parser.add_argument(
-        '--minutes', type=float, help='with --device: stop within this time; the same command continues'
-    )
-    parser.add_argument(
-        '--together', type=int, default=48, help='with --device: largest number of students trained at once'
-    )
+    parser.add_argument('--minutes', type=float, help='stop within this time; the same command continues')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/reproduce'), help='checkpoints and logs')
     parser.add_argument(
         '--data-root', type=Path, metavar='FOLDER', help="folder of the data set, if it is not the config's"
@@ -70,21 +67,26 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         raise StudyError(f'--methods: {args.table} has no {", ".join(unknown)}; it has {", ".join(titles)}.')
     results = Results(args.out or ROOT / 'benchmarks' / f'{args.table}.json')
-    study = Study(table, results, args.work_dir.resolve(), range(args.seeds), data_root=args.data_root)
+    on_device = bool(args.device) and not table.side_by_side
+    folder, seeds = args.work_dir.resolve(), range(args.seeds)
+    study = Study(table, results, folder, seeds, data_root=args.data_root, on_device=on_device)
     console = Console()
     document = document_of(ROOT, args.table) if args.docs else None
     if not args.show:
         chosen = [m for m in table.methods if not args.methods or m.title in args.methods]
-        if args.device:
-            from experiments.side_by_side.study import OutOfTimeError, SideBySideStudy
+        if args.device == 'cuda' and not torch.cuda.is_available():
+            raise StudyError('--device cuda: PyTorch finds no GPU.')
+        if args.device == 'cpu':
+            os.environ['CUDA_VISIBLE_DEVICES'] = ''  # for the workers
+        try:
+            if args.device and table.side_by_side:
+                from experiments.side_by_side.study import SideBySideStudy
 
-            trainer = SideBySideStudy(study, args.device, console, args.minutes, args.together)
-            try:
-                trainer.run(chosen)
-            except OutOfTimeError as error:
-                sys.exit(f'{error}')
-        else:
-            study.run(chosen, args.workers, console)
+                SideBySideStudy(study, args.device, console, args.minutes).run(chosen)
+            else:
+                study.run(chosen, args.workers, console, args.minutes)
+        except OutOfTimeError as error:
+            sys.exit(f'{error}')
     console.print(as_rich(study))
     if document:
         replace_between(document, args.table, as_markdown(study))

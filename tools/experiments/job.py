@@ -1,7 +1,9 @@
 """One training in a worker process: tools/train.py, then measures of its predictions."""
 
+import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -48,6 +50,8 @@ class Job:
     """Further flags of tools/train.py."""
     cache: Cache | None = None
     """Replaces the live teacher; the teacher's own training makes it at its end."""
+    on_device: bool = False
+    """Whether the images are kept in the device's memory, and augmented there."""
 
     @property
     def predictions(self) -> Path:
@@ -63,6 +67,8 @@ class Job:
             'default_hooks.save_predictions.type': 'SavePredictionsHook',
             **self.options,
         }
+        if self.on_device:
+            options['default_hooks.images_on_device.type'] = 'ImagesOnDeviceHook'
         if self.teacher is not None and self.cache is not None:
             options.update({'model.teacher._delete_': True, 'model.teacher.type': 'CachedTeacher'})
             options['model.teacher.path'] = self.cache.folder
@@ -95,11 +101,21 @@ def start(log_folder: Path) -> None:
     with open(log_folder / f'worker_{os.getpid()}.log', 'w') as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed, so that the same command can continue at once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train, and return the checkpoint's path and the time."""
     began, cpu = time.perf_counter(), time.process_time()
+    from experiments import on_device  # noqa: F401  (registers the hook)
     from fnkd_plugin.cli.train import main
 
     try:

@@ -89,7 +89,8 @@ class Results:
 
 
 def _settings(job: Job) -> dict[str, Any]:
-    return dict(config=job.config.name, flags=list(job.flags), seed=job.seed, options=dict(job.options))
+    found = dict(config=job.config.name, flags=list(job.flags), seed=job.seed, options=dict(job.options))
+    return json.loads(json.dumps(found))  # as in the file, which has no tuples
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,10 @@ class StudyError(Exception):
     """A training failed. The message names it and its log file."""
 
 
+class OutOfTimeError(Exception):
+    """The time limit is reached. The state is saved, and the same command continues."""
+
+
 class Study:
     """The trainings of a table.
 
@@ -36,6 +41,7 @@ class Study:
     Attributes:
         table: What is compared.
         results: What has been run.
+        on_device: Whether the images are kept in the device's memory, see :mod:`experiments.on_device`.
     """
 
     def __init__(
@@ -46,7 +52,11 @@ class Study:
         seeds: Sequence[int],
         options: Options | None = None,
         data_root: Path | None = None,
+        on_device: bool = False,
     ) -> None:
+        if on_device and table.cached_views:
+            raise StudyError('this table uses a cached teacher, which --device does not support; leave it out.')
+        self.on_device = on_device
         self.table = table
         self.results = results
         self.folder = folder
@@ -113,12 +123,20 @@ class Study:
         """The number of trainings of these methods, including the teacher's."""
         return 1 + sum(len(self.trials(m)) + len(self.seeds) for m in methods)
 
-    def run(self, methods: Sequence[Method], workers: int, console: Console) -> None:
+    def run(self, methods: Sequence[Method], workers: int, console: Console, minutes: float | None = None) -> None:
         """Run the missing trainings, one in each worker.
+
+        Args:
+            methods: Of the table.
+            workers: The number of processes.
+            console: Shows the progress.
+            minutes: Time limit, after which the workers are stopped; a training continues from its last epoch.
 
         Raises:
             StudyError: If a training fails.
+            OutOfTimeError: If the time limit is reached.
         """
+        ends = None if minutes is None else time.monotonic() + 60 * minutes
         logs = self.folder / 'logs'
         logs.mkdir(parents=True, exist_ok=True)
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), start, (logs,))
@@ -148,7 +166,13 @@ class Study:
                         running[pool.submit(run, job)] = job
                     if not running:
                         return
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    left = None if ends is None else max(0.0, ends - time.monotonic())
+                    finished = wait(running, left, FIRST_COMPLETED).done
+                    if not finished:
+                        for worker in multiprocessing.active_children():
+                            worker.terminate()
+                        raise OutOfTimeError('time limit reached; the same command continues from here.')
+                    for future in finished:
                         job = running.pop(future)
                         entry = self._take(job, future)
                         done += 1
@@ -206,7 +230,9 @@ class Study:
         # The folder depends on the options, so a training is never resumed from one with other options.
         key = hashlib.sha256(json.dumps([config, seed, options, *flags], sort_keys=True).encode()).hexdigest()[:8]
         folder = self.folder / f'{name}_{key}'
-        return Job(name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags)
+        return Job(
+            name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags, on_device=self.on_device
+        )
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

@@ -52,6 +52,9 @@ def test_the_file_grows_and_other_options_are_refused(tmp_path: Path) -> None:
     stored = json.loads(path.read_text())
     assert len(stored['places']) == 1 and stored['places'][0]['versions']['torch']
     assert str(tmp_path) not in path.read_text()
+    sized = Job('sized', Path('kd.py'), tmp_path, 0, {'scale': (147, 147)})
+    Results(path).add((sized, {'accuracy': 70.0}))
+    assert Results(path).find(sized)['accuracy'] == 70  # JSON has no tuples
     with pytest.raises(ValueError, match=r'kd_seed0 was run with .*0\.1.*0\.2.*--out'):
         again.find(Job('kd_seed0', Path('kd.py'), tmp_path, 0, {'lr': 0.2}))
     assert again.find(Job('new', Path('kd.py'), tmp_path, 0)) is None

@@ -191,7 +191,7 @@ def test_a_table_cut_off_in_its_first_test_goes_on_without_training_again(
     monkeypatch.setattr(sys.modules[__name__], 'COUNT', 20)
     whole = _run_table(tmp_path / 'whole')
     trained: list[tuple[str, int]] = []
-    cut = {'teacher', 'distilled0'}
+    cut = {'teacher', 'distilled'}
     steps, test = Group.steps, Group.test
 
     def noted(group: Any) -> Iterator[None]:
@@ -210,8 +210,8 @@ def test_a_table_cut_off_in_its_first_test_goes_on_without_training_again(
         with pytest.raises(MemoryError):
             _run_table(tmp_path / 'cut')
     found = _run_table(tmp_path / 'cut')
-    assert [step for step in trained if step[0] != 'plain0'] == [
-        (name, epoch) for name in ('teacher', 'distilled0') for epoch in (0, 1)
+    assert [step for step in trained if step[0] != 'plain'] == [
+        (name, epoch) for name in ('teacher', 'distilled') for epoch in (0, 1)
     ]
     measures = ('accuracy', 'nll', 'ece', 'best_accuracy', 'best_epoch')
     assert set(found) == {'teacher', 'plain_seed0', 'fnkd_seed0'}

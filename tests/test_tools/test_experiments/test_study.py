@@ -171,3 +171,21 @@ def test_a_failure_names_the_training_and_its_log(tmp_path: Path) -> None:
     study = _study(tmp_path, 1, **{'train_dataloader.dataset.split': 'nowhere'})
     with pytest.raises(StudyError, match=r"teacher: SetupError: Digits: split 'nowhere'[^\n]*\nThe logs are in .*logs"):
         study.run(study.table.methods[:1], 1, Console(quiet=True))
+
+
+def test_a_time_limit_stops_before_the_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from experiments.study import OutOfTimeError
+
+    monkeypatch.setattr(InThisProcess, 'submit', lambda *_: Future())
+    study = _study(tmp_path, 1)
+    with pytest.raises(OutOfTimeError, match='same command'):
+        study.run(study.table.methods[:1], 1, Console(quiet=True), minutes=0.001)
+
+
+def test_images_on_the_device_and_a_cached_teacher_exclude_each_other(tmp_path: Path) -> None:
+    from experiments.results import Results
+    from experiments.study import Study, StudyError
+    from experiments.tables import cub2010_small
+
+    with pytest.raises(StudyError, match='--device'):
+        Study(cub2010_small(), Results(tmp_path / 'r.json'), tmp_path, range(1), on_device=True)

@@ -149,22 +149,57 @@ def _weight_gradient(
 
 
 @triton.jit
+def _sums(parts, count, channel, inside, channels, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    """The sums of the two rows of all parts [count, 2, channels]."""
+    one = tl.zeros([TILES, BLOCK], dtype=tl.float32)
+    two = tl.zeros([TILES, BLOCK], dtype=tl.float32)
+    for first in range(0, count, TILES):
+        part = first + tl.arange(0, TILES)
+        at = part[:, None] * 2 * channels + channel[None, :]
+        here = (part < count)[:, None] & inside[None, :]
+        one += tl.load(parts + at, here, 0.0)
+        two += tl.load(parts + at + channels, here, 0.0)
+    return tl.sum(one, 0), tl.sum(two, 0)
+
+
+@triton.jit
+def _channels(C: tl.constexpr, BLOCK: tl.constexpr):
+    """A program's network, its channels in that network and among all, and whether they exist."""
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
+    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    return network, column, network * C + column, column < C
+
+
+@triton.jit
+def _tile(network, column, inside, first, pixels, C: tl.constexpr, ROWS: tl.constexpr):
+    """The places of a tile of pixels and channels, and whether they exist."""
+    pixel = first + tl.arange(0, ROWS)
+    at = (network * pixels + pixel)[:, None] * C + column[None, :]
+    return at, (pixel < pixels)[:, None] & inside[None, :]
+
+
+@triton.jit
+def _before_relu(g, out, y, at, here, scale, shift, RESIDUAL: tl.constexpr, RELU: tl.constexpr):
+    """The gradient before the ReLU, and the input of batch norm."""
+    d = tl.load(g + at, here, 0.0).to(tl.float32)
+    z = tl.load(y + at, here, 0.0).to(tl.float32)
+    if RESIDUAL and RELU:
+        d = tl.where(tl.load(out + at, here, 0.0).to(tl.float32) > 0, d, 0.0)
+    elif RELU:
+        d = tl.where(z * scale[None, :] + shift[None, :] > 0, d, 0.0)
+    return d, z
+
+
+@triton.jit
 def _reduce_statistics(
     stats, gamma, beta, mean, inverse, scale, shift, running_mean, running_var,
     tiles, count, channels, momentum, eps, TILES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
-    one = tl.zeros([TILES, BLOCK], dtype=tl.float32)
-    two = tl.zeros([TILES, BLOCK], dtype=tl.float32)
-    for first in range(0, tiles, TILES):
-        tile = first + tl.arange(0, TILES)
-        at = tile[:, None] * 2 * channels + channel[None, :]
-        here = (tile < tiles)[:, None] & inside[None, :]
-        one += tl.load(stats + at, here, 0.0)
-        two += tl.load(stats + at + channels, here, 0.0)
-    m = tl.sum(one, 0) / count
-    v = tl.maximum(tl.sum(two, 0) / count - m * m, 0.0)
+    one, two = _sums(stats, tiles, channel, inside, channels, TILES, BLOCK)
+    m = one / count
+    v = tl.maximum(two / count - m * m, 0.0)
     r = 1 / tl.sqrt(v + eps)
     s = tl.load(gamma + channel, inside, 0.0) * r
     tl.store(mean + channel, m, inside)
@@ -181,10 +216,8 @@ def _apply(
     y, residual, scale, shift, out, pixels,
     C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    channel, inside, pixel = network * C + column, column < C, tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    at, here = (network * pixels + pixel)[:, None] * C + column[None, :], (pixel < pixels)[:, None] & inside[None, :]
+    network, column, channel, inside = _channels(C, BLOCK)
+    at, here = _tile(network, column, inside, tl.program_id(1) * ROWS, pixels, C, ROWS)
     s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     found = tl.load(y + at, here, 0.0).to(tl.float32) * s[None, :] + b[None, :]
     if RESIDUAL:
@@ -199,23 +232,15 @@ def _sum_gradients(
     g, out, y, mean, inverse, scale, shift, parts, pixels, chunk, channels,
     C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    channel, inside, part = network * C + column, column < C, tl.program_id(1)
+    network, column, channel, inside = _channels(C, BLOCK)
+    part = tl.program_id(1)
     m, r = tl.load(mean + channel, inside, 0.0), tl.load(inverse + channel, inside, 0.0)
     s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     one = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     two = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for first in range(part * chunk, part * chunk + chunk, ROWS):
-        pixel = first + tl.arange(0, ROWS)
-        at = (network * pixels + pixel)[:, None] * C + column[None, :]
-        here = (pixel < pixels)[:, None] & inside[None, :]
-        d = tl.load(g + at, here, 0.0).to(tl.float32)
-        z = tl.load(y + at, here, 0.0).to(tl.float32)
-        if RESIDUAL and RELU:
-            d = tl.where(tl.load(out + at, here, 0.0).to(tl.float32) > 0, d, 0.0)
-        elif RELU:
-            d = tl.where(z * s[None, :] + b[None, :] > 0, d, 0.0)
+        at, here = _tile(network, column, inside, first, pixels, C, ROWS)
+        d, z = _before_relu(g, out, y, at, here, s, b, RESIDUAL, RELU)
         one += d
         two += d * (z - m[None, :]) * r[None, :]
     tl.store(parts + (part * 2) * channels + channel, tl.sum(one, 0), inside)
@@ -228,16 +253,9 @@ def _reduce_gradients(
 ):  # fmt: skip
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
-    one = tl.zeros([TILES, BLOCK], dtype=tl.float32)
-    two = tl.zeros([TILES, BLOCK], dtype=tl.float32)
-    for first in range(0, count, TILES):
-        part = first + tl.arange(0, TILES)
-        at = part[:, None] * 2 * channels + channel[None, :]
-        here = (part < count)[:, None] & inside[None, :]
-        one += tl.load(parts + at, here, 0.0)
-        two += tl.load(parts + at + channels, here, 0.0)
-    tl.store(grad_beta + channel, tl.sum(one, 0), inside)
-    tl.store(grad_gamma + channel, tl.sum(two, 0), inside)
+    one, two = _sums(parts, count, channel, inside, channels, TILES, BLOCK)
+    tl.store(grad_beta + channel, one, inside)
+    tl.store(grad_gamma + channel, two, inside)
 
 
 @triton.jit
@@ -245,19 +263,12 @@ def _apply_gradients(
     g, out, y, mean, inverse, scale, shift, grad_gamma, grad_beta, grad_y, grad_residual, pixels,
     C: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    network, column = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    channel, inside, pixel = network * C + column, column < C, tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    at, here = (network * pixels + pixel)[:, None] * C + column[None, :], (pixel < pixels)[:, None] & inside[None, :]
+    network, column, channel, inside = _channels(C, BLOCK)
+    at, here = _tile(network, column, inside, tl.program_id(1) * ROWS, pixels, C, ROWS)
     m, r = tl.load(mean + channel, inside, 0.0), tl.load(inverse + channel, inside, 0.0)
     s, b = tl.load(scale + channel, inside, 0.0), tl.load(shift + channel, inside, 0.0)
     one, two = tl.load(grad_beta + channel, inside, 0.0) / pixels, tl.load(grad_gamma + channel, inside, 0.0) / pixels
-    d = tl.load(g + at, here, 0.0).to(tl.float32)
-    z = tl.load(y + at, here, 0.0).to(tl.float32)
-    if RESIDUAL and RELU:
-        d = tl.where(tl.load(out + at, here, 0.0).to(tl.float32) > 0, d, 0.0)
-    elif RELU:
-        d = tl.where(z * s[None, :] + b[None, :] > 0, d, 0.0)
+    d, z = _before_relu(g, out, y, at, here, s, b, RESIDUAL, RELU)
     if RESIDUAL:
         tl.store(grad_residual + at, d.to(grad_residual.dtype.element_ty), here)
     found = s[None, :] * (d - one[None, :] - (z - m[None, :]) * r[None, :] * two[None, :])
@@ -387,21 +398,9 @@ class ConvNorm(torch.autograd.Function):
         grad_y = torch.empty_like(y)
         grad_residual = torch.empty_like(y) if ctx.has_residual else None
         _apply_gradients[(blocks, triton.cdiv(pixels, rows))](
-            g,
-            out,
-            y,
-            mean,
-            inverse,
-            scale,
-            shift,
-            grad_gamma,
-            grad_beta,
-            grad_y,
-            grad_residual,
-            pixels,
-            ROWS=rows,
-            **flags,
-        )
+            g, out, y, mean, inverse, scale, shift, grad_gamma, grad_beta, grad_y, grad_residual, pixels,
+            ROWS=rows, **flags,
+        )  # fmt: skip
         grad_weight = weight_gradient(x, grad_y, w.shape, ctx.stride)
         grad_x = convolve(grad_y, w, ctx.stride, backward_to=x.shape[2:4])[0] if ctx.needs_input_grad[0] else None
         return grad_x, grad_weight, grad_gamma, grad_beta, grad_residual, None, None, None, None, None

@@ -14,15 +14,11 @@ from experiments.results import measures
 from experiments.side_by_side.images import Images, TeacherPredictions
 from experiments.side_by_side.recipe import Recipe, Student, read
 from experiments.side_by_side.training import Group
-from experiments.study import Study, StudyError
+from experiments.study import OutOfTimeError, Study, StudyError
 from experiments.tables import Method
 
 SAVED_EVERY = 60
 """Seconds between two checkpoints."""
-
-
-class OutOfTimeError(Exception):
-    """The time limit is reached. The state is saved, and the same command continues."""
 
 
 class SideBySideStudy:
@@ -33,7 +29,6 @@ class SideBySideStudy:
         device: ``'cuda'`` or ``'cpu'``.
         console: Prints a line for each epoch.
         minutes: Time limit, after which the state is saved; None for no limit.
-        together: The largest number of students that train at once.
     """
 
     def __init__(
@@ -42,11 +37,9 @@ class SideBySideStudy:
         device: str,
         console: Console,
         minutes: float | None = None,
-        together: int = 48,
     ) -> None:
         self._study, self._device, self._console = study, torch.device(device), console
         self._ends = None if minutes is None else time.monotonic() + 60 * minutes
-        self._together = together
         self._data: dict[str, Images] = {}
         init_default_scope('mmpretrain')
         # It would log a line for the initialisation of each layer of each student.
@@ -70,7 +63,8 @@ class SideBySideStudy:
         distilled = [pair for pair in students if pair[1].head is not None]
         teacher = self._group('teacher', [read(study.teacher)], None)
         first = [] if teacher.done else [teacher]
-        first += self._groups('plain', plain, None)
+        if plain:
+            first.append(self._group('plain', plain, None))
         self._train(first)
         assert teacher.logits is not None
         if study.results.find(study.teacher) is None:
@@ -85,18 +79,12 @@ class SideBySideStudy:
         began = time.perf_counter()
         table = teacher.table()
         self._say(f'predictions of the teacher: {time.perf_counter() - began:.0f} s, mean norm {table.mean_norm:.3f}')
-        for group in self._groups('distilled', distilled, table):
-            self._train([group])
-            self._record(group, teacher.logits[0])
+        group = self._group('distilled', distilled, table)
+        self._train([group])
+        self._record(group, teacher.logits[0])
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
-
-    def _groups(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> list[Group]:
-        # Groups of nearly equal size.
-        count = -(-len(pairs) // self._together)
-        parts = [pairs[len(pairs) * i // count : len(pairs) * (i + 1) // count] for i in range(count)]
-        return [self._group(f'{name}{i}', part, table) for i, part in enumerate(parts)]
 
     def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> Group:
         recipes = [recipe for recipe, _ in pairs]
