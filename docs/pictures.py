@@ -1,11 +1,13 @@
-"""Draw the README's pictures into docs/_static: the method, and accuracies of results files in benchmarks/.
+"""Draw pictures into docs/_static: the method, and results files of benchmarks/.
 
 python docs/pictures.py
+python docs/pictures.py FOLDER    # first collect the training curves of work_dirs/reproduce/cub2010_small
 """
 
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,46 @@ def draw_method(path: Path) -> None:
     _save(figure, path)
 
 
+CURVES = {'kd': ('KD', BLUE), 'fnkd': ("FNKD, 'clip'", GREY), 'fnkd_normalize': ("FNKD, 'normalize'", RUST)}
+"""The methods whose training curves are drawn, by the beginnings of their runs' names."""
+
+
+def collect_curves(folder: Path, seeds: range = range(3)) -> dict[str, Any]:
+    """The logged feature norms and losses of a table's final trainings, from MMEngine's ``scalars.json``."""
+    found: dict[str, Any] = {}
+    for name in [f'{method}_seed{seed}' for method in CURVES for seed in seeds]:
+        [log] = folder.glob(f'{name}_*/*/vis_data/scalars.json')
+        rows = [row for line in log.read_text().splitlines() if 'student_norm' in (row := json.loads(line))]
+        keys = {'step': 'step', 'norm': 'student_norm', 'loss': 'hard_ce'}
+        found[name] = {short: [round(row[key], 4) for row in rows] for short, key in keys.items()}
+        if 'tau' in rows[-1]:
+            found[name]['tau'] = round(rows[-1]['tau'], 4)
+    return found
+
+
+def draw_curves(path: Path, root: Path = ROOT) -> None:
+    """Feature norms and hard losses over training, a line a seed; the dashed line is tau."""
+    runs = json.loads((root / 'benchmarks' / 'curves_cub2010_small.json').read_text())
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
+    titles = {'norm': "student's mean feature norm", 'loss': 'cross-entropy with the labels'}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for name, run in runs.items():
+            label, colour = CURVES[name.rpartition('_seed')[0]]
+            first = name.endswith('_seed0')
+            axis.plot(run['step'], run[key], color=colour, lw=1.2, alpha=0.9, label=label if first else None)
+        axis.set_title(title, fontsize=9, color=INK, loc='left')
+        axis.set_xlabel('iteration', fontsize=8, color=INK)
+        axis.tick_params(labelsize=8, colors=INK)
+        axis.grid(color='#e8ecef')
+        axis.spines[['top', 'right']].set_visible(False)
+    tau = next(run['tau'] for run in runs.values() if 'tau' in run)
+    axes[0].axhline(tau, color=INK, ls='--', lw=1)
+    axes[0].annotate(r'$\tau$', (0, tau), color=INK, va='bottom', fontsize=10)
+    axes[0].set_ylim(0)
+    axes[1].legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     # Neither a date nor random ids: the same numbers give the same file.
     with plt.rc_context({'svg.hashsalt': 'fnkd_plugin'}):
@@ -115,5 +157,9 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 if __name__ == '__main__':
     OUT.mkdir(exist_ok=True)
+    for folder in sys.argv[1:]:
+        file = ROOT / 'benchmarks' / 'curves_cub2010_small.json'
+        file.write_text(json.dumps(collect_curves(Path(folder)), separators=(',', ':')) + '\n')
+    draw_curves(OUT / 'curves.svg')
     draw_method(OUT / 'method.svg')
     draw_results(OUT / 'results.svg')

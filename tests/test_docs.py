@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -71,15 +72,32 @@ def test_the_readme_is_one_screen_that_sells_and_one_that_starts() -> None:
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1000
 
 
-def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
+def _pictures() -> Any:
     spec = importlib.util.spec_from_file_location('pictures', ROOT / 'docs' / 'pictures.py')
     assert spec is not None and spec.loader is not None
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
+    return pictures
+
+
+def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
+    pictures = _pictures()
     assert pictures.accuracies({'kd_seed0': {'accuracy': 1.0}, 'kd_t1_seed0': {'accuracy': 2.0}}, 'kd') == [1.0]
     pictures.draw_method(tmp_path / 'method.svg')
     pictures.draw_results(tmp_path / 'results.svg')
-    assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg'))
+    pictures.draw_curves(tmp_path / 'curves.svg')
+    assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg', 'curves.svg'))
+
+
+def test_curves_are_collected_from_logs(tmp_path: Path) -> None:
+    pictures = _pictures()
+    for method in pictures.CURVES:
+        log = tmp_path / f'{method}_seed0_0a1b' / '20260101' / 'vis_data' / 'scalars.json'
+        log.parent.mkdir(parents=True)
+        rows = [dict(step=20, student_norm=3.0, hard_ce=5.0, tau=6.0), dict(step=1, **{'accuracy/top1': 9.0})]
+        log.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    found = pictures.collect_curves(tmp_path, range(1))
+    assert found['kd_seed0'] == dict(step=[20], norm=[3.0], loss=[5.0], tau=6.0) and len(found) == 3
 
 
 def test_the_norms_of_cifar100_are_those_of_the_results_file() -> None:

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from fnkd_plugin.errors import SetupError, first_few
@@ -107,11 +109,11 @@ def _parts(root: Path) -> tuple[Path, Path | None]:
 
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
-    """Photos of each class folder, deeper ones too; hidden folders are skipped."""
+    """Photos of each class folder, deeper ones too; hidden folders and files are skipped."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
     found = {}
     for path in classes:
-        photos = sorted(f for f in path.rglob('*') if f.suffix.lower() in SUFFIXES and f.is_file())
+        photos = sorted(f for f in path.rglob('*') if f.suffix.lower() in SUFFIXES and f.is_file() and f.name[0] != '.')
         bad = [p for p in photos if not _utf8(p)]
         if bad or not _utf8(path):
             raise SetupError(f'{path!r}: the name of {(bad or [path])[0]!r} is not UTF-8; rename it.')
@@ -143,7 +145,7 @@ def _check_same_classes(train: dict, val: dict, train_folder: Path, val_folder: 
 def _check_files(root: Path, files: list[Path], progress: Callable) -> tuple[list[str], set[Path]]:
     notes, broken, content = [], set(), defaultdict(list)
     # Threads would wait for one another in the decoders of many formats.
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), initializer=_silence) as pool:
         checked = pool.map(_look, files, chunksize=32)
         for path, (fault, size, digest) in zip(files, progress(checked, len(files)), strict=True):
             name = path.relative_to(root)
@@ -160,6 +162,11 @@ def _check_files(root: Path, files: list[Path], progress: Callable) -> tuple[lis
     return notes, broken
 
 
+def _silence() -> None:
+    """Close this process's standard error: what decoders say of odd metadata concerns nobody."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _look(path: Path) -> tuple[str, tuple[int, int], str]:
     """Why a file cannot be decoded ('' if it can), its size, and a hash of its content."""
     try:
@@ -169,6 +176,9 @@ def _look(path: Path) -> tuple[str, tuple[int, int], str]:
             # JPEGs are decoded at an eighth of their size, which reads the whole file all the same.
             image.draft('RGB', (64, 64))
             image.load()
+        # Training decodes with OpenCV, which knows fewer formats, and does not notice files that are cut off.
+        if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_COLOR_8) is None:
+            return 'OpenCV does not know its format', size, ''
     except Exception as error:  # decoders fail in as many ways as there are formats
         return str(error) or type(error).__name__, (0, 0), ''
     return '', size, hashlib.blake2b(data, digest_size=16).hexdigest()

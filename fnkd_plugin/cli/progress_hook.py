@@ -1,10 +1,15 @@
 """One line of progress for a training or a test."""
 
+import functools
+import logging
+import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
 
 from fnkd_plugin.cli.terminal import Bar, console
 from fnkd_plugin.mm.hooks.summary_hook import as_text
@@ -28,6 +33,8 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Open the bar."""
+        for loop in (runner._train_loop, runner._val_loop):
+            _quiet_workers(runner, getattr(loop, 'dataloader', None))
         if is_main_process():
             self._bar = Bar(self.title, runner.max_iters)
             self._shown = 0
@@ -70,6 +77,7 @@ class TestProgressHook(Hook):
 
     def before_test(self, runner: Any) -> None:
         """Open the bar."""
+        _quiet_workers(runner, runner.test_dataloader)
         self._bar = Bar('testing', len(runner.test_dataloader)) if is_main_process() else None
 
     def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -87,3 +95,16 @@ class TestProgressHook(Hook):
             for name, value in (metrics or {}).items()
         ]
         console.print(as_text('Tested', [*rows, ('log', str(runner.log_dir))]), markup=False)
+
+
+def _quiet_workers(runner: Any, loader: DataLoader | None) -> None:
+    """Let a loader's processes write their standard error, such as libpng's warnings, to the log file."""
+    files = [handler.baseFilename for handler in runner.logger.handlers if isinstance(handler, logging.FileHandler)]
+    if loader is not None:
+        loader.worker_init_fn = functools.partial(_start_worker, [*files, os.devnull][0], loader.worker_init_fn)
+
+
+def _start_worker(log: str, then: Callable[[int], None] | None, worker: int) -> None:
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    if then is not None:
+        then(worker)

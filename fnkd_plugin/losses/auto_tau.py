@@ -76,8 +76,7 @@ class AutoTau:
         self.calibrated = True
         _logger.info(
             f"FNKDLoss: tau='auto' fixed at {self.tau:.4g}, a third of the teacher's mean feature norm over "
-            f"{self._count:.0f} images. mode='clip' does not rescale smaller norms: if student_norm is below tau in "
-            "this log, use mode='normalize'."
+            f'{self._count:.0f} images.'
         )
 
     def _value(self) -> float:

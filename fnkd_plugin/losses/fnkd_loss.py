@@ -110,6 +110,16 @@ class FNKDLoss(SoftTargetLoss):
         """``tau``."""
         return {'tau': self.tau}
 
+    def warning_for(self, student_norm: float) -> str:
+        """What is wrong if the student's mean feature norm stays at this value; empty if nothing is."""
+        if self.mode != 'clip' or not student_norm < self.tau:
+            return ''
+        return (
+            f"FNKDLoss: the student's mean feature norm, {student_norm:.3g}, is below tau, {self.tau:.3g}. "
+            "mode='clip' does not enlarge such norms, so the student is compared at T = 1 with the teacher's softened "
+            "distribution. Train with mode='normalize' (docs/results.md)."
+        )
+
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`(z - b) s + b`."""
         logits, norm, origin = prediction

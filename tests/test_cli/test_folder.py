@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -10,6 +11,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from fnkd_plugin.cli import bundle, compare, folder, train
 from fnkd_plugin.cli import test as cli_test
@@ -175,6 +177,17 @@ def test_a_teacher_no_better_than_chance_is_refused(
     )
     with pytest.raises(SetupError, match='chance'):
         experiment.teacher()
+
+
+def test_what_decoders_print_is_in_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = photos.folder(tmp_path / 'photos', train=2, val=1)
+    Image.new('RGB', (40, 40)).save(root / 'train' / 'blue' / 'profile.png', icc_profile=b'x' * 200)
+    model, _ = models(tmp_path)
+    experiment = folder.Experiment(root, tmp_path / 'out', model, model, image_size=32, iterations=4)
+    experiment.train('plain', experiment.recipe.config(*dataclasses.astuple(model)))
+    (log,) = (tmp_path / 'out').rglob('*.log')
+    assert 'libpng' in log.read_text()
+    assert 'libpng' not in capfd.readouterr().err
 
 
 def test_an_unknown_method_is_refused(tmp_path: Path) -> None:

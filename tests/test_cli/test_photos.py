@@ -1,6 +1,9 @@
 from pathlib import Path
 
+import mmcv
+import numpy as np
 import pytest
+from PIL import Image
 
 from fnkd_plugin.cli.photos import read_photos
 from fnkd_plugin.errors import SetupError
@@ -53,6 +56,26 @@ def test_what_is_odd_is_noted_by_file(tmp_path: Path) -> None:
     for name in ('train/blue/0.jpg', 'train/green/text.png', 'train/amber/1.jpg and val/amber/0.jpg', '400 x 40'):
         assert name in notes
     assert not any(path in ('train/blue/0.jpg', 'train/green/text.png') for path, _ in found.train)
+
+
+def test_photos_that_are_kept_can_be_decoded_in_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pillow reads formats that OpenCV does not; both warn of metadata on standard error."""
+    root = folder(tmp_path)
+    blue = root / 'train' / 'blue'
+    pixels = np.random.RandomState(0).rand(48, 64).astype(np.float32)
+    Image.fromarray(pixels).save(blue / 'float.tiff')
+    coloured = Image.fromarray((255 * pixels).astype(np.uint8))
+    coloured.save(blue / 'icon.png', format='ICO')
+    coloured.save(blue / 'profile.png', icc_profile=b'x' * 200)
+    (blue / '._0.jpg').write_bytes(b'of another file system')
+    found = read_photos(root)
+    kept = {Path(path).name for path, label in found.train if label == 1}
+    assert kept == {*(f'{i}.jpg' for i in range(10)), 'profile.png'}
+    assert len(found.notes) == 2 and all('left out' in note for note in found.notes)
+    assert all(mmcv.imread(root / path) is not None for path, _ in found.train)
+    capfd.readouterr()
+    read_photos(root)
+    assert not capfd.readouterr().err
 
 
 def _missing(root: Path) -> None:
