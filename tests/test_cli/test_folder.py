@@ -12,11 +12,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from mmengine.runner import Runner
 from PIL import Image
 
 from fnkd_plugin.cli import bundle, compare, folder, train
 from fnkd_plugin.cli import test as cli_test
 from fnkd_plugin.cli.compare_page import page
+from fnkd_plugin.cli.progress_hook import ProgressHook
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.weights import read_state_dict
 from tests.helpers import timm_checkpoint
@@ -78,6 +80,27 @@ def test_the_written_config_repeats_the_student_bit_for_bit(
         torch.load(path, weights_only=True)['state_dict']
         for path in (found['fnkd'].checkpoint, tmp_path / found['fnkd'].checkpoint.name)
     )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_command_that_was_stopped_goes_on_bit_for_bit(
+    trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, found = trained
+    experiment = folder.Experiment(root / 'photos', tmp_path, *models(root), image_size=32, iterations=24)
+    whole = ProgressHook.after_train_iter
+
+    def stop(hook: ProgressHook, runner: Runner, *args: object, **kwargs: object) -> None:
+        whole(hook, runner, *args, **kwargs)
+        if runner.iter == 12:
+            raise KeyboardInterrupt
+
+    cfg = experiment.recipe.config(MODEL, models(root)[0].checkpoint)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ProgressHook, 'after_train_iter', stop)
+        experiment.train('plain', cfg)
+    again = experiment.train('plain', cfg)
+    first, second = (read_state_dict(one.checkpoint) for one in (found['plain'], again))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
