@@ -4,20 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from PIL import Image
-from timm.data import create_transform
+from mmpretrain.registry import TRANSFORMS
 from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import load_weights, read_state_dict
-
-CROP_SHARE = 7 / 8
-"""Of a photo's shorter side, the part that the model sees."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,28 @@ class Bundle:
         return model.eval()
 
     def pixels(self, photo: Path) -> Tensor:
-        """A photo as the student sees it in validation, [3, H, W]."""
-        transform = create_transform(
-            self.image_size, mean=self.mean, std=self.std, crop_pct=CROP_SHARE, interpolation='bicubic'
-        )
+        """A photo as the student sees it in validation, [3, H, W].
+
+        Its pixels are those of training, by OpenCV. Pillow's, smoothed before they are made smaller, are others.
+        """
+        found: dict[str, Any] = dict(img_path=str(photo))
         try:
-            return transform(Image.open(photo).convert('RGB'))
-        except OSError as error:
+            for step in val_pipeline(self.image_size):
+                found = TRANSFORMS.build(step)(found)
+        except Exception as error:  # decoders fail in as many ways as there are formats
             raise SetupError(f'{photo} cannot be read as a photo ({error}).') from error
+        pixels = torch.from_numpy(found['img'][..., ::-1].copy()).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+def val_pipeline(size: int) -> list[dict[str, Any]]:
+    """A photo's file to the square of ``size`` pixels a side in its middle, as MMPretrain's transforms."""
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=size),
+    ]
 
 
 def open_bundle(path: Path) -> tuple[Bundle, Path]:

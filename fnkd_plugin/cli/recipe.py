@@ -9,7 +9,7 @@ import timm
 import torch
 from mmengine.config import Config
 
-from fnkd_plugin.cli.bundle import Bundle
+from fnkd_plugin.cli.bundle import Bundle, val_pipeline
 from fnkd_plugin.cli.photos import Photos
 from fnkd_plugin.mm.distill_config import distill, smooth_labels
 
@@ -62,7 +62,7 @@ class Recipe:
         classes = len(self.photos.classes)
         start = dict(checkpoint=checkpoint) if checkpoint else dict(pretrained=True)
         interval = -(-self.iterations // _VALIDATIONS)
-        val = self._loader('val', _val_pipeline(self.image_size, enlarged))
+        val = self._loader('val', [*val_pipeline(self.image_size), *_enlarge(enlarged), dict(type='PackInputs')])
         accuracy = dict(type='Accuracy', topk=(1,))
         return Config(
             dict(
@@ -197,16 +197,6 @@ def _train_pipeline(size: int, enlarged: int | None) -> list[dict[str, Any]]:
         dict(type='LoadImageFromFile'),
         dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.35, 1.0), interpolation='bicubic'),
         dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-        *_enlarge(enlarged),
-        dict(type='PackInputs'),
-    ]
-
-
-def _val_pipeline(size: int, enlarged: int | None) -> list[dict[str, Any]]:
-    return [
-        dict(type='LoadImageFromFile'),
-        dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', interpolation='bicubic'),
-        dict(type='CenterCrop', crop_size=size),
         *_enlarge(enlarged),
         dict(type='PackInputs'),
     ]

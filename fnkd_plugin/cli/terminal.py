@@ -22,7 +22,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 @contextlib.contextmanager
 def silent_start() -> Iterator[None]:
-    """Nothing of what the frameworks print while they are imported, or while a Runner is built.
+    """Nothing of what the frameworks print while a model or a Runner is built.
 
     MMEngine's logger takes the stream that it finds; :func:`quiet` then gives it the real one.
     """
