@@ -218,11 +218,6 @@ def publish(prog: str | None = None) -> Parser:
     )
     parser.add_argument('--ema', action='store_true', help='the averaged weights, not the trained ones')
     parser.add_argument('--timm', action='store_true', help="timm's own keys, which a TimmStudent has already")
-    parser.add_argument(
-        '--timm-model',
-        metavar='NAME',
-        help="as --timm, and the weights must fit timm's model NAME; needed where a TIMMBackbone is converted",
-    )
     return parser
 
 

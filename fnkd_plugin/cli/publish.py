@@ -7,4 +7,4 @@ from fnkd_plugin.mm.publish import publish
 def main(argv: list[str] | None = None) -> None:
     """Publish, and print the file's path."""
     args = arguments.publish().parse_args(argv)
-    print(publish(args.source, args.out, ema=args.ema, timm=args.timm, timm_model=args.timm_model))
+    print(publish(args.source, args.out, ema=args.ema, timm=args.timm))

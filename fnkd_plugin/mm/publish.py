@@ -18,16 +18,13 @@ from torch import Tensor
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.checkpoints import read_checkpoint, to_plain
-from fnkd_plugin.mm.timm_keys import to_timm_keys
 from fnkd_plugin.weights import TIMM_EMA, find_state_dict
 
 _MMENGINE_EMA = 'ema_state_dict'
 _TIME = re.compile(r'(\d{8})_\d{6}$')
 
 
-def publish(
-    source: str | Path, out: str | Path, *, ema: bool = False, timm: bool = False, timm_model: str | None = None
-) -> Path:
+def publish(source: str | Path, out: str | Path, *, ema: bool = False, timm: bool = False) -> Path:
     """Write the weights of a checkpoint as ``{name}_{date}-{sha256[:8]}.pth`` or ``.safetensors``.
 
     The date is that of the training if the checkpoint has it, else today; the hash is that of the written file. The
@@ -38,8 +35,7 @@ def publish(
         out: A folder, in which the file is named after the experiment, or a file name, whose suffix sets the format.
             Stock MMPretrain reads ``.pth`` only; timm reads both.
         ema: Publish the EMA weights instead of the trained ones.
-        timm: Use timm's own keys; see :func:`fnkd_plugin.mm.timm_keys.to_timm_keys`.
-        timm_model: timm's name of the model, which the weights must fit.
+        timm: Use timm's own keys, which a ``TimmStudent`` and a ``TimmClassifier`` have up to a prefix.
 
     Returns:
         The path of the file.
@@ -52,8 +48,8 @@ def publish(
     meta = checkpoint.get('meta')
     meta = to_plain(meta) if isinstance(meta, dict) else {}
     weights = _chosen_weights(checkpoint, source, ema)
-    if timm or timm_model is not None:
-        weights = to_timm_keys(weights, source, timm_model)
+    if timm:
+        weights = _timm_keys(weights, source)
     folder, name, suffix = _target(out, _experiment(meta) or Path(source).stem)
     content = _serialised(weights, _public_meta(meta, source), suffix)
     digest = hashlib.sha256(content).hexdigest()[:8]
@@ -76,6 +72,18 @@ def _chosen_weights(checkpoint: Mapping[str, Any], source: str | Path, ema: bool
         own = {k.removeprefix('module.'): v for k, v in checkpoint[_MMENGINE_EMA].items() if k.startswith('module.')}
         trained['state_dict'] = {**trained['state_dict'], **own}
     return find_state_dict(trained, source)
+
+
+def _timm_keys(state: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    own = {key: value for key, value in state.items() if not key.startswith('data_preprocessor.')}
+    foreign = [key for key in own if key.startswith('backbone.')]  # of MMPretrain's classifiers
+    if foreign:
+        raise SetupError(
+            f'{source}: timm has no key for {foreign[0]}; its keys fit a TimmStudent and a TimmClassifier. Publish it '
+            'without --timm.'
+        )
+    nested = all(key.startswith('model.') for key in own)
+    return {key.removeprefix('model.'): value for key, value in own.items()} if nested else own
 
 
 def _public_meta(meta: Mapping[str, Any], source: str | Path) -> dict[str, Any]:

@@ -272,14 +272,16 @@ def test_stock_test_tool_tests_it_without_this_plugin(runs: dict, tmp_path: Path
 
 
 def test_timms_own_reading(runs: dict, tmp_path: Path) -> None:
-    """``--timm-model`` says which model it must fit, and timm loads it strictly."""
+    """timm loads a student, and MMPretrain's own TimmClassifier, strictly."""
     runner, source = runs['timm']
-    path = publish(source, tmp_path / 'x', timm_model='test_resnet')
+    path = publish(source, tmp_path / 'x', timm=True)
     theirs = timm.create_model('test_resnet', num_classes=CLASSES, checkpoint_path=str(path)).eval()
     images = torch.randn(2, 3, SIZE, SIZE)
     torch.testing.assert_close(theirs(images), runner.model.eval()(images))
-    with pytest.raises(SetupError, match=r'it has no head\.weight'):
-        publish(source, tmp_path / 'y', timm_model='test_vit')
+    nested = {f'model.{key}': value for key, value in runner.model.state_dict().items()}
+    torch.save(dict(state_dict=nested), tmp_path / 'nested.pth')
+    theirs.load_state_dict(torch.load(publish(tmp_path / 'nested.pth', tmp_path / 'n', timm=True))['state_dict'])
+    (tmp_path / 'nested.pth').unlink()
     with pytest.raises(SetupError, match='without --timm'):
         publish(runs['resnet'][1], tmp_path / 'y', timm=True)
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert len(list(tmp_path.iterdir())) == 2 and path.is_file()
