@@ -239,13 +239,21 @@ def _print_results(
     )
 
 
+def _text(cfg: Config, key: str) -> str:
+    return Config({key: cfg.get(key)}).pretty_text
+
+
 def _write_config(cfg: Config, folder: Path) -> Path:
     # Beside the folder: in it MMEngine writes the config that it makes of this one.
     path = folder.parent / f'{folder.name}.py'
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config({**cfg.to_dict(), 'work_dir': str(folder)})
-    if path.is_file() and Config.fromfile(path).pretty_text != cfg.pretty_text:
-        raise SetupError(f'{path} is of another training; give another --out, or remove {path} and {folder}.')
+    if path.is_file() and (earlier := Config.fromfile(path)).pretty_text != cfg.pretty_text:
+        other = [key for key in cfg if _text(earlier, key) != _text(cfg, key)]
+        raise SetupError(
+            f'{path} is of another training (different: {first_few(other)}); give another --out, or remove {path} and '
+            f'{folder}.'
+        )
     if not path.is_file():
         cfg.dump(path)
     return path
