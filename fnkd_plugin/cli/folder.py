@@ -154,7 +154,8 @@ class Experiment:
         # Files first: a wrong name is found before anything is downloaded.
         for role, (model, size) in sorted(roles.items(), key=lambda item: not item[1][0].checkpoint):
             if model.checkpoint is None:
-                console.print(f'{role}: loading the published weights of {model.name}, downloaded once', markup=False)
+                text = f'{role}: loading the published weights of {model.name}, downloaded once'
+                console.print(f'{text} (without a network: --{role}-checkpoint FILE)', markup=False)
             try:
                 with silent_start():
                     found.append((MODELS.build(recipe.config(model.name, model.checkpoint).model), size))
