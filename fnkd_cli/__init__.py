@@ -40,7 +40,7 @@ TeacherWeights = Annotated[
         help="weights of the folder's classes, used as they are, or of others, fine-tuned (timm's published ones)",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help='folder of the results (work_dirs/FOLDER_STUDENT)')]
+Out = Annotated[Path | None, typer.Option(help='folder of the results (one below work_dirs)')]
 
 
 @app.command()

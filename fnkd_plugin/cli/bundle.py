@@ -57,6 +57,8 @@ class Bundle:
 
         Its pixels are those of training, by OpenCV. Pillow's, smoothed before they are made smaller, are others.
         """
+        if photo.is_dir():
+            raise SetupError(f'{photo} is a folder; give its photos, such as {photo}/*.jpg.')
         found: dict[str, Any] = dict(img_path=str(photo))
         try:
             for step in val_pipeline(self.image_size):

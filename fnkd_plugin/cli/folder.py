@@ -154,7 +154,8 @@ class Experiment:
         # Files first: a wrong name is found before anything is downloaded.
         for role, (model, size) in sorted(roles.items(), key=lambda item: not item[1][0].checkpoint):
             if model.checkpoint is None:
-                console.print(f'{role}: loading the published weights of {model.name}, downloaded once', markup=False)
+                text = f'{role}: loading the published weights of {model.name}, downloaded once'
+                console.print(f'{text} (without a network: --{role}-checkpoint FILE)', markup=False)
             try:
                 with silent_start():
                     found.append((MODELS.build(recipe.config(model.name, model.checkpoint).model), size))
@@ -239,13 +240,21 @@ def _print_results(
     )
 
 
+def _text(cfg: Config, key: str) -> str:
+    return Config({key: cfg.get(key)}).pretty_text
+
+
 def _write_config(cfg: Config, folder: Path) -> Path:
     # Beside the folder: in it MMEngine writes the config that it makes of this one.
     path = folder.parent / f'{folder.name}.py'
     folder.mkdir(parents=True, exist_ok=True)
     cfg = Config({**cfg.to_dict(), 'work_dir': str(folder)})
-    if path.is_file() and Config.fromfile(path).pretty_text != cfg.pretty_text:
-        raise SetupError(f'{path} is of another training; give another --out, or remove {path} and {folder}.')
+    if path.is_file() and (earlier := Config.fromfile(path)).pretty_text != cfg.pretty_text:
+        other = [key for key in cfg if _text(earlier, key) != _text(cfg, key)]
+        raise SetupError(
+            f'{path} is of another training (different: {first_few(other)}); give another --out, or remove {path} and '
+            f'{folder}.'
+        )
     if not path.is_file():
         cfg.dump(path)
     return path

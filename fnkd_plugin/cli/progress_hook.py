@@ -36,10 +36,8 @@ class ProgressHook(Hook):
         for loop in (runner._train_loop, runner._val_loop):
             _quiet_workers(runner, getattr(loop, 'dataloader', None))
         if is_main_process():
-            self._bar = Bar(self.title, runner.max_iters)
-            self._shown = 0
-            if runner.iter:
-                self._advance(runner, runner.iter)
+            self._bar = Bar(self.title, runner.max_iters, runner.iter)
+            self._shown = runner.iter
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Advance the bar."""

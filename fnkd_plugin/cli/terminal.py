@@ -32,14 +32,17 @@ def silent_start() -> Iterator[None]:
         yield
 
 
-class _Stderr:
-    """Standard error as it is when something is written: Rich replaces it while a bar is shown."""
+_WARNINGS = 'warning: ', 'error: ', 'critical: '
+
+
+class _Stream:
+    """Standard error for warnings, else standard output, as they are when written: Rich replaces both under a bar."""
 
     def write(self, text: str) -> None:
-        sys.stderr.write(text)
+        (sys.stderr if text.startswith(_WARNINGS) else sys.stdout).write(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        sys.stdout.flush()
 
 
 class _Sentence(logging.Formatter):
@@ -75,7 +78,7 @@ def quiet_logger(logger: logging.Logger | None = None, summary: bool = True) -> 
 
     for handler in (logger or MMLogger.get_current_instance()).handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setStream(_Stderr())
+            handler.setStream(_Stream())
             handler.setFormatter(_Sentence())
             handler.addFilter(concerns_users)
 
@@ -101,22 +104,24 @@ class Bar:
     Args:
         title: What is done.
         total: Of how many steps.
+        done: Steps that are done already, as in a resumed training.
     """
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self.title, self.total, self.done = title, total, done
+        self._resumed = done
         self._began = self._printed = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
             columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn('left')
             text = TextColumn('{task.description}  {task.fields[text]}', markup=False)
             self._progress = Progress(text, *columns, console=console, transient=True)
-            self._task = self._progress.add_task(title, total=total, text='')
+            self._task = self._progress.add_task(title, total=total, completed=done, text='')
             self._progress.start()
 
     def advance(self, count: int = 1, text: str = '') -> None:
         """Count steps; ``text`` stands beside the bar."""
-        first = self.done == 0
+        first = self.done == self._resumed
         self.done += count
         if self._progress is not None:
             self._progress.update(self._task, advance=count, text=text)
@@ -124,7 +129,7 @@ class Bar:
         now = time.monotonic()
         if first or now - self._printed >= 60:
             self._printed = now
-            left = (now - self._began) / self.done * (self.total - self.done)
+            left = (now - self._began) / (self.done - self._resumed) * (self.total - self.done)
             console.print(f'{self.title}: {self.done}/{self.total}  {text}  {duration(left)} left', markup=False)
 
     def close(self) -> None:

@@ -145,6 +145,20 @@ def test_onnx_gives_the_same_logits(trained: tuple[Path, dict[str, folder.Traine
         bundle.export(root / 'out', tmp_path / 'model.onnx')
 
 
+def test_another_training_in_the_same_folder_is_named_by_what_differs(
+    trained: tuple[Path, dict[str, folder.Trained]],
+) -> None:
+    root, _ = trained
+    with pytest.raises(SetupError, match=r'teacher.py is of another training \(different: .*train_cfg'):
+        folder.train_folder(root / 'photos', root / 'out', *models(root), image_size=32, iterations=12)
+
+
+def test_a_folder_is_no_photo(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+    root, _ = trained
+    with pytest.raises(SetupError, match=r'is a folder; give its photos'):
+        bundle.predict(root / 'out', [root / 'photos'])
+
+
 def test_a_table_of_methods() -> None:
     rows = [
         compare.Row('plain', [50.0, 52.0], [0.0, 0.0], [60.0, 70.0]),

@@ -1,6 +1,7 @@
 """Progress in a terminal and elsewhere, and times."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,27 @@ def test_a_piped_bar_prints_at_the_start_and_then_once_a_minute(monkeypatch: pyt
     assert [line.split()[1] for line in lines] == ['1/10', '4/10']
     assert '0:01:30' in lines[0] and '0:01:52' in lines[1]
     assert all('[red]' in line for line in lines)
+
+
+def test_a_resumed_bar_does_not_count_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(terminal, 'console', Console(file=output))
+    monkeypatch.setattr(terminal.time, 'monotonic', lambda: clock[0])
+    bar = terminal.Bar('photos', 60, done=12)
+    clock[0] = 2.0
+    bar.advance()
+    # One step took 2 s, and 47 are left.
+    assert '13/60' in output.getvalue() and '0:01:34' in output.getvalue()
+
+
+def test_warnings_go_to_standard_error_and_results_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger('fnkd_test_streams')
+    logger.addHandler(logging.StreamHandler())
+    terminal.quiet_logger(logger)
+    logger.info('Trained', extra=dict(shown=True))
+    logger.info('not shown')
+    logger.warning('mind this')
+    assert capsys.readouterr() == ('Trained\n', 'warning: mind this\n')
 
 
 def test_progress_gives_every_item_and_durations_are_readable() -> None:

@@ -123,4 +123,4 @@ def test_what_cannot_be_cached_ends_in_one_line(tools: Tools, tmp_path: Path) ->
 def test_a_path_with_markup_is_printed_as_it_is(tools: Tools, tmp_path: Path) -> None:
     done = tools.run('cache_teacher.py', _config(tmp_path), '--out', tmp_path / 'c[red][' / 'red]')
     assert done.code == 0, done.output
-    assert f"path='{tmp_path}/c[red][/red]'" in done.output
+    assert f'--teacher cached:{tmp_path}/c[red][/red]' in done.output
