@@ -52,7 +52,16 @@ def register() -> None:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         from fnkd_plugin.cache import cached_teacher  # noqa: F401
-        from fnkd_plugin.mm import checkpoints, datasets, distiller, mmpretrain_teacher, models, registry, zoo  # noqa: F401
+        from fnkd_plugin.mm import (  # noqa: F401
+            checkpoints,
+            datasets,
+            distill_config,
+            distiller,
+            mmpretrain_teacher,
+            models,
+            registry,
+            zoo,
+        )
         from fnkd_plugin.mm.hooks import distillation_hook
 
     checkpoints.guard_framework_loaders()

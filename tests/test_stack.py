@@ -117,6 +117,7 @@ for registry, names in (
 ):
     missing = [name for name in names.split() if name not in registry.module_dict]
     assert not missing, missing
+assert fnkd_plugin.presets.fnkd  # _base_ of config files
 """
 
 
