@@ -46,10 +46,10 @@ class DISTLoss(SoftLoss):
         """See :meth:`SoftLoss.forward`; labels are ignored.
 
         Raises:
-            ValueError: If there are no images.
+            ValueError: If the batch is empty.
         """
         if len(student.logits) == 0:
-            raise ValueError('DISTLoss: the batch has no images, which leaves nothing to correlate.')
+            raise ValueError('DISTLoss: the batch is empty; a correlation needs at least one image.')
         p, q = (scale_by_temperature(x.logits, self.temperature).softmax(dim=1) for x in (student, teacher))
         inter, intra = 1 - pearson_correlation(p, q).mean(), 1 - pearson_correlation(p.T, q.T).mean()
         return self.loss_weight * self.temperature**2 * (self.beta * inter + self.gamma * intra)

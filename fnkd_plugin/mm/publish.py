@@ -35,14 +35,15 @@ def publish(source: str | Path, out: str | Path, *, ema: bool = False, timm: boo
         out: A folder, in which the file is named after the experiment, or a file name, whose suffix sets the format.
             Stock MMPretrain reads ``.pth`` only; timm reads both.
         ema: Publish the EMA weights instead of the trained ones.
-        timm: Use timm's own keys, which a ``TimmStudent`` and a ``TimmClassifier`` have up to a prefix.
+        timm: Use timm's own keys, which a ``TimmStudent`` and a ``TimmClassifier`` have up to a prefix. They are not
+            compared with a model; timm does that when it loads the file.
 
     Returns:
         The path of the file.
 
     Raises:
-        SetupError: If the checkpoint cannot be read, has no EMA weights, or does not fit timm's keys, or the file
-            exists or cannot be written.
+        SetupError: If the checkpoint cannot be read, has no EMA weights, or has the keys of a backbone of MMPretrain
+            and ``timm`` is set, or the file exists or cannot be written.
     """
     checkpoint = read_checkpoint(source)
     meta = checkpoint.get('meta')

@@ -79,5 +79,5 @@ def test_identical_predictions_cost_nothing(spread: float, count: int) -> None:
 
 
 def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match='DISTLoss: the batch has no images'):
+    with pytest.raises(ValueError, match='DISTLoss: the batch is empty'):
         DISTLoss()(Prediction(torch.empty(0, 5)), Prediction(torch.empty(0, 5)))
