@@ -1,14 +1,13 @@
 """Fixtures of the whole set."""
 
-import os
+import gc
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-
-# No test needs the network: an attempt fails at once instead of being repeated for minutes.
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +17,14 @@ def _quiet_start() -> Iterator[None]:
     init_default_scope('mmpretrain')
     torch.manual_seed(0)
     yield
+    _end_loaders()
+
+
+def _end_loaders() -> None:
+    """End the processes of data loaders that a test leaves behind.
+
+    When the garbage collector does it, in some later test, torch waits 5 s for each.
+    """
+    if multiprocessing.active_children():
+        for loader in [each for each in gc.get_objects() if isinstance(each, _MultiProcessingDataLoaderIter)]:
+            loader._shutdown_workers()
