@@ -26,5 +26,6 @@ def _end_loaders() -> None:
     When the garbage collector does it, in some later test, torch waits 5 s for each.
     """
     if multiprocessing.active_children():
-        for loader in [each for each in gc.get_objects() if isinstance(each, _MultiProcessingDataLoaderIter)]:
+        # By type(): isinstance follows weak references, also dead ones.
+        for loader in [each for each in gc.get_objects() if type(each) is _MultiProcessingDataLoaderIter]:
             loader._shutdown_workers()
