@@ -153,11 +153,12 @@ def draw_curves(path: Path, root: Path = ROOT) -> None:
     _save(figure, path)
 
 
-def collect_norms(folder: Path) -> dict[str, list]:
+def collect_norms(folder: Path) -> dict[str, Any]:
     """Index, label, prediction and feature norm of each image, from the ``images.jsonl`` of ``fnkd analyze``."""
     rows = [json.loads(line) for line in (folder / 'images.jsonl').read_text().splitlines()]
     whole = {key: [int(row[key]) for row in rows] for key in ('index', 'label', 'prediction')}
-    return dict(**whole, norm=[round(row['norm'], 4) for row in rows])
+    made = json.loads((folder / 'analysis.json').read_text())['made']
+    return dict(made=made, **whole, norm=[round(row['norm'], 4) for row in rows])
 
 
 def norms_of_digits(root: Path = ROOT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -163,7 +163,7 @@ class Experiment:
                 if model.checkpoint is not None:
                     other = 'teacher' if role == 'student' else 'student'
                     sentence = (
-                        f'--{role}-checkpoint {model.checkpoint} has not the weights of {model.name}; give those, or '
+                        f'--{role}-checkpoint {model.checkpoint} has no weights of {model.name}; give those, or '
                         f'exchange it with --{other}-checkpoint.'
                     )
                 raise SetupError(sentence) from error

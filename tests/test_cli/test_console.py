@@ -65,7 +65,7 @@ def test_choices_are_those_of_the_package() -> None:
         (['trian', 'x'], 'train'),
         (['train', 'x', '--studnt', 'y'], '--student'),
         (['train', 'x.py', '--distill', 'fnkt'], 'did you mean fnkd'),
-        (['train', 'x.py', '--disitll', 'kd'], 'did you mean --distill?'),
+        (['train', 'x.py', '--disitll', 'kd'], 'did you mean --distill '),
         (['train', 'x.py', '--distill', 'zzz'], 'known: '),
         (['analyze', 'x.py', 'x.pth', '--out', 'y', '--split', 'tran'], 'did you mean train'),
         (['compare', 'x', *PAIR, '--methods', 'kd', 'fknd'], 'did you mean fnkd'),
@@ -193,7 +193,7 @@ def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
         ('optim_wrapper.optimizer.momentun=0.9', 'momentum'),
         ('param_scheduler.type=MultiStepLr', 'MultiStepLR'),
         ('train_cfg.max_epoch=1', 'max_epochs'),
-        ('train_cfg.type=EpochBasedTrainLop', 'EpochBasedTrainLoop'),
+        ('val_cfg.type=ValLop', 'ValLoop'),
         ('train_dataloader.dataset.type=NoiseImage', 'NoiseImages'),
         ('train_dataloader.dataset.pipeline.1.type=RandomFlipp', 'RandomFlip'),
         ('train_dataloader.dataset.pipeline.1.probb=0.5', 'prob'),
@@ -219,7 +219,7 @@ def test_a_misspelt_name_in_a_config_is_answered_with_its_place_and_the_right_on
 
 def test_a_misspelt_name_is_answered_by_test_cache_and_analyze_too(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    plain, distilled = write_configs(tmp_path, tmp_path)
+    plain, distilled = write_configs(tmp_path, timm_checkpoint(tmp_path, num_classes=4))
     torch.save(MODELS.build(Config.fromfile(plain).model).state_dict(), weights := tmp_path / 'w.pth')
     for words in (
         ['test', plain, weights, '--cfg-options', 'test_evaluator.type=Acuracy'],
