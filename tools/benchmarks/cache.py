@@ -47,14 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_preset(parser, 'on a GPU 224 pixels, batches of 128, --amp, and 8 workers')
     parser.add_argument('--rounds', type=int, default=9, help='epochs of each kind')
-    parser.add_argument('--images', type=int, help='images of an epoch')
-    parser.add_argument('--workers', type=int)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything in temporary folders."""
-    args.images = args.images or (2048 if args.on_gpu else 640)
-    args.workers = args.workers or (8 if args.on_gpu else 1)
+    args.images, args.workers = (2048, 8) if args.on_gpu else (640, 1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         return dict(

@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_preset(parser, 'sizes, and type: fp32; on a GPU bf16')
     parser.add_argument('--rounds', type=int, default=100)
-    parser.add_argument('--no-compile', action='store_true', help='leaves torch.compile out, which takes a minute')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,11 +48,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for images, classes in SIZES[args.preset]:
         for policy in LOSSES:
             given = [_prediction(images, classes, device, dtype, learned) for learned in (True, False)]
-            compiled = not args.no_compile and (images, classes) in COMPILED
+            variants = _variants(policy, compiled=(images, classes) in COMPILED)
             size = {'policy': policy, 'images': images, 'classes': classes}
-            rows.append(
-                size | measure(_variants(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values())))
-            )
+            rows.append(size | measure(variants, *given, args.rounds, ' '.join(map(str, size.values()))))
     setting = {'device': device, 'dtype': str(dtype).removeprefix('torch.'), 'cpu_threads': 1, 'rounds': args.rounds}
     return {'setting': setting, 'rows': rows}
 

@@ -19,12 +19,11 @@ from fnkd_plugin.teachers import PixelFormat, TimmTeacher
 
 _STUDENT, _TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
 _TOP, _ALONE = (10, 20, 50, 100), 50
+_IMAGES, _SIZE = 512, 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    parser.add_argument('--images', type=int, default=512)
-    parser.add_argument('--size', type=int, default=160)
+    """It has no options."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Both models have ImageNet weights and 1,000 classes; the images are crops of CUB-200-2010's training set. ``plain``
     are the errors with the k largest logits alone, renormalised, and ``fp16`` those with all logits in fp16.
     """
-    images = _images(args.images, args.size)
+    images = _images(_IMAGES, _SIZE)
     student, teacher = (_prediction(name, images) for name in (_STUDENT, _TEACHER))
     assert teacher.feature_norm is not None
     third = float(teacher.feature_norm.mean()) / 3
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             row = dict(policy=name, k=k, mass=float(probabilities.gather(1, sparse.classes).sum(1).mean()))
             row |= dict(top_k=errors(sparse), plain=errors(teacher._replace(logits=alone)), fp16=half)
             rows.append(row)
-    return dict(student=_STUDENT, teacher=_TEACHER, images=args.images, size=args.size, rows=rows)
+    return dict(student=_STUDENT, teacher=_TEACHER, images=_IMAGES, size=_SIZE, rows=rows)
 
 
 def table(results: dict[str, Any]) -> str:

@@ -339,14 +339,6 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     )
 
 
-def _as_shipped(title: str, folder: str, teacher: str, student: str, groups: str, note: str = '') -> Table:
-    """A pair of the shipped configs; nothing is tuned."""
-    pair = Pair(f'{folder}/plain_{student}_{folder}.py', f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py', groups)
-    taught = {'KD, T = 1': 'kd_t1', 'KD': 'kd', 'FNKD': 'fnkd'}
-    methods = pair.plain(), pair.lsr(), pair.alsr(), *(pair.distilled(*names) for names in taught.items())
-    return Table(title, f'{folder}/plain_{teacher}_{folder}.py', methods, note=note)
-
-
 TABLES: dict[str, Callable[[], Table]] = {
     'digits': digits,
     'cub2010': cub2010,
@@ -362,11 +354,4 @@ TABLES: dict[str, Callable[[], Table]] = {
         'A quarter of the public recipe, with its learning-rate decays in proportion. Compare its rows with one '
         'another, not with published numbers.',
     ),
-    'cub_r18': lambda: _as_shipped(
-        'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', 'cub', "The pair of the paper's Table 1."
-    ),
-    'cub_r50': lambda: _as_shipped(
-        'CUB-200-2011, ResNet-152 → ResNet-50', 'cub', 'r152', 'r50', 'cub', "The pair of the paper's Table 1."
-    ),
-    'cars': lambda: _as_shipped('Stanford Cars, ResNet-50 → ResNet-18', 'cars', 'r50', 'r18', 'cars_make'),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fnkd_plugin import distill
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import config_file, load_config, named_dicts, plain_model, without_pretrained
-from sweeps.methods import LABELS, fnkd_or_kd
+from sweeps import LABELS, fnkd_or_kd
 
 SHIPPED = config_file('mmpretrain::.')
 PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='rgb')

@@ -1,10 +1,9 @@
 """The smallest classifier of every timm family, as a student and as a teacher."""
 
 import math
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import torch
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.readers import AffineReader, find_last_affine, probe
-from sweeps.methods import LABELS, fnkd_or_kd
+from sweeps import LABELS, fnkd_or_kd
 
 CLASSES = 5
 SIDE = 128
@@ -66,12 +63,11 @@ def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Returns:
         The arguments of ``create_model``, and the entry's name, options, image size in pixels and parameters.
     """
-    best: tuple[bool, int, int, str] = (True, sys.maxsize, 0, '')
+    found: list[tuple[bool, int, int, str]] = []
     for name in timm.list_models(module=family):
-        with suppress(_TooLargeError), _at_most(best[1] if not best[0] else sys.maxsize):
-            model = _on_meta(name)
-            best = min(best, (model.num_classes != CLASSES, _size(model), model.pretrained_cfg['input_size'][-1], name))
-    _, parameters, side, name = best
+        model = _on_meta(name)
+        found.append((model.num_classes != CLASSES, _size(model), model.pretrained_cfg['input_size'][-1], name))
+    _, parameters, side, name = min(found)
     options = {}
     if parameters > LARGE:
         with suppress(TypeError):
@@ -86,18 +82,8 @@ def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _on_meta(model: str, **options: Any) -> nn.Module:
     """The model on the meta device, without memory for its weights."""
-    with torch.device('meta'), _NoInitialValues():
+    with torch.device('meta'):
         return _plain(model, **options)
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Skip weight initialisation, which takes most of the time and has no effect on the meta device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, '__name__', '') in ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_'):
-            return args[0] if args else kwargs['tensor']
-        return func(*args, **kwargs)
 
 
 def _plain(model: str, **options: Any) -> nn.Module:
@@ -106,25 +92,6 @@ def _plain(model: str, **options: Any) -> nn.Module:
 
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-class _TooLargeError(Exception):
-    pass
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    """Stop building a module as soon as it has more parameters, which saves most of the time."""
-    count = 0
-
-    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal count
-        count += 0 if parameter is None else parameter.numel()
-        if count > limit:
-            raise _TooLargeError
-
-    with register_module_parameter_registration_hook(add):
-        yield
 
 
 def as_student(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str, Any]:
