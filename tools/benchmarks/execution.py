@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 from torch import nn
 
 from ._pairs import CLASSES, Pair, Setting, network
@@ -73,11 +74,8 @@ def _is_supported(call: Callable[[], Any]) -> bool:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
-    lines = [
-        f'| network | {" | ".join(f"{option}, ms" for option in SETTINGS)} |',
-        f'| --- |{" --: |" * len(SETTINGS)}',
+    rows = [
+        [row['network'], *(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)]
+        for row in results['rows']
     ]
-    for row in results['rows']:
-        cells = ' | '.join(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)
-        lines.append(f'| {row["network"]} | {cells} |')
-    return '\n'.join(lines)
+    return markdown(['network', *(f'{option}, ms' for option in SETTINGS)], rows)

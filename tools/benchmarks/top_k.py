@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 from mmengine.config import ConfigDict
 from mmpretrain.registry import DATASETS
 from torch import Tensor
@@ -64,14 +65,12 @@ def table(results: dict[str, Any]) -> str:
     by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in results['rows']:
         by_policy.setdefault(row['policy'], {})[row['k']] = row
-    lines = [
-        f'| policy | {" | ".join(f"k = {k}" for k in _TOP)} | the {_ALONE} largest alone, renormalised | all in fp16 |',
-        f'|---|{"--:|" * (len(_TOP) + 2)}',
-    ]
-    for policy, rows in by_policy.items():
-        errors = [rows[k]['top_k'][1] for k in _TOP] + [rows[_ALONE]['plain'][1], rows[_ALONE]['fp16'][1]]
-        lines.append(f'| {policy} | {" | ".join(map(_share, errors))} |')
-    return '\n'.join(lines)
+    rows = []
+    for policy, found in by_policy.items():
+        errors = [found[k]['top_k'][1] for k in _TOP] + [found[_ALONE]['plain'][1], found[_ALONE]['fp16'][1]]
+        rows.append([policy, *map(_share, errors)])
+    heads = [f'k = {k}' for k in _TOP]
+    return markdown(['policy', *heads, f'the {_ALONE} largest alone, renormalised', 'all in fp16'], rows)
 
 
 def _share(error: float) -> str:

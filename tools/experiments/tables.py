@@ -185,6 +185,12 @@ def digits(trials: int = 4) -> Table:
     )
 
 
+LITE2 = 'cub2010/plain_lite2_cub2010.py'
+LITE0 = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+OWN_SPLIT = 'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011.'
+SEEN = 'The teacher was trained on all training images, including those that score the trials.'
+
+
 def _cub2010_trials(epochs: int, warmup: float) -> Options:
     """Short trainings on four fifths of the training set, scored on the rest."""
     return {
@@ -206,11 +212,11 @@ def _cub2010_length(epochs: int, warmup: float) -> Options:
 
 def cub2010() -> Table:
     """The methods of the paper's Table 1, on CUB-200-2010."""
-    pair = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+    pair = LITE0
     kd = [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
         title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 5 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(grid([LR], [0.005], [0.01], [0.02])),
             pair.lsr(grid([LR, EPS], [0.005, 0.1], [0.01, 0.1], [0.01, 0.3])),
@@ -223,27 +229,24 @@ def cub2010() -> Table:
             pair.distilled('FNKD', '', grid([LR, WEIGHT], [0.005, 9], [0.01, 9], [0.005, 27])),
         ),
         trial_options=_cub2010_trials(2, 0.5),
-        note=(
-            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
-            'teacher was trained on all training images, including those that score the trials. FNKD was tried at '
-            'learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02.'
-        ),
+        note=f'{OWN_SPLIT} {SEEN} FNKD was tried at learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02.',
     )
 
 
 def cub2010_128px() -> Table:
     """As :func:`cub2010`, long enough to judge methods; each may find its best learning rate."""
-    pair = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+    pair = LITE0
     size: Options = {
         'train_dataloader.dataset.pipeline.1.scale': 128,
         'val_dataloader.dataset.pipeline.1.scale': (147, 147),
         'val_dataloader.dataset.pipeline.2.crop_size': 128,
     }
+    length = {**size, **_cub2010_length(15, 0.5)}
     rates = [0.0025], [0.005], [0.01], [0.02]
     smooth, kd = [LR, EPS_UNIFORM, EPS_NEAR], [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
         title='CUB-200-2010 at 128 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 15 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(grid([LR], [0.005], [0.01], [0.02], [0.04])),
             pair.lsr(grid([LR, EPS], [0.005, 0.1], [0.01, 0.1], [0.02, 0.1], [0.01, 0.3])),
@@ -256,12 +259,9 @@ def cub2010_128px() -> Table:
             pair.distilled('TTM', 'ttm', grid([LR], *rates)),
         ),
         trial_options={**size, **_cub2010_trials(5, 0.5)},
-        final_options={**size, **_cub2010_length(15, 0.5)},
-        teacher_options={**size, **_cub2010_length(15, 0.5)},
-        note=(
-            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
-            'teacher was trained on all training images, including those that score the trials.'
-        ),
+        final_options=length,
+        teacher_options=length,
+        note=f'{OWN_SPLIT} {SEEN}',
     )
 
 
@@ -274,7 +274,7 @@ def cub2010_small() -> Table:
 
     return Table(
         title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → MobileNetV3-Small × 0.5 from random weights, 12 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(rates()),
             pair.lsr(rates(**{EPS: 0.1})),
@@ -288,8 +288,7 @@ def cub2010_small() -> Table:
         cached_views=12,
         note=(
             'Each epoch has its own augmented view of the images, the same with every seed. Methods with a teacher use '
-            'a cached one. Only the learning rate was tuned. The teacher was trained on all training images, including '
-            'those that score the trials.'
+            f'a cached one. Only the learning rate was tuned. {SEEN}'
         ),
     )
 

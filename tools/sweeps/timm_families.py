@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from experiments.readme import markdown
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -194,22 +195,15 @@ def _require(true: bool | Tensor, otherwise: str) -> None:
 def table(entries: Mapping[str, dict]) -> str:
     """The counts of outcomes, then a row for each family."""
     roles = {role: [outcome(entry, role) for entry in entries.values()] for role in ('student', 'teacher')}
-    lines = ['| | ' + ' | '.join(f'as {role}' for role in roles) + ' |', '|---|--:|--:|']
-    for label in dict.fromkeys(label for outcomes in roles.values() for label in sorted(outcomes)):
-        lines.append(f'| {label} | ' + ' | '.join(str(outcomes.count(label)) for outcomes in roles.values()) + ' |')
-    lines += ['', '| family | model | parameters | pixels | last affine layer | as student | as teacher |']
-    lines += ['|---|---|--:|--:|---|---|---|']
+    labels = dict.fromkeys(label for outcomes in roles.values() for label in sorted(outcomes))
+    counts = [[label, *(outcomes.count(label) for outcomes in roles.values())] for label in labels]
+    rows = []
     for family, entry in sorted(entries.items()):
-        options = ', '.join(f' {key}={value}' for key, value in entry['options'].items())
-        cells = [
-            family,
-            entry['model'] + options,
-            f'{entry["parameters"]:,}',
-            entry['size'],
-            entry.get('head') or 'none',
-        ]
-        lines.append('| ' + ' | '.join(map(str, [*cells, *(outcome(entry, role) for role in roles)])) + ' |')
-    return '\n'.join(lines)
+        model = entry['model'] + ', '.join(f' {key}={value}' for key, value in entry['options'].items())
+        size = f'{entry["parameters"]:,}', entry['size']
+        rows.append([family, model, *size, entry.get('head') or 'none', *(outcome(entry, role) for role in roles)])
+    heads = ['family', 'model', 'parameters', 'pixels', 'last affine layer', 'as student', 'as teacher']
+    return f'{markdown(["", "as student", "as teacher"], counts)}\n\n{markdown(heads, rows, "llrrlll")}'
 
 
 def outcome(entry: Mapping[str, Any], role: str) -> str:
