@@ -69,7 +69,7 @@ def _norms(axis: Any, norm: np.ndarray, right: np.ndarray) -> None:
     axis.set_ylabel('share, %')
     axis.set_title("The teacher's feature norms\n", pad=2)
     axis.legend()
-    _explain(axis, 'Right predictions up, wrong ones down. FNKD divides the logits by ‖f‖ / τ.')
+    _explain(axis, 'Right predictions up, wrong ones down. FNKD divides logits by ‖f‖ / τ.')
 
 
 def _explain(axis: Any, text: str) -> None:
