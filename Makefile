@@ -18,7 +18,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 help:
 	@echo 'make setup     create the environment if it is missing'
-	@echo 'make demo      a teacher and its students on real digits: a table and a picture'
+	@echo 'make demo      a teacher and its students on digits, or on birds if FNKD_DATA and FNKD_WEIGHTS are set'
 	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
 	@echo 'make test-all  every test'
 	@echo 'make test-cuda what holds on a GPU alone'

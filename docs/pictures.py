@@ -1,13 +1,15 @@
 """Draw pictures into docs/_static: the method, and results files of benchmarks/.
 
 python docs/pictures.py
-python docs/pictures.py FOLDER    # first collect the training curves of work_dirs/reproduce/cub2010_small
+python docs/pictures.py --curves work_dirs/reproduce/cub2010_small    # first collect the training curves
+python docs/pictures.py --norms work_dirs/norms_digits                # first collect what docs/analyze.md analysed
 """
 
+import argparse
 import json
 import re
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import numpy as np
+
+from fnkd_plugin.mm.datasets.digits import Digits
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / 'docs' / '_static'
@@ -148,6 +153,71 @@ def draw_curves(path: Path, root: Path = ROOT) -> None:
     _save(figure, path)
 
 
+def collect_norms(folder: Path) -> dict[str, Any]:
+    """Index, label, prediction and feature norm of each image, from the ``images.jsonl`` of ``fnkd analyze``."""
+    rows = [json.loads(line) for line in (folder / 'images.jsonl').read_text().splitlines()]
+    whole = {key: [int(row[key]) for row in rows] for key in ('index', 'label', 'prediction')}
+    made = json.loads((folder / 'analysis.json').read_text())['made']
+    return dict(made=made, **whole, norm=[round(row['norm'], 4) for row in rows])
+
+
+def norms_of_digits(root: Path = ROOT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, predictions and feature norms of the digits' test images, [N] each, in the data set's order."""
+    found = json.loads((root / 'benchmarks' / 'norms_digits.json').read_text())
+    label, prediction, norm = (np.array(found[key]) for key in ('label', 'prediction', 'norm'))
+    assert found['index'] == list(range(len(norm)))
+    return label, prediction, norm
+
+
+def draw_norms(path: Path, root: Path = ROOT) -> None:
+    """Feature norms of right predictions upwards, of wrong ones downwards, each in per cent of its own number."""
+    label, prediction, norm = norms_of_digits(root)
+    figure, axis = plt.subplots(figsize=(6.5, 2.8), layout='constrained')
+    bins = np.histogram_bin_edges(norm, 30)
+    for kind, chosen, colour, sign in (
+        ('right', label == prediction, BLUE, 100),
+        ('wrong', label != prediction, RUST, -100),
+    ):
+        share = sign * np.histogram(norm[chosen], bins)[0] / chosen.sum()
+        name = f'{kind}: {chosen.sum()} images, mean {norm[chosen].mean():.1f}'
+        axis.stairs(share, bins, fill=True, color=colour, label=name)
+    axis.axhline(0, color=INK, lw=0.8)
+    axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g} %')
+    axis.set_xlabel(r"feature norm $\Vert f\Vert$ of the student's test images", fontsize=8, color=INK)
+    axis.tick_params(labelsize=8, colors=INK)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def draw_gallery(path: Path, digits: Sequence[int] = (1, 5, 8), show: int = 6, root: Path = ROOT) -> None:
+    """As the paper's figure 3: the test images with the smallest and with the largest norms of some classes."""
+    label, prediction, norm = norms_of_digits(root)
+    dataset = Digits('test')
+    figure, axes = plt.subplots(
+        len(digits), 2 * show + 1, figsize=(9, 2.7), width_ratios=[1] * show + [0.4] + [1] * show
+    )
+    figure.subplots_adjust(0.01, 0.05, 0.99, 0.84, 0.12, 0.3)
+    for row, digit in zip(axes, digits, strict=True):
+        members = np.flatnonzero(label == digit)
+        ordered = members[norm[members].argsort(kind='stable')]
+        row[show].axis('off')
+        for axis, index in zip([*row[:show], *row[show + 1 :]], [*ordered[:show], *ordered[-show:]], strict=True):
+            axis.imshow(dataset.get_data_info(int(index))['img'][..., 0], cmap='gray_r', vmin=0, vmax=240)
+            wrong = prediction[index] != label[index]
+            axis.set_title(
+                f'{norm[index]:.1f}' + (f' → {prediction[index]}' if wrong else ''),
+                fontsize=8,
+                pad=2,
+                color=RUST if wrong else INK,
+            )
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color=RUST if wrong else '#cfd6da', linewidth=1.8 if wrong else 0.8)
+    for x, text in ((0.01, 'smallest feature norms of a class'), (0.525, 'largest')):
+        figure.text(x, 0.95, text, fontsize=9, color=INK, weight='bold', va='center')
+    _save(figure, path)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     # Neither a date nor random ids: the same numbers give the same file.
     with plt.rc_context({'svg.hashsalt': 'fnkd_plugin'}):
@@ -156,10 +226,20 @@ def _save(figure: plt.Figure, path: Path) -> None:
 
 
 if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--curves', type=Path)
+    parser.add_argument('--norms', type=Path)
+    args = parser.parse_args()
     OUT.mkdir(exist_ok=True)
-    for folder in sys.argv[1:]:
-        file = ROOT / 'benchmarks' / 'curves_cub2010_small.json'
-        file.write_text(json.dumps(collect_curves(Path(folder)), separators=(',', ':')) + '\n')
+    for folder, collect, name in (
+        (args.curves, collect_curves, 'curves_cub2010_small'),
+        (args.norms, collect_norms, 'norms_digits'),
+    ):
+        if folder:
+            file = ROOT / 'benchmarks' / f'{name}.json'
+            file.write_text(json.dumps(collect(folder), separators=(',', ':')) + '\n')
+    draw_gallery(OUT / 'digits_gallery.svg')
+    draw_norms(OUT / 'digits_norms.svg')
     draw_curves(OUT / 'curves.svg')
     draw_method(OUT / 'method.svg')
     draw_results(OUT / 'results.svg')

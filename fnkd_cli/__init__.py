@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fnkd_cli.arguments import PARSERS
+from fnkd_cli.arguments import PARSERS, did_you_mean, presets
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +39,17 @@ TeacherWeights = Annotated[
         help="weights of the folder's classes, used as they are, or of others, fine-tuned (timm's published ones)",
     ),
 ]
+
+
+def _known(methods: str | list[str]) -> str | list[str]:
+    """Refuse a method that does not exist."""
+    known = ('plain', 'lsr', *presets('DistillHead'))
+    for name in [methods] if isinstance(methods, str) else methods:
+        if name not in known:
+            raise typer.BadParameter(f'there is no method {name!r}{did_you_mean(name, known)}')
+    return methods
+
+
 Out = Annotated[Path | None, typer.Option(help='folder of the results (one below work_dirs)')]
 
 
@@ -50,7 +60,7 @@ def train(
     teacher: Teacher,
     student_checkpoint: StudentWeights = None,
     teacher_checkpoint: TeacherWeights = None,
-    method: Annotated[str, typer.Option(help='fnkd, kd, dkd, ... or plain')] = 'fnkd',
+    method: Annotated[str, typer.Option(callback=_known, help='fnkd, kd, dkd, ... or plain')] = 'fnkd',
     image_size: Size = None,
     iterations: Iterations = None,
     baseline: Annotated[bool, typer.Option('--baseline', help='train the plain student, too')] = False,
@@ -60,23 +70,28 @@ def train(
 
     With a config in place of the folder, other flags apply: fnkd train CONFIG.py --help.
     """
+    out = out or Path('work_dirs') / f'{folder.resolve().name}_{student}'
+    models = (student, student_checkpoint), (teacher, teacher_checkpoint)
+    _load('folder').train_folder(_experiment(folder, out, *models, image_size, iterations), method, baseline)
+
+
+def _experiment(folder: Path, out: Path, student: tuple, teacher: tuple, *settings: int | None) -> Any:
     work = _load('folder')
-    work.train_folder(
-        folder,
-        out or Path('work_dirs') / f'{folder.resolve().name}_{student}',
-        work.Model(student, student_checkpoint),
-        work.Model(teacher, teacher_checkpoint),
-        method,
-        image_size,
-        iterations,
-        baseline,
-    )
+    return work.Experiment(folder, out, work.Model(*student), work.Model(*teacher), *settings)
 
 
 @app.command()
 def check(folder: Folder) -> None:
-    """Check a folder of photos: classes, counts, photos that cannot be read, duplicates."""
-    _load('folder').checked(folder)
+    """Check a folder of photos: classes, counts, photos that cannot be read, duplicates.
+
+    Exit code 0 if fnkd train takes the folder, else 1.
+    """
+    found = _load('folder').checked(folder)
+    count = len(found.train) + len(found.val)
+    if found.notes:
+        print(f'{count} photos of {len(found.classes)} classes can be used; see the notes above.')
+    else:
+        print(f'OK: all {count} photos of {len(found.classes)} classes can be read; none is there twice.')
 
 
 @app.command()
@@ -84,11 +99,9 @@ def compare(
     folder: Folder,
     student: Student,
     teacher: Teacher,
-    methods: Annotated[list[str], typer.Option(help='such as: --methods plain kd fnkd; the first is compared with')] = [  # noqa: B006
-        'plain',
-        'kd',
-        'fnkd',
-    ],
+    methods: Annotated[
+        list[str], typer.Option(callback=_known, help='such as: --methods plain kd fnkd; the first is compared with')
+    ] = ['plain', 'kd', 'fnkd'],  # noqa: B006
     seeds: Annotated[int, typer.Option(min=1, help='trainings of each method')] = 3,
     student_checkpoint: StudentWeights = None,
     teacher_checkpoint: TeacherWeights = None,
@@ -97,17 +110,9 @@ def compare(
     out: Out = None,
 ) -> None:
     """Compare methods on a folder of photos: one table, one page."""
-    work = _load('compare')
-    work.compare(
-        folder,
-        out or Path('work_dirs') / f'compare_{folder.resolve().name}_{student}',
-        work.Model(student, student_checkpoint),
-        work.Model(teacher, teacher_checkpoint),
-        methods,
-        seeds,
-        image_size,
-        iterations,
-    )
+    out = out or Path('work_dirs') / f'compare_{folder.resolve().name}_{student}'
+    models = (student, student_checkpoint), (teacher, teacher_checkpoint)
+    _load('compare').compare(_experiment(folder, out, *models, image_size, iterations), methods, seeds)
 
 
 Model = Annotated[Path, typer.Argument(help='the .safetensors file that fnkd train wrote, or its folder')]
@@ -149,28 +154,16 @@ def doctor() -> None:
 _PASSED_ON = dict(allow_extra_args=True, ignore_unknown_options=True)
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def test(context: typer.Context) -> None:
-    """Test a checkpoint of a config: fnkd test CONFIG.py CHECKPOINT."""
-    run('test', context.args)
+def _add_command_for_configs(name: str) -> None:
+    about = (PARSERS[name](None).description or '').partition('\n\n')[0]
+
+    @app.command(name, help=about, context_settings=_PASSED_ON, add_help_option=False)
+    def _(context: typer.Context) -> None:
+        run(name, context.args)
 
 
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def cache(context: typer.Context) -> None:
-    """Cache a teacher's predictions: fnkd cache CONFIG.py --out DIR --views 10."""
-    run('cache', context.args)
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def analyze(context: typer.Context) -> None:
-    """Feature norms, label noise and look-alikes on one page: fnkd analyze CONFIG.py CHECKPOINT --out DIR."""
-    run('analyze', context.args)
-
-
-@app.command(context_settings=_PASSED_ON, add_help_option=False)
-def publish(context: typer.Context) -> None:
-    """Write the student's weights of a checkpoint as a file: fnkd publish CHECKPOINT FOLDER."""
-    run('publish', context.args)
+for _name in ('test', 'cache', 'analyze', 'publish'):
+    _add_command_for_configs(_name)
 
 
 def run(command: str, arguments: list[str] | None = None) -> NoReturn:
@@ -207,31 +200,10 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
             sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
-        if message := _mistake_in_config(error):
-            sys.exit(_complain(message, 1))
         raise
     if code == 130:  # Typer's for Ctrl-C, too
         print('stopped', file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _mistake_in_config(error: Exception) -> str | None:
-    """What is wrong with a config that MMEngine cannot build, or whose images cannot be a batch; None if neither."""
-    frame = error.__traceback__
-    while frame and frame.tb_next:
-        frame = frame.tb_next
-    # An unknown type or option is refused by MMEngine itself, not by what it built.
-    if frame and isinstance(error, (KeyError, TypeError)):
-        raised_by = frame.tb_frame.f_globals.get('__name__', '')
-        if raised_by.startswith(('mmengine.registry.', 'mmengine.runner.')):
-            return f'the config cannot be built: {str(error.args[0]).split(". ")[0]}'
-    sizes = re.search(r'stack expects each tensor to be equal size, but got (\[.*?\]) .*?(\[.*?\])', str(error))
-    if sizes:
-        return (
-            f'images of a batch differ in size ({sizes[1]} and {sizes[2]}); their pipeline needs a step that makes '
-            'them equal, such as dict(type="Resize", scale=(224, 224)).'
-        )
-    return None
 
 
 def _complain(message: str, code: int) -> int:

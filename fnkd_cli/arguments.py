@@ -9,7 +9,8 @@ import importlib.util
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,8 +19,25 @@ DTYPES = ('float16', 'float32')
 SPLITS = ('train', 'val', 'test')
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: similar ones; without any, those that exist if they are few."""
+    by_lower = {other.lower(): other for other in known}
+    near = [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=3)]
+    if near:
+        return f'; did you mean {" or ".join(near)}?'
+    return f'; known: {", ".join(by_lower.values())}.' if len(by_lower) <= 20 else '.'
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence."""
+    """A parser whose errors are one sentence, with similar names."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The command line, all of it."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f'there is no argument {unknown[0]}{did_you_mean(unknown[0], flags)}')
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Print the message, and leave with 2."""
@@ -39,8 +57,17 @@ def _add_options(parser: Any, flag: str, text: str) -> None:
 
 
 def _add_launcher(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
+    parser.add_argument('--launcher', **_one_of(LAUNCHERS), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _one_of(names: tuple[str, ...]) -> dict[str, Any]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f'there is no {text!r}{did_you_mean(text, names)}')
+        return text
+
+    return dict(choices=names, type=parse)
 
 
 @functools.cache
@@ -107,10 +134,12 @@ def train(prog: str | None = None) -> Parser:
         help='weights of the last --teacher (the published ones)',
     )
     group.add_argument(
-        '--distill', choices=presets('DistillHead'), help='method (fnkd), also for the pair of a distilled config'
+        '--distill', **_one_of(presets('DistillHead')), help='method (fnkd), also for the pair of a distilled config'
     )
     group.add_argument(
-        '--label-smoothing', choices=presets('LSRLoss', 'ALSRLoss'), help='in place of the loss; with a teacher, too'
+        '--label-smoothing',
+        **_one_of(presets('LSRLoss', 'ALSRLoss')),
+        help='in place of the loss; with a teacher, too',
     )
     _add_options(group, '--distill-cfg', 'its options: hard_weight=0.5 warmup=20')
     _add_options(group, '--label-smoothing-cfg', 'its options: groups.rule=last_word')
@@ -134,7 +163,7 @@ def cache(prog: str | None = None) -> Parser:
         '--views', type=_positive, default=1, help='augmentations of each image; epochs repeat them (1)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the augmentations, other ones than of any run (0)')
-    parser.add_argument('--dtype', choices=DTYPES, default=DTYPES[0], help='of the stored logits (float16)')
+    parser.add_argument('--dtype', **_one_of(DTYPES), default=DTYPES[0], help='of the stored logits (float16)')
     parser.add_argument(
         '--top-k',
         type=int,
@@ -158,7 +187,7 @@ def analyze(prog: str | None = None) -> Parser:
     parser.add_argument('config', help='config file; it is Python and runs when read')
     parser.add_argument('checkpoint', help="the classifier's weights")
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the page and the JSON files')
-    parser.add_argument('--split', choices=SPLITS, default='val', help='which images (val)')
+    parser.add_argument('--split', **_one_of(SPLITS), default='val', help='which images (val)')
     parser.add_argument('--teacher-config', metavar='FILE', help='a teacher to compare with, a config of MMPretrain')
     parser.add_argument(
         '--teacher-checkpoint', metavar='FILE', help="its weights; alone, those of a distilled config's teacher"
@@ -187,7 +216,7 @@ def test(prog: str | None = None) -> Parser:
     parser.add_argument('checkpoint', help="the student's weights")
     parser.add_argument('--work-dir', help='folder of the log (work_dirs/<config>)')
     parser.add_argument('--out', metavar='FILE', help='write predictions or metrics: .pkl, .json or .yml')
-    parser.add_argument('--out-item', choices=('metrics', 'pred'), help='which of them (pred)')
+    parser.add_argument('--out-item', **_one_of(('metrics', 'pred')), help='which of them (pred)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--tta', action='store_true', help="test-time augmentation (the config's, or flips)")
     parser.add_argument('--show-dir', metavar='DIR', help='draw predictions into this folder')

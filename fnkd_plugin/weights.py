@@ -172,14 +172,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     finally:
         handle.remove()
     faults += [
-        f'{len(keys)} {kind} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+        f'{len(keys)} {kind} ({keys[0]}{", ..." if len(keys) > 1 else ""})'
         for kind, keys in (('missing', missing), ('of another shape', shapes), ('unknown', unknown))
         if keys
     ]
     if faults:
         raise SetupError(
-            f'{what}: the weights do not fit: {"; ".join(faults)}. Is it a checkpoint of another architecture '
-            'or number of classes?'
+            f'{what}: the weights do not fit: {"; ".join(faults)}; give a checkpoint of this model, not of another '
+            'architecture or number of classes.'
         )
 
 

@@ -86,7 +86,26 @@ def test_pictures_are_drawn_from_results(tmp_path: Path) -> None:
     pictures.draw_method(tmp_path / 'method.svg')
     pictures.draw_results(tmp_path / 'results.svg')
     pictures.draw_curves(tmp_path / 'curves.svg')
-    assert all('<svg' in (tmp_path / name).read_text() for name in ('method.svg', 'results.svg', 'curves.svg'))
+    pictures.draw_norms(tmp_path / 'norms.svg')
+    pictures.draw_gallery(tmp_path / 'gallery.svg')
+    drawn = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(drawn) == 5 and all('<svg' in text for text in drawn)
+
+
+def test_norms_are_collected_from_an_analysis(tmp_path: Path) -> None:
+    rows = [dict(index=k, label=k % 2, prediction=1.0, norm=3.00004, entropy=0.1) for k in range(2)]
+    (tmp_path / 'images.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    (tmp_path / 'analysis.json').write_text(json.dumps(dict(made=dict(command='c'))))
+    found = _pictures().collect_norms(tmp_path)
+    assert found == dict(made=dict(command='c'), index=[0, 1], label=[0, 1], prediction=[1, 1], norm=[3.0, 3.0])
+
+
+def test_the_norms_of_digits_are_those_of_the_results_file() -> None:
+    label, prediction, norm = _pictures().norms_of_digits()
+    text = ' '.join((ROOT / 'docs' / 'analyze.md').read_text().split())
+    wrong = label != prediction
+    assert f'{wrong.sum()} of {len(norm)}' in text
+    assert f'mean norm of {norm[wrong].mean():.1f}, the others of {norm[~wrong].mean():.1f}' in text
 
 
 def test_curves_are_collected_from_logs(tmp_path: Path) -> None:

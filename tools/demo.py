@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""A teacher and its students on real 8x8 digits: a fair comparison of plain, LSR, KD and FNKD.
+"""A teacher and its students: a table and a picture in two minutes.
 
-Each method gets the same number of trials on the validation split: the same learning rates, each with another loss
-weight from the method's range (a Latin square; plain has no weight). The best trial's values (in a tie, the smaller
-learning rate) are then trained with each seed and tested once on the test split.
+With FNKD_DATA and FNKD_WEIGHTS set, on photos of ten warblers, by the recipe of `fnkd train FOLDER`: plain and FNKD.
+Else on real 8x8 digits, a fair comparison of plain, LSR, KD and FNKD: each method gets the same number of trials
+on the validation split: the same learning rates, each with another loss weight from the method's range (a Latin square;
+plain has no weight). The best trial's values (in a tie, the smaller learning rate) are then trained with each seed and
+tested once on the test split.
 """
 
 import argparse
@@ -17,17 +19,18 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-# One thread for each process, without busy waiting: there are as many processes as cores.
-os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
+# No busy waiting beside other processes; it takes effect before torch is imported.
+os.environ.update(OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
 # Use the package of this checkout, also in the worker processes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import demo_birds
 from demo_picture import draw
 from experiments.job import available_cores, feature_norms
 from experiments.report import as_rich
 from experiments.results import Results
 from experiments.study import Study, StudyError
-from experiments.tables import CONFIGS, digits
+from experiments.tables import digits
 from rich.console import Console
 
 MAX_WORKERS = 4  # each needs about 0.7 GB
@@ -57,12 +60,10 @@ def write_files(study: Study, out: Path) -> dict[str, Path]:
     shutil.copy(fnkd.folder / 'plain_fnkd_digits.py', files['its plain config'])
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what OpenMMLab prints while it is imported
-        norms = {
-            'teacher': feature_norms(study.teacher.config, study.checkpoint(study.teacher)),
-            'FNKD student': feature_norms(CONFIGS / study.table.methods[0].config, study.checkpoint(fnkd)),
-        }
+        norms = feature_norms(study.teacher.config, study.checkpoint(study.teacher))
     accuracies = {m.title: [entry['accuracy'] for entry in study.final_results(m)] for m in study.table.methods}
-    draw(files['picture'], accuracies, study.results.runs['teacher']['accuracy'], norms)
+    teacher = study.results.runs['teacher']['accuracy']
+    draw(files['picture'], 'Handwritten digits', accuracies, teacher, norms)
     return files
 
 
@@ -86,9 +87,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/demo'), help='output folder; if it exists, OUT_2 and so on'
     )
     parser.add_argument('--seeds', type=_count, default=3, help='final trainings of each method')
-    parser.add_argument('--trials', type=_count, default=3, help='trials of each method on the validation split')
     parser.add_argument(
-        '--cfg-options', nargs='+', type=_option, default=[], metavar='KEY=VALUE', help='options of every training'
+        '--trials', type=_count, default=3, help="trials of each method on the digits' validation split"
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=_option,
+        default=[],
+        metavar='KEY=VALUE',
+        help='options of every training of digits',
     )
     return parser.parse_args(argv)
 
@@ -99,19 +107,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     began = time.perf_counter()
     out = fresh_folder(args.out).resolve()
+    console.print(f'results are written to {os.path.relpath(out)}', highlight=False)
+    files = demo_birds.run(out, args.seeds) if demo_birds.available() else run_digits(args, out, console)
+    for title, path in files.items():
+        console.print(f'{title + ":":<27}{os.path.relpath(path)}', highlight=False, soft_wrap=True)
+    console.print(f'The demo took {time.perf_counter() - began:.0f} s.', highlight=False)
+
+
+def run_digits(args: argparse.Namespace, out: Path, console: Console) -> dict[str, Path]:
+    """Train the digits' teacher and students, and print the table; returns the files by title."""
     workers = min(MAX_WORKERS, available_cores())
+    os.environ['OMP_NUM_THREADS'] = '1'  # of the workers, of which there are as many as cores
     results = Results(out / 'results.json')
     study = Study(digits(args.trials), results, out / 'runs', range(args.seeds), dict(args.cfg_options))
     methods = study.table.methods
-    console.print(
-        f'{study.count(methods)} trainings in {workers} processes; files are written to {os.path.relpath(out)}'
-    )
+    console.print(f'{study.count(methods)} trainings in {workers} processes')
     study.run(methods, workers, console)
     files = write_files(study, out)
     console.print(as_rich(study))
-    for title, path in files.items():
-        console.print(f'{title + ":":<27}{os.path.relpath(path)}', highlight=False, soft_wrap=True)
-    console.print(f'{len(results.runs)} trainings took {time.perf_counter() - began:.0f} s.')
+    return files
 
 
 if __name__ == '__main__':

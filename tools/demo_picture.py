@@ -1,4 +1,4 @@
-"""The demo's picture: accuracies and feature norms."""
+"""The demo's picture: a headline, accuracies and feature norms."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ _COLORS = {'plain': '#7a7f87', 'LSR': '#c58b2a', 'KD': '#2f7fb8', 'FNKD': '#1d9a
 _RIGHT, _WRONG, _INK = '#5b8fb9', '#d1495b', '#22262b'
 
 
-def draw(path: Path, finals: dict[str, list[float]], teacher: float, norms: dict[str, dict]) -> None:
-    """Write the picture.
+def draw(path: Path, subject: str, finals: dict[str, list[float]], teacher: float, norms: dict[str, list]) -> None:
+    """Write the picture: a headline, the students' accuracies, and the teacher's feature norms.
 
     Args:
         path: The file.
-        finals: Test accuracies of each method, one for each seed.
-        teacher: The teacher's test accuracy.
-        norms: For each model, by name, ``norm`` and ``right`` (whether the prediction is correct) of each test image.
+        subject: What is classified; it begins the headline.
+        finals: Test accuracies of each method, one for each seed, in per cent; ``plain`` and ``FNKD`` are needed.
+        teacher: The teacher's test accuracy, in per cent.
+        norms: The teacher's ``norm`` of each test image, and ``right``, whether it is classified correctly.
     """
     style = {
         'font.size': 10.5,
@@ -34,20 +35,17 @@ def draw(path: Path, finals: dict[str, list[float]], teacher: float, norms: dict
         'text.color': _INK,
     }
     with plt.rc_context(style):
-        figure, axes = plt.subplots(
-            1, 1 + len(norms), figsize=(13, 5.2), width_ratios=[1.25] + [1] * len(norms), layout='constrained'
-        )
-        figure.suptitle(_headline(finals, teacher), x=0.01, ha='left', fontsize=15, weight='bold')
+        figure, axes = plt.subplots(1, 2, figsize=(12, 5.4), layout='constrained')
+        figure.suptitle(_headline(subject, finals, teacher), x=0.01, ha='left', fontsize=15, weight='bold')
         _accuracies(axes[0], finals, teacher)
-        for axis, (name, found) in zip(axes[1:], norms.items(), strict=True):
-            _norms(axis, name, np.array(found['norm']), np.array(found['right']))
+        _norms(axes[1], np.array(norms['norm']), np.array(norms['right']))
         figure.savefig(path, dpi=150)
         plt.close(figure)
 
 
-def _headline(finals: dict[str, list[float]], teacher: float) -> str:
+def _headline(subject: str, finals: dict[str, list[float]], teacher: float) -> str:
     plain, fnkd = (float(np.mean(finals[name])) for name in ('plain', 'FNKD'))
-    return f'A small student of 8x8 digits: {plain:.1f} % alone, {fnkd:.1f} % with FNKD (its teacher: {teacher:.1f} %)'
+    return f'{subject}: a small student gets {plain:.1f} % alone, {fnkd:.1f} % with FNKD (its teacher {teacher:.1f} %)'
 
 
 def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> None:
@@ -69,11 +67,11 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
     axis.set_ylabel('test accuracy, %')
     axis.grid(axis='y', color='#e6e8eb')
     axis.set_axisbelow(True)
-    axis.set_title('Test accuracy of the students\n', pad=2)
-    _explain(axis, 'dots: seeds; line: mean ± std; dashed: the teacher')
+    axis.set_title('Accuracy of the students on test images\n', pad=2)
+    _explain(axis, 'Each dot is one training; lines are means ± standard deviations, dashed is the teacher.')
 
 
-def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
+def _norms(axis: Any, norm: np.ndarray, right: np.ndarray) -> None:
     bins = np.linspace(norm.min(), norm.max(), 25)
     top = 0.0
     # Correct predictions upwards, wrong ones downwards, each in percent of its own number.
@@ -99,8 +97,8 @@ def _norms(axis: Any, name: str, norm: np.ndarray, right: np.ndarray) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
     axis.set_xlabel('feature norm ‖f‖ on the test images')
     axis.set_ylabel('share, %')
-    axis.set_title(f'Norms of the {name}\n', pad=2)
-    _explain(axis, 'right predictions up, wrong ones down')
+    axis.set_title("The teacher's feature norms\\n", pad=2)
+    _explain(axis, 'Right predictions up, wrong ones down. FNKD divides the logits by ‖f‖ / τ.')
 
 
 def _explain(axis: Any, text: str) -> None:

@@ -15,6 +15,7 @@ from fnkd_plugin.analysis.report import headlines, write_report
 from fnkd_plugin.analysis.study import StudyOptions, study
 from fnkd_plugin.analysis.subject import build_subject
 from fnkd_plugin.cli.doctor import surroundings
+from fnkd_plugin.cli.mistakes import explained
 from fnkd_plugin.cli.options import parsed
 from fnkd_plugin.cli.terminal import Bar, console, quiet_logger
 from fnkd_plugin.errors import SetupError, check_number
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     quiet_logger()
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, args.cfg_options)
-    subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
+    with explained(cfg):
+        subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(
             "The teacher's checkpoint is not there, or it is a cached teacher, for training images only; "

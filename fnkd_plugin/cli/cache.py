@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 
 from fnkd_plugin.cache.build import Source, fill, share
 from fnkd_plugin.cache.store import Store
+from fnkd_plugin.cli.mistakes import explained
 from fnkd_plugin.cli.options import parsed
 from fnkd_plugin.cli.terminal import Bar, console, quiet_logger
 from fnkd_plugin.errors import SetupError
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     training.check_data_roots(cfg, ['train_dataloader'])
     training.set_loader_defaults(cfg)
     device = _join_processes(cfg, args.launcher)
-    source = Source(cfg, Replay(args.seed, args.views), device, args.dtype, args.top_k)
+    with explained(cfg):
+        source = Source(cfg, Replay(args.seed, args.views), device, args.dtype, args.top_k)
     fixed = source.replay.batch_size
     if fixed and args.batch_size not in (None, fixed):
         raise SetupError(

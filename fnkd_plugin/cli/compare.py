@@ -3,13 +3,12 @@
 import json
 import statistics
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from scipy.stats import sem, t
 
 from fnkd_plugin.cli.compare_page import page
 from fnkd_plugin.cli.doctor import surroundings
-from fnkd_plugin.cli.folder import Experiment, Model, Teacher, Trained, check_methods
+from fnkd_plugin.cli.folder import Experiment, Teacher, Trained
 from fnkd_plugin.cli.terminal import console, duration, print_table
 
 
@@ -23,33 +22,18 @@ class Row:
     seconds: list[float]
 
 
-def compare(
-    root: Path,
-    out: Path,
-    student: Model,
-    teacher: Model,
-    methods: list[str],
-    seeds: int,
-    image_size: int | None = None,
-    iterations: int | None = None,
-) -> list[Row]:
+def compare(experiment: Experiment, methods: list[str], seeds: int) -> list[Row]:
     """Train each method with each seed, by the same recipe; those of a seed see the same batches.
 
+    Writes ``compare.html`` and ``compare.json`` beside the trainings.
+
     Args:
-        root: The photos.
-        out: Where results go: ``compare.html`` and ``compare.json`` beside the trainings.
-        student: The small model.
-        teacher: The big one.
+        experiment: Models, photos and settings.
         methods: ``plain``, ``lsr`` or distillation methods; the first is what the others are compared with.
         seeds: Trainings of each method.
-        image_size: Pixels a side.
-        iterations: Of each training.
-
-    Raises:
-        SetupError: If a method is unknown, or see :class:`~fnkd_plugin.cli.folder.Experiment`.
     """
-    check_methods('--methods', methods)
-    experiment = Experiment(root, out, student, teacher, image_size, iterations)
+    out, recipe = experiment.out, experiment.recipe
+    folder, student, teacher = recipe.photos.root.name, *(model.name for model in experiment.models.values())
     of_teacher = experiment.teacher()
     found: dict[str, list[Trained]] = {name: [] for name in methods}
     for seed in range(seeds):  # seed by seed, so that what is cut off compares all methods
@@ -58,19 +42,18 @@ def compare(
     rows = _rows(found)
     lines = table(rows, of_teacher)
     print_table(lines[0], lines[1:])
-    recipe = experiment.recipe
     result = dict(
-        folder=root.name,
+        folder=folder,
         classes=len(recipe.photos.classes),
         photos=dict(train=len(recipe.photos.train), val=len(recipe.photos.val)),
         recipe=dict(image_size=recipe.image_size, iterations=recipe.iterations, batch_size=recipe.batch_size),
-        student=student.name,
-        teacher=dict(model=teacher.name, accuracy=of_teacher.accuracy, seconds=of_teacher.seconds),
+        student=student,
+        teacher=dict(model=teacher, accuracy=of_teacher.accuracy, seconds=of_teacher.seconds),
         methods=[asdict(row) for row in rows],
         **surroundings(),
     )
     (out / 'compare.json').write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-    title = f'{root.name}: {student.name} learns from {teacher.name}'
+    title = f'{folder}: {student} learns from {teacher}'
     about = (
         f'{recipe.photos.summary()}; {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} '
         f'photos, {seeds} seeds.'

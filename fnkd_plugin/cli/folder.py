@@ -20,9 +20,8 @@ from fnkd_plugin.cli.terminal import console, duration, print_table, progress, s
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
-from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.teachers.timm_models import check_timm_model
-from fnkd_plugin.weights import read_state_dict
+from fnkd_plugin.weights import UnreadableCheckpointError, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class Experiment:
         iterations: int | None = None,
     ) -> None:
         init_default_scope('mmpretrain')
-        self.out, self._student, self._teacher = out, student, teacher
-        for role, model in dict(student=student, teacher=teacher).items():
+        self.out, self.models = out, dict(student=student, teacher=teacher)
+        for role, model in self.models.items():
             check_timm_model(f'--{role}', model.name, {})
         photos = checked(root)
         settings = photos, photos.write_lists(out), image_size, iterations, student.name
@@ -113,7 +112,7 @@ class Experiment:
 
         Fine-tuning has a seed of its own, so that the teacher's crops are not the student's.
         """
-        name, checkpoint = self._teacher.name, self._teacher.checkpoint
+        name, checkpoint = self.models['teacher'].name, self.models['teacher'].checkpoint
         size = self.recipe.teacher_size(name)
         config = ready_teacher(name, checkpoint, self.recipe.photos.classes, size) if checkpoint else None
         if config:
@@ -127,7 +126,7 @@ class Experiment:
 
     def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:
         """A student trained by a method with one seed."""
-        cfg = self.recipe.config(self._student.name, self._student.checkpoint, seed)
+        cfg = self.recipe.config(self.models['student'].name, self.models['student'].checkpoint, seed)
         return self.train(method if seed == SEED else f'{method}_seed{seed}', with_method(cfg, method, teacher.config))
 
     def train(self, name: str, cfg: Config) -> Trained:
@@ -147,35 +146,28 @@ class Experiment:
     def _built(self) -> list[tuple[nn.Module, int]]:
         """Both models with the weights that they start from and their images' sizes, before anything is trained."""
         recipe = self.recipe
-        roles = dict(
-            student=(self._student, recipe.image_size), teacher=(self._teacher, recipe.teacher_size(self._teacher.name))
-        )
         found = []
         # Files first: a wrong name is found before anything is downloaded.
-        for role, (model, size) in sorted(roles.items(), key=lambda item: not item[1][0].checkpoint):
+        for role, model in sorted(self.models.items(), key=lambda item: not item[1].checkpoint):
             if model.checkpoint is None:
                 text = f'{role}: loading the published weights of {model.name}, downloaded once'
                 console.print(f'{text} (without a network: --{role}-checkpoint FILE)', markup=False)
             try:
                 with silent_start():
-                    found.append((MODELS.build(recipe.config(model.name, model.checkpoint).model), size))
+                    built = MODELS.build(recipe.config(model.name, model.checkpoint).model)
+                found.append((built, recipe.teacher_size(model.name) if role == 'teacher' else recipe.image_size))
+            except UnreadableCheckpointError:
+                raise
             except SetupError as error:
+                sentence = str(error).replace('checkpoint=', f'--{role}-checkpoint ')
                 if model.checkpoint is not None:
-                    raise
-                raise SetupError(str(error).replace('checkpoint=', f'--{role}-checkpoint ')) from error
+                    other = 'teacher' if role == 'student' else 'student'
+                    sentence = (
+                        f'--{role}-checkpoint {model.checkpoint} has no weights of {model.name}; give those, or '
+                        f'exchange it with --{other}-checkpoint.'
+                    )
+                raise SetupError(sentence) from error
         return found
-
-
-def check_methods(option: str, methods: list[str]) -> None:
-    """Refuse a method that does not exist.
-
-    Raises:
-        SetupError: Lists those that do.
-    """
-    known = ['plain', 'lsr', *METHODS]
-    unknown = [name for name in methods if name not in known]
-    if unknown:
-        raise SetupError(f'{option}: unknown method {first_few(unknown)}; known: {", ".join(known)}.')
 
 
 def checked(root: Path) -> Photos:
@@ -187,57 +179,38 @@ def checked(root: Path) -> Photos:
     return photos
 
 
-def train_folder(
-    root: Path,
-    out: Path,
-    student: Model,
-    teacher: Model,
-    method: str = 'fnkd',
-    image_size: int | None = None,
-    iterations: int | None = None,
-    baseline: bool = False,
-) -> dict[str, Teacher | Trained]:
-    """Fine-tune the teacher, then train the student with it.
+def train_folder(experiment: Experiment, method: str = 'fnkd', baseline: bool = False) -> dict[str, Teacher | Trained]:
+    """Fine-tune the teacher, train the student with it, and print the results.
 
     Args:
-        root: The photos.
-        out: Where results go.
-        student: The small model.
-        teacher: The big one.
+        experiment: Models, photos and settings.
         method: ``fnkd``, ``kd``, ... of the presets.
-        image_size: Pixels a side.
-        iterations: Of each training.
         baseline: Whether to train the plain student as well.
 
     Returns:
         By name: ``teacher``, the method, and ``plain`` with ``baseline``.
     """
-    check_methods('--method', [method])
-    experiment = Experiment(root, out, student, teacher, image_size, iterations)
-    of_teacher = experiment.teacher()
+    teacher = experiment.teacher()
     methods = dict.fromkeys([method, *(['plain'] if baseline else [])])
-    students = {name: experiment.student(name, of_teacher) for name in methods}
-    found: dict[str, Teacher | Trained] = {'teacher': of_teacher, **students}
-    final = out / f'{student.name}.safetensors'
-    experiment.recipe.bundle(student.name).save(read_state_dict(students[method].checkpoint), final)
-    _print_results(found, student, teacher, final, len(experiment.recipe.photos.classes))
-    return found
-
-
-def _print_results(
-    found: dict[str, Teacher | Trained], student: Model, teacher: Model, final: Path, classes: int
-) -> None:
+    found: dict[str, Teacher | Trained] = {'teacher': teacher}
+    students = {name: experiment.student(name, teacher) for name in methods}
+    found.update(students)
+    small, big = experiment.models['student'].name, experiment.models['teacher'].name
+    final = experiment.out / f'{small}.safetensors'
+    experiment.recipe.bundle(small).save(read_state_dict(students[method].checkpoint), final)
     rows = [
-        (name, (teacher if name == 'teacher' else student).name, f'{one.accuracy:.1f}', duration(one.seconds))
+        (name, big if name == 'teacher' else small, f'{one.accuracy:.1f}', duration(one.seconds))
         for name, one in found.items()
     ]
     print_table(('', 'model', 'top-1, %', 'trained in'), rows)
+    classes = len(experiment.recipe.photos.classes)
     console.print(
         f'The student is {final}:\n  import timm\n'
-        f"  model = timm.create_model('{student.name}', num_classes={classes}, checkpoint_path='{final}')\n"
+        f"  model = timm.create_model('{small}', num_classes={classes}, checkpoint_path='{final}')\n"
         f'or: fnkd predict {final} PHOTO ...',
         markup=False,
     )
+    return found
 
 
 def _text(cfg: Config, key: str) -> str:

@@ -13,6 +13,7 @@ import mmpretrain
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from fnkd_plugin.cli.mistakes import explained
 from fnkd_plugin.cli.options import parsed
 from fnkd_plugin.cli.progress_hook import TestProgressHook
 from fnkd_plugin.cli.terminal import quiet, silent_start
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         stock.parse_args = lambda: args
         if not args.verbose:
             stock.Runner = SimpleNamespace(from_cfg=_quiet_runner)
-        stock.main()
+        with explained(plain):
+            stock.main()
 
 
 def _quiet_runner(cfg: Config) -> Runner:

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from fnkd_plugin.cli.mistakes import explained
 from fnkd_plugin.cli.options import parsed
 from fnkd_plugin.cli.progress_hook import ProgressHook
 from fnkd_plugin.cli.terminal import quiet, silent_start
@@ -115,20 +116,21 @@ def run(cfg: Config, title: str, verbose: bool = False, summary: bool = True) ->
         verbose: Show MMEngine's log instead.
         summary: Show what is trained, and what came of it.
     """
-    if verbose:
-        runner = training.build_runner(cfg)
-        runner.train()
-        return runner
-    with silent_start():
-        runner = training.build_runner(cfg)
-    quiet(runner, summary)
-    hook = ProgressHook(title)
-    runner.register_hook(hook)
-    try:
-        runner.train()
-    finally:
-        hook.close()
-        _stop_workers(runner)
+    with explained(cfg):
+        if verbose:
+            runner = training.build_runner(cfg)
+            runner.train()
+            return runner
+        with silent_start():
+            runner = training.build_runner(cfg)
+        quiet(runner, summary)
+        hook = ProgressHook(title)
+        runner.register_hook(hook)
+        try:
+            runner.train()
+        finally:
+            hook.close()
+            _stop_workers(runner)
     return runner
 
 

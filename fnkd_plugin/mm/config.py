@@ -221,11 +221,15 @@ def _is_own(node: Any, *registries: Registry) -> bool:
 
 def _uses_plugin(cfg: Config) -> bool:
     registries = (registry.MODELS, registry.DATASETS, registry.TRANSFORMS, registry.HOOKS)
-    # Not the variables of the file, which may be unused.
-    read = {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
     return any(
-        _is_own(node, *registries) or str(node.get('ann_file', '')).startswith('tar://') for node in dicts_in(read)
+        _is_own(node, *registries) or str(node.get('ann_file', '')).startswith('tar://')
+        for node in dicts_in(runner_part(cfg))
     )
+
+
+def runner_part(cfg: Config) -> dict[str, Any]:
+    """What MMEngine reads of a config, without the variables of its file, which may be unused."""
+    return {key: value for key, value in cfg._cfg_dict.items() if key in _RUNNER_KEYS}
 
 
 def dicts_in(node: Any) -> Iterator[dict]:

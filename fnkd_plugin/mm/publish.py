@@ -95,7 +95,6 @@ def _public_meta(meta: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
         raise SetupError(f'Checkpoint {source}: its dataset_meta is not a dict, but {dataset!r:.80}; remove it.')
     classes = dataset.get('classes')
     if classes is None:
-        print_log(f'{source} has no class names; neither has the published file.', 'current')
         return public
     if not isinstance(classes, (list, tuple)):
         raise SetupError(f'Checkpoint {source}: its classes are not a list, but {classes!r:.80}; remove them.')

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.readers import ImageSize, only_size
 from fnkd_plugin.teachers.class_names import Classes
+from fnkd_plugin.teachers.hub import cached_if_unreachable
 from fnkd_plugin.teachers.pixels import PixelFormat
 from fnkd_plugin.teachers.teacher import ModelTeacher
 
@@ -57,6 +59,11 @@ class HuggingFaceTeacher(ModelTeacher):
 
 def _load(name: str, path: str) -> tuple[Any, Any]:
     """Load the model and its image processor; processes one image as a check."""
+    with nullcontext() if Path(path).is_dir() else cached_if_unreachable():
+        return _loaded(name, path)
+
+
+def _loaded(name: str, path: str) -> tuple[Any, Any]:
     try:
         transformers = importlib.import_module('transformers')
     except ImportError as error:

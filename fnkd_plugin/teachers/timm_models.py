@@ -1,7 +1,7 @@
 """Checks and errors for creating timm models."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.readers import ImageSize
+from fnkd_plugin.teachers.hub import cached_if_unreachable
 
 
 def check_timm_model(owner: str, model: str, arguments: dict[str, Any]) -> PretrainedCfg:
@@ -74,10 +75,16 @@ def fixed_size(model: nn.Module, img_size: ImageSize | None = None) -> ImageSize
 
 
 @contextmanager
-def timm_errors(owner: str) -> Iterator[None]:
-    """Convert errors of ``timm.create_model`` (unknown arguments, failed downloads) to :class:`SetupError`."""
+def timm_errors(owner: str, pretrained: bool) -> Iterator[None]:
+    """Convert errors of ``timm.create_model`` (unknown arguments, failed downloads) to :class:`SetupError`.
+
+    Args:
+        owner: Begins the errors.
+        pretrained: Whether weights are downloaded.
+    """
     try:
-        yield
+        with cached_if_unreachable() if pretrained else nullcontext():
+            yield
     except OSError as error:  # of a download
         reason = str(error).split('. ')[0].rstrip('.')
         raise SetupError(

@@ -62,7 +62,7 @@ class TimmTeacher(ModelTeacher):
                 f'{name}: the pretrained weights have {cfg.num_classes} classes, not {num_classes}; its head '
                 'would be random. Give checkpoint=FILE of a model trained on your classes.'
             )
-        with timm_errors(name):
+        with timm_errors(name, pretrained):
             built = timm.create_model(model, pretrained=pretrained, num_classes=num_classes, **options)
         check_classifies(name, built)
         if state is not None:

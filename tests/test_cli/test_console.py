@@ -8,16 +8,21 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
 import torch
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
 from PIL import Image
 
 import fnkd_cli
 from fnkd_cli import arguments
 from fnkd_plugin.cli import doctor, publish
+from fnkd_plugin.cli.mistakes import explained
 from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
+from tests.helpers import timm_checkpoint
 from tests.test_cli import photos
 from tests.test_tools.configs import write_configs
 from tests.test_tools.processes import ROOT, forget_run
@@ -59,8 +64,12 @@ def test_choices_are_those_of_the_package() -> None:
     [
         (['trian', 'x'], 'train'),
         (['train', 'x', '--studnt', 'y'], '--student'),
-        (['train', 'x.py', '--disitll', 'kd'], '--disitll'),
-        (['train', 'x.py', '--distill', 'fnkt'], 'fnkd'),
+        (['train', 'x.py', '--distill', 'fnkt'], 'did you mean fnkd'),
+        (['train', 'x.py', '--disitll', 'kd'], 'did you mean --distill '),
+        (['train', 'x.py', '--distill', 'zzz'], 'known: '),
+        (['analyze', 'x.py', 'x.pth', '--out', 'y', '--split', 'tran'], 'did you mean train'),
+        (['compare', 'x', *PAIR, '--methods', 'kd', 'fknd'], 'did you mean fnkd'),
+        (['train', 'x', *PAIR, '--method', 'fknd'], 'did you mean fnkd'),
         (['train', 'x.py', '--cfg-options', 'a'], 'KEY=VALUE'),
         (['train', 'x.py', '--teacher-checkpoint', 't.pth'], 't.pth'),
         (['cache', 'x.py', '--out', 'y', '--views', '0'], '--views'),
@@ -82,7 +91,6 @@ def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, mo
         (['train', 'FOLDER', '--student', MODEL, '--teacher', 'test_resnett'], 'test_resnet,'),
         (['train', 'FOLDER', *PAIR, '--student-checkpoint', 'none.pth'], 'none.pth'),
         (['train', 'FOLDER', *PAIR, '--teacher-checkpoint', 'none.pth'], 'none.pth'),
-        (['train', 'FOLDER', *PAIR, '--method', 'fnkt'], 'fnkt'),
         (['train', 'FOLDER', *PAIR, '--iterations', '0'], '--iterations'),
         (['train', 'FOLDER', *PAIR, '--image-size', '0'], '--image-size'),
         (['train', 'NOWHERE', *PAIR], 'NOWHERE'),
@@ -92,7 +100,6 @@ def test_a_mistake_of_the_command_line_is_named(words: list[str], named: str, mo
         (['check', 'FOLDER/val/blue'], 'no class folders'),
         (['predict', 'NOWHERE', 'x.jpg'], 'NOWHERE'),
         (['export', 'NOWHERE', 'x.onnx'], 'NOWHERE'),
-        (['compare', 'FOLDER', *PAIR, '--methods', 'kd', 'fnkt'], 'fnkt'),
         (['publish', 'none.pth', 'out'], 'none.pth'),
     ],
 )
@@ -131,6 +138,42 @@ def test_without_a_network_data_that_must_be_downloaded_are_named(
     assert 'Name or service not known' in sentence(capsys)
 
 
+def test_an_unreachable_hub_is_refused_without_trying_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')  # where nothing listens
+    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    began = time.monotonic()
+    assert fnkd(monkeypatch, 'train', 'FOLDER', '--student', 'resnet18', '--teacher', MODEL) == 1
+    assert time.monotonic() - began < 10
+    found = sentence(capsys)
+    assert '127.0.0.1:9 does not answer' in found and '--student-checkpoint' in found
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_checkpoints_of_student_and_teacher_in_the_wrong_order_are_named(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    a, b = (timm_checkpoint(tmp_path / name, name) for name in ('test_resnet', 'test_vit'))
+    pair = ['--student', 'test_resnet', '--teacher', 'test_vit']
+    files = ['--student-checkpoint', b, '--teacher-checkpoint', a]
+    assert fnkd(monkeypatch, 'train', 'FOLDER', *pair, *files) == 1
+    found = sentence(capsys)
+    assert '--student-checkpoint' in found and '--teacher-checkpoint' in found and len(found) < 300 + len(str(b))
+
+
+def test_check_ends_with_what_it_found(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = photos.folder(tmp_path / 'FOLDER', train=6, val=2)
+    assert fnkd(monkeypatch, 'check', root) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith('OK') and '24 photos' in last and '3 classes' in last
+    (root / 'train' / 'blue' / '0.jpg').write_bytes(b'x')
+    assert fnkd(monkeypatch, 'check', root) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert not last.startswith('OK') and '23 photos' in last
+
+
 def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     config = ROOT / 'configs' / 'demo' / 'plain_digits.py'
@@ -139,20 +182,53 @@ def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ('option', 'named'),
+    ('option', 'meant'),
     [
-        ('model.backbone.type=ResNett', 'ResNett'),
-        ('model.backbone.depht=18', 'depht'),
-        ('train_cfg.max_epoch=1', 'max_epoch'),
-        ('val_evaluator.type=Acuracy', 'Acuracy'),
+        ('model.backbone.type=ResNett', 'ResNet'),
+        ('model.backbone.depht=18', 'depth'),
+        ('model.train_cfg.augments.0.type=Mixupp', 'Mixup'),
+        ('model.head.loss.type=CrosEntropyLoss', 'CrossEntropyLoss'),
+        ('optim_wrapper.type=OptimWraper', 'OptimWrapper'),
+        ('optim_wrapper.optimizer.type=SDG', 'SGD'),
+        ('optim_wrapper.optimizer.momentun=0.9', 'momentum'),
+        ('param_scheduler.type=MultiStepLr', 'MultiStepLR'),
+        ('train_cfg.max_epoch=1', 'max_epochs'),
+        ('val_cfg.type=ValLop', 'ValLoop'),
+        ('train_dataloader.dataset.type=NoiseImage', 'NoiseImages'),
+        ('train_dataloader.dataset.pipeline.1.type=RandomFlipp', 'RandomFlip'),
+        ('train_dataloader.dataset.pipeline.1.probb=0.5', 'prob'),
+        ('train_dataloader.sampler.type=DefaultSamplr', 'DefaultSampler'),
+        ('val_evaluator.type=Acuracy', 'Accuracy'),
+        ('val_evaluator.topkk=1', 'topk'),
+        ('default_hooks.checkpoint.type=CheckpontHook', 'CheckpointHook'),
+        ('custom_hooks.0.momentumm=0.1', 'momentum'),
     ],
 )
-def test_a_config_that_cannot_be_built_is_named(option: str, named: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_misspelt_name_in_a_config_is_answered_with_its_place_and_the_right_one(
+    option: str, meant: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
     plain, _ = write_configs(tmp_path, tmp_path)
     assert fnkd(monkeypatch, 'train', plain, '--work-dir', tmp_path / 'work', '--cfg-options', option) == 1
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('error: the config') and named in error
+    error = sentence(capsys)
+    place, wrong = option.split('=')
+    assert place in error and meant in error.partition('did you mean ')[2]
+    assert wrong in error or place.rpartition('.')[2] in error
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_a_misspelt_name_is_answered_by_test_cache_and_analyze_too(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, distilled = write_configs(tmp_path, timm_checkpoint(tmp_path, num_classes=4))
+    torch.save(MODELS.build(Config.fromfile(plain).model).state_dict(), weights := tmp_path / 'w.pth')
+    for words in (
+        ['test', plain, weights, '--cfg-options', 'test_evaluator.type=Acuracy'],
+        ['cache', distilled, '--out', 'c', '--cfg-options', 'train_dataloader.dataset.pipeline.1.type=RandomFlipp'],
+        ['analyze', plain, weights, '--out', 'a', '--cfg-options', 'val_dataloader.dataset.type=NoiseImage'],
+    ):
+        assert fnkd(monkeypatch, *words) == 1
+        error = sentence(capsys)
+        assert words[-1].partition('=')[0] in error and 'did you mean' in error
 
 
 def test_images_of_different_sizes_are_named(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -171,11 +247,10 @@ def test_images_of_different_sizes_are_named(tmp_path: Path, monkeypatch, capsys
     assert not list(tmp_path.rglob('*.pth'))
 
 
-def test_an_error_of_what_was_built_keeps_its_traceback() -> None:
-    try:
-        {}['no registry']
-    except KeyError as error:
-        assert fnkd_cli._mistake_in_config(error) is None
+@pytest.mark.parametrize('error', [KeyError('x'), TypeError("f() got an unexpected keyword argument 'depth'")])
+def test_an_error_of_what_was_built_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)), explained(Config(dict(model=dict(type='ResNet', depth=18)))):
+        raise error
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def models(root: Path) -> tuple[folder.Model, folder.Model]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, folder.Trained]]:
     root = tmp_path_factory.mktemp('shop')
     found = folder.train_folder(
-        photos.folder(root / 'photos', train=8, val=4), root / 'out', *models(root), image_size=32, iterations=24,
+        folder.Experiment(photos.folder(root / 'photos', train=8, val=4), root / 'out', *models(root), 32, 24),
         baseline=True,
-    )  # fmt: skip
+    )
     return root, found
 
 
@@ -65,9 +65,8 @@ def test_trainings_leave_no_process_behind(trained: tuple[Path, dict[str, folder
 
 def test_a_second_call_trains_nothing(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
-    again = folder.train_folder(
-        root / 'photos', root / 'out', *models(root), image_size=32, iterations=24, baseline=True
-    )
+    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=24)
+    again = folder.train_folder(experiment, baseline=True)
     assert again == found
 
 
@@ -107,7 +106,7 @@ def test_a_command_that_was_stopped_goes_on_bit_for_bit(
 def test_other_settings_in_the_same_folder_are_refused(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match='another --out'):
-        folder.train_folder(root / 'photos', root / 'out', *models(root), image_size=64, iterations=24)
+        folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=64, iterations=24).teacher()
 
 
 def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.Trained]], capsys) -> None:
@@ -150,7 +149,7 @@ def test_another_training_in_the_same_folder_is_named_by_what_differs(
 ) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match=r'teacher.py is of another training \(different: .*train_cfg'):
-        folder.train_folder(root / 'photos', root / 'out', *models(root), image_size=32, iterations=12)
+        folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=12).teacher()
 
 
 def test_a_folder_is_no_photo(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
@@ -172,9 +171,8 @@ def test_a_table_of_methods() -> None:
 def test_a_comparison_takes_what_is_trained_already(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
     configs = sorted((root / 'out').rglob('*.py'))
-    rows = compare.compare(
-        root / 'photos', root / 'out', *models(root), methods=['plain', 'fnkd'], seeds=1, image_size=32, iterations=24
-    )
+    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=24)
+    rows = compare.compare(experiment, ['plain', 'fnkd'], seeds=1)
     plain, fnkd = found['plain'].accuracy, found['fnkd'].accuracy
     assert [row.accuracies for row in rows] == [[plain], [fnkd]]
     assert rows[1].differences == [fnkd - plain]
@@ -241,11 +239,6 @@ def test_what_decoders_print_is_in_the_log(tmp_path: Path, capfd: pytest.Capture
     (log,) = (tmp_path / 'out').rglob('*.log')
     assert 'libpng' in log.read_text()
     assert 'libpng' not in capfd.readouterr().err
-
-
-def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match='fnkt'):
-        compare.compare(tmp_path, tmp_path / 'out', *[folder.Model(MODEL)] * 2, methods=['plain', 'fnkt'], seeds=1)
 
 
 def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> None:

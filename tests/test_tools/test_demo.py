@@ -2,10 +2,15 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
+
+from tests.test_cli import photos
 
 pytest.importorskip('sklearn')
 pytest.importorskip('matplotlib')
@@ -21,7 +26,8 @@ TINY = [
 
 def _demo(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, 'COLUMNS': '100'}
-    environment.pop('PYTHONPATH', None)  # as from a checkout that is not installed
+    for name in ('PYTHONPATH', 'FNKD_DATA', 'FNKD_WEIGHTS'):  # as from a checkout that is not installed, without photos
+        environment.pop(name, None)
     command = [sys.executable, str(REPO / 'tools' / 'demo.py'), *arguments]
     return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
 
@@ -53,3 +59,32 @@ def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     assert "SetupError: Digits: split 'nowhere'" in done.stderr
     assert 'Traceback' not in done.stderr
     assert str(tmp_path / 'demo' / 'runs' / 'logs') in done.stderr.replace('\n', '')
+
+
+def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On made-up photos in the files of CUB-200-2010."""
+    monkeypatch.syspath_prepend(str(REPO / 'tools'))
+    import demo_birds
+
+    source, data = tmp_path / 'images', tmp_path / 'data' / 'cub200_2010'
+    data.mkdir(parents=True)
+    for seed, name in enumerate(('1.Amber_Warbler', '2.Blue_Warbler', '3.Gull')):
+        for i in range(6):
+            photos.photo(source / name / f'{i}.jpg', (80 * seed, 90, 60), 10 * seed + i)
+    paths = sorted(path.relative_to(source).as_posix() for path in source.rglob('*.jpg'))
+    for file, chosen in (('train.txt', paths[::2]), ('test.txt', paths[1::2])):
+        (data / file).write_text(''.join(f'{path} 0\n' for path in chosen))
+    with tarfile.open(data / 'images.tar', 'w') as archive:
+        archive.add(source, 'images')
+    weights = timm.create_model('test_resnet').state_dict()
+    safetensors.torch.save_file(weights, tmp_path / 'test_resnet.fp16.safetensors')
+    for name, value in dict(STUDENT='test_resnet', TEACHER='test_resnet', PIXELS=32, ITERATIONS=2).items():
+        monkeypatch.setattr(demo_birds, name, value)
+    assert not demo_birds.available()
+    monkeypatch.setenv('FNKD_DATA', str(tmp_path / 'data'))
+    monkeypatch.setenv('FNKD_WEIGHTS', str(tmp_path))
+    assert demo_birds.available()
+    files = demo_birds.run(tmp_path / 'out', seeds=1)
+    assert all(path.exists() for path in files.values())
+    found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
+    assert found['classes'] == 2 and found['photos'] == dict(train=6, val=6)

@@ -63,7 +63,7 @@ class TimmStudent(TimmClassifier):
         cfg = check_timm_model(name, model, kwargs)
         if checkpoint is not None and pretrained:
             raise SetupError(f'{name}: give checkpoint or pretrained, not both.')
-        with timm_errors(name):
+        with timm_errors(name, pretrained):
             super().__init__(
                 model,
                 loss=loss,

@@ -1,0 +1,61 @@
+"""The demo on photos: ten warblers of CUB-200-2010, by the recipe of ``fnkd train FOLDER``."""
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from demo_picture import draw
+from experiments.job import feature_norms
+
+CLASSES, PIXELS, ITERATIONS = 10, 64, 40
+STUDENT, TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
+
+
+def available() -> bool:
+    """Whether ``FNKD_DATA`` names a folder with the photos, and ``FNKD_WEIGHTS`` one with both models' weights."""
+    data, weights = (os.environ.get(name) for name in ('FNKD_DATA', 'FNKD_WEIGHTS'))
+    return bool(data and weights) and all(
+        path.is_file() for path in (Path(data or '', 'cub200_2010', 'images.tar'), _weights(STUDENT), _weights(TEACHER))
+    )
+
+
+def run(out: Path, seeds: int) -> dict[str, Path]:
+    """Fine-tune the teacher, train plain and FNKD students, and draw the picture; returns the files by title."""
+    from fnkd_plugin.cli.compare import compare
+    from fnkd_plugin.cli.folder import Experiment, Model
+
+    # Not in ``out``, which may be inside the checkout.
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / 'warblers'
+        unpack(Path(os.environ['FNKD_DATA']) / 'cub200_2010', photos)
+        models = (Model(name, str(_weights(name))) for name in (STUDENT, TEACHER))
+        rows = compare(Experiment(photos, out, *models, PIXELS, ITERATIONS), ['plain', 'fnkd'], seeds)
+        teacher = out / 'teacher'
+        norms = feature_norms(out / 'teacher.py', Path((teacher / 'last_checkpoint').read_text()))
+    found = dict(zip(('plain', 'FNKD'), (row.accuracies for row in rows), strict=True))
+    picture = out / 'demo.png'
+    right = norms['right']
+    draw(picture, 'Ten look-alike warblers', found, 100 * sum(right) / len(right), norms)
+    return {'picture': picture, 'table as a page': out / 'compare.html', "FNKD student's training": out / 'fnkd'}
+
+
+def unpack(source: Path, photos: Path) -> None:
+    """Write ``photos/train/CLASS/*.jpg`` and ``photos/val/CLASS/*.jpg`` of the first warblers."""
+    chosen: list[str] = []
+    with tarfile.open(source / 'images.tar') as archive:
+        for part, file in (('train', 'train.txt'), ('val', 'test.txt')):
+            paths = [line.rsplit(' ', 1)[0] for line in (source / file).read_text().splitlines()]
+            warblers = sorted({path.split('/')[0] for path in paths if '_Warbler/' in path})
+            chosen = chosen or warblers[:CLASSES]
+            for path in paths:
+                if path.split('/')[0] in chosen:
+                    target = photos / part / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    member: Any = archive.extractfile(f'images/{path}')
+                    target.write_bytes(member.read())
+
+
+def _weights(model: str) -> Path:
+    return Path(os.environ.get('FNKD_WEIGHTS', ''), f'{model}.fp16.safetensors')
