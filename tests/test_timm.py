@@ -356,13 +356,13 @@ def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
     student, teacher = _Torch(), _Torch()
     task = FNKDTask(student, teacher, tau=0.5)
     full = task(_images(), LABELS)
-    spoken: list[Tensor] = []
-    task.teacher.model.register_forward_hook(lambda module, args, output: spoken.append(output))
+    outputs: list[Tensor] = []
+    task.teacher.model.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.autocast('cpu', torch.bfloat16):
         half = task(_images(), LABELS)
     assert half['output'].dtype == torch.bfloat16 and half['kd_loss'].dtype == torch.float32
     torch.testing.assert_close(half['kd_loss'], full['kd_loss'], rtol=1e-2, atol=0)
-    assert spoken[0].dtype == torch.bfloat16
+    assert outputs[0].dtype == torch.bfloat16
 
 
 def _two_heads() -> nn.Module:

@@ -323,7 +323,7 @@ EVERY_LOSS: list[SoftLoss] = [
 @pytest.mark.parametrize('several', [False, True])
 @pytest.mark.parametrize('loss', EVERY_LOSS, ids=lambda loss: type(loss).__name__)
 def test_a_non_finite_logit_of_a_teacher_makes_the_loss_non_finite(loss: SoftLoss, several: bool, value: float) -> None:
-    """So that a finite loss, which MMEngine reads in any case, tells that the teacher is intact."""
+    """So that a finite loss, which MMEngine reads in any case, means finite logits of the teacher."""
     student, teacher = Side(0).prediction, _detached(Side(1))
     for k in range(K):
         logits = teacher.logits.clone()

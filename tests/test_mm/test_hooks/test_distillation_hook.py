@@ -170,7 +170,7 @@ def test_a_teacher_that_is_broken_from_the_start(tmp_path: Path) -> None:
 
 
 class _Passing(ImageClassifier):
-    """Trains without ``forward``, though its text says mode='loss'."""
+    """Trains without ``forward``, though its docstring contains mode='loss'."""
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict:
         data = self.data_preprocessor(data, True)
