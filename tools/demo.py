@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A teacher and its students: a table and a picture in two minutes.
 
-With FNKD_DATA and FNKD_WEIGHTS set, on photos of ten warblers, by the recipe of `fnkd train FOLDER`: plain and FNKD.
+With FNKD_DATA and FNKD_WEIGHTS set, on photos of ten birds, by the recipe of `fnkd train FOLDER`: plain and FNKD.
 Else on real 8x8 digits, a fair comparison of plain, LSR, KD and FNKD: each method gets the same number of trials
 on the validation split: the same learning rates, each with another loss weight from the method's range (a Latin square;
 plain has no weight). The best trial's values (in a tie, the smaller learning rate) are then trained with each seed and
@@ -86,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/demo'), help='output folder; if it exists, OUT_2 and so on'
     )
-    parser.add_argument('--seeds', type=_count, default=3, help='final trainings of each method')
+    parser.add_argument('--seeds', type=_count, help='final trainings of each method (2 of birds, 3 of digits)')
     parser.add_argument(
         '--trials', type=_count, default=3, help="trials of each method on the digits' validation split"
     )
@@ -119,7 +119,7 @@ def run_digits(args: argparse.Namespace, out: Path, console: Console) -> dict[st
     workers = min(MAX_WORKERS, available_cores())
     os.environ['OMP_NUM_THREADS'] = '1'  # of the workers, of which there are as many as cores
     results = Results(out / 'results.json')
-    study = Study(digits(args.trials), results, out / 'runs', range(args.seeds), dict(args.cfg_options))
+    study = Study(digits(args.trials), results, out / 'runs', range(args.seeds or 3), dict(args.cfg_options))
     methods = study.table.methods
     console.print(f'{study.count(methods)} trainings in {workers} processes')
     study.run(methods, workers, console)

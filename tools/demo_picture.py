@@ -97,8 +97,8 @@ def _norms(axis: Any, norm: np.ndarray, right: np.ndarray) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
     axis.set_xlabel('feature norm ‖f‖ on the test images')
     axis.set_ylabel('share, %')
-    axis.set_title("The teacher's feature norms\\n", pad=2)
-    _explain(axis, 'Right predictions up, wrong ones down. FNKD divides the logits by ‖f‖ / τ.')
+    axis.set_title("The teacher's feature norms\n", pad=2)
+    _explain(axis, 'Right predictions up, wrong ones down. FNKD divides logits by ‖f‖ / τ.')
 
 
 def _explain(axis: Any, text: str) -> None:

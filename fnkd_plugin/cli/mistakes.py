@@ -59,7 +59,8 @@ def _of_names(error: KeyError | TypeError, cfg: Config) -> str | None:
     if not own or not own[-1].startswith('mmengine.'):
         return None
     if option:
-        return _unknown_option(cfg, _types().get(option[1]), option[2])
+        stated = any(option[2] in node for _, node in _nodes(cfg))
+        return _unknown_option(cfg, _types().get(option[1]), option[2]) if stated else None
     if isinstance(error, KeyError) and built.get('obj_cls', error) is None:
         return _unknown_type(cfg, str(built['obj_type']), _names(built['registry']), built['registry'].name)
     types = _types()
@@ -67,7 +68,9 @@ def _of_names(error: KeyError | TypeError, cfg: Config) -> str | None:
     unknown = [name for _, node in named_dicts(elsewhere) if (name := type_name(node)) and name not in types]
     if unknown:
         return _unknown_type(cfg, unknown[0], types, 'type')
-    return f'the config cannot be built: {str(error.args[0]).split(". ")[0]}'
+    if own[-1].startswith(('mmengine.registry.', 'mmengine.runner.')):
+        return f'the config cannot be built: {str(error.args[0]).split(". ")[0]}'
+    return None
 
 
 def _unknown_type(cfg: Config, name: str, known: dict[str, Any], kind: str) -> str:

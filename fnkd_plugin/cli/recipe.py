@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from mmengine.config import Config
+from timm.models import PretrainedCfg
 
 from fnkd_plugin.cli.bundle import Bundle, val_pipeline
 from fnkd_plugin.cli.photos import Photos
@@ -58,7 +59,6 @@ class Recipe:
             enlarged: Pixels a side that the model gets the student's images at, a teacher's
                 :meth:`teacher_size`; None for ``image_size``.
         """
-        mean, std = _normalisation(model)
         classes = len(self.photos.classes)
         start = dict(checkpoint=checkpoint) if checkpoint else dict(pretrained=True)
         interval = -(-self.iterations // _VALIDATIONS)
@@ -70,8 +70,8 @@ class Recipe:
                 custom_imports=dict(imports=['fnkd_plugin'], allow_failed_imports=False),
                 model=dict(type='TimmStudent', model=model, num_classes=classes, channels_last=True, **start),
                 data_preprocessor=dict(
-                    mean=[255 * m for m in mean],
-                    std=[255 * s for s in std],
+                    mean=[255 * m for m in _published(model).mean],
+                    std=[255 * s for s in _published(model).std],
                     to_rgb=True,
                     num_classes=classes,
                 ),
@@ -102,12 +102,16 @@ class Recipe:
         A model that was pretrained on large images is better on enlarged ones than on small ones: on 20 other bird
         classes, images of 96 pixels enlarged to 144 raised a Lite2's accuracy from 57 to 63 % (our choice).
         """
-        own, fixed = _own_size(model)
-        return own if fixed else max(self.image_size, min(own, round(self.image_size * _ENLARGED)))
+        own = _published(model).input_size[-1]
+        return (
+            own
+            if _published(model).fixed_input_size
+            else max(self.image_size, min(own, round(self.image_size * _ENLARGED)))
+        )
 
     def bundle(self, model: str) -> Bundle:
         """What one must know to use a model that was trained so."""
-        return Bundle(model, self.photos.classes, self.image_size, *_normalisation(model))
+        return Bundle(model, self.photos.classes, self.image_size, _published(model).mean, _published(model).std)
 
     def _loader(self, part: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
         dataset = dict(
@@ -127,9 +131,8 @@ class Recipe:
         )
 
     def _optimizer(self, model: str) -> dict[str, Any]:
-        found = timm.models.get_pretrained_cfg(model)
-        classifier = found.classifier if found else None
-        names = [classifier] if isinstance(classifier, str) else list(classifier or [])
+        classifier = _published(model).classifier or ()
+        names = [classifier] if isinstance(classifier, str) else classifier
         wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic') if self.amp else dict(type='OptimWrapper')
         return dict(
             **wrapper,
@@ -153,13 +156,13 @@ def recipe_for(
     GPU, and at most 128 pixels on a CPU.
     """
     gpu = torch.cuda.is_available()
-    own, fixed = _own_size(model)
+    own = _published(model).input_size[-1]
     batch_size = batch_size or min(64 if gpu else 32, max(2, len(photos.train) // 8))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return Recipe(
         photos,
         lists,
-        image_size or (own if gpu or fixed else min(own, 128)),
+        image_size or (own if gpu or _published(model).fixed_input_size else min(own, 128)),
         iterations or max(_IMAGES, _PASSES * len(photos.train)) // batch_size,
         batch_size,
         min(8, cores) if gpu else min(4, max(1, cores // 2)),
@@ -174,15 +177,9 @@ def learning_rate(model: str) -> float:
     return LEARNING_RATES[any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)]
 
 
-def _own_size(model: str) -> tuple[int, bool]:
-    """Pixels a side that a timm model was trained on, and whether it takes no others."""
-    found = timm.models.get_pretrained_cfg(model)
-    return (found.input_size[-1], bool(found.fixed_input_size)) if found else (224, False)
-
-
-def _normalisation(model: str) -> tuple[list[float], list[float]]:
-    found = timm.models.get_pretrained_cfg(model)
-    return (list(found.mean), list(found.std)) if found else ([0.5] * 3, [0.5] * 3)
+def _published(model: str) -> PretrainedCfg:
+    """What timm says of a model's published weights; its defaults for a model of the user's without any."""
+    return timm.models.get_pretrained_cfg(model) or PretrainedCfg()
 
 
 def with_method(cfg: Config, method: str, teacher: dict[str, Any]) -> Config:

@@ -14,6 +14,7 @@ import safetensors.torch
 import timm
 import torch
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import MODELS
 from PIL import Image
 
@@ -251,6 +252,16 @@ def test_images_of_different_sizes_are_named(tmp_path: Path, monkeypatch, capsys
 def test_an_error_of_what_was_built_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)), explained(Config(dict(model=dict(type='ResNet', depth=18)))):
         raise error
+
+
+def test_a_hook_of_the_users_that_lacks_an_argument_keeps_its_traceback(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, _ = write_configs(tmp_path, tmp_path)
+    monkeypatch.setattr(CheckpointHook, 'after_train_iter', lambda hook, runner: None)
+    monkeypatch.setattr(sys, 'argv', ['fnkd', 'train', str(plain), '--work-dir', str(tmp_path / 'work')])
+    with pytest.raises(TypeError, match='unexpected keyword argument'):
+        fnkd_cli.main()
+    forget_run()
 
 
 @pytest.mark.parametrize(

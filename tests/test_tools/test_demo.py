@@ -68,7 +68,7 @@ def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest
 
     source, data = tmp_path / 'images', tmp_path / 'data' / 'cub200_2010'
     data.mkdir(parents=True)
-    for seed, name in enumerate(('1.Amber_Warbler', '2.Blue_Warbler', '3.Gull')):
+    for seed, name in enumerate(('1.Amber_Gull', '2.Blue_Gull', '3.Tern')):
         for i in range(6):
             photos.photo(source / name / f'{i}.jpg', (80 * seed, 90, 60), 10 * seed + i)
     paths = sorted(path.relative_to(source).as_posix() for path in source.rglob('*.jpg'))
@@ -87,4 +87,4 @@ def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest
     files = demo_birds.run(tmp_path / 'out', seeds=1)
     assert all(path.exists() for path in files.values())
     found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
-    assert found['classes'] == 2 and found['photos'] == dict(train=6, val=6)
+    assert found['classes'] == 3 and found['photos'] == dict(train=9, val=9)
