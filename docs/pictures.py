@@ -32,12 +32,12 @@ PANELS = {
             'kd': 'KD',
             'kd_fnkd_s_weights_and_t': "KD, FNKD's weights",
             'dkd': 'DKD',
-            'fnkd': 'FNKD',
+            'fnkd_normalize': 'FNKD',
         },
     ),
     'cub2010': (
         'CUB-200-2010, EfficientNet-Lite2 → Lite0\n5 epochs from ImageNet weights',
-        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd': 'FNKD'},
+        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd_clip': 'FNKD'},
     ),
 }
 """By results file: a title, and the methods that are shown, by the beginnings of their runs' names."""
@@ -113,7 +113,7 @@ def draw_method(path: Path) -> None:
     _save(figure, path)
 
 
-CURVES = {'kd': ('KD', BLUE), 'fnkd': ("FNKD, 'clip'", GREY), 'fnkd_normalize': ("FNKD, 'normalize'", RUST)}
+CURVES = {'kd': ('KD', BLUE), 'fnkd_clip': ("FNKD, 'clip'", GREY), 'fnkd_normalize': ("FNKD, 'normalize'", RUST)}
 """The methods whose training curves are drawn, by the beginnings of their runs' names."""
 
 

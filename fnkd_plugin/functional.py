@@ -105,7 +105,7 @@ def scale_by_feature_norm(
     feature_norm: Tensor,
     origin: Tensor | None,
     tau: float | Tensor,
-    mode: str = 'clip',
+    mode: str = 'normalize',
 ) -> Tensor:
     r"""Logits as if the penultimate feature had been rescaled to the norm :math:`\tau` (Eq. 10).
 
@@ -113,8 +113,8 @@ def scale_by_feature_norm(
     exactly
 
     .. math:: z' = (z - b) s + b, \qquad
-        s = \begin{cases} \min(1, \tau / r) & \text{clip, the authors' code} \\
-                          \tau / r          & \text{normalize, Eq. 10} \end{cases}
+        s = \begin{cases} \tau / r          & \text{normalize, Eq. 10} \\
+                          \min(1, \tau / r) & \text{clip, the authors' code} \end{cases}
 
     so the bias is not scaled, as in the authors' code. At :math:`r = 0`, or where :math:`\tau / r` has no finite
     gradient, :math:`s = 1` in both modes (our choice: the paper's scale is infinite there, and all finite scales are
@@ -127,7 +127,7 @@ def scale_by_feature_norm(
         origin: :math:`b`, the logits of the zero feature, [K]; None for a layer without bias.
         tau: The norm to rescale to, > 0, in the unit of ``feature_norm``, a number or a scalar tensor. For
             :math:`\tau \to \infty` ``clip`` does not change the logits.
-        mode: ``'clip'`` or ``'normalize'``.
+        mode: ``'normalize'`` or ``'clip'``.
 
     Returns:
         Rescaled logits [N, K], fp32 or fp64.
@@ -138,10 +138,10 @@ def scale_by_feature_norm(
     return scale_about_origin(logits, norm_scale(feature_norm, tau, mode), origin)
 
 
-def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'clip') -> Tensor:
+def norm_scale(feature_norm: Tensor, tau: float | Tensor, mode: str = 'normalize') -> Tensor:
     """The scale :math:`s` of :func:`scale_by_feature_norm`, the inverse of the sample's temperature, > 0, [N]."""
-    if mode not in ('clip', 'normalize'):
-        raise ValueError(f"mode is 'clip' or 'normalize', not {mode!r}")
+    if mode not in ('normalize', 'clip'):
+        raise ValueError(f"mode is 'normalize' or 'clip', not {mode!r}")
     r = at_least_fp32(feature_norm)
     # Below tau eps^2, z - b is rounding noise, and the gradient of tau / r overflows.
     least = 1.0 if mode == 'clip' else torch.finfo(r.dtype).eps ** 2
@@ -358,7 +358,9 @@ def kd_compensation(q_kd: Tensor, alpha: float) -> Tensor:
     return alpha / (1 - alpha) * q_kd
 
 
-def fnkd_compensation(q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'clip') -> Tensor:
+def fnkd_compensation(
+    q_fn: Tensor, feature_norm: Tensor, tau: float, loss_weight: float, mode: str = 'normalize'
+) -> Tensor:
     r"""What FNKD adds, :math:`\eta = \lambda^2 s \, q_{fn}` with :math:`s = \tau / \lVert f_s \rVert` (our definition).
 
     FNKD is not a cross-entropy with one label. But in its gradient (Eq. 12),

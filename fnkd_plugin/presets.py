@@ -18,7 +18,7 @@ kd_benchmark = dict(
 )
 # As in the authors' script for CIFAR.
 kd_authors = dict(type='DistillHead', soft_loss=dict(type='KDLoss', temperature=3.0, loss_weight=0.5), hard_weight=0.5)
-fnkd_authors = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0, loss_weight=9.0))
+fnkd_authors = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0, loss_weight=9.0, mode='clip'))
 # Newer logit methods with their authors' settings for CIFAR-100; beta of DKD is 2 for ResNet-56 to 20 and 110 to 32.
 dkd = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=8.0, temperature=4.0), warmup=20)
 dkd_beta2 = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), warmup=20)

@@ -210,7 +210,7 @@ class FNKDTask(DistillationTask):
         tau: The target feature norm, > 0; or ``'auto'``, a third of the teacher's mean feature norm. See
             :class:`~fnkd_plugin.losses.FNKDLoss`.
         distill_loss_weight: :math:`\lambda^2 \ge 0`.
-        mode: ``'clip'`` (the authors' code) or ``'normalize'`` (Eq. 10).
+        mode: ``'normalize'`` (Eq. 10) or ``'clip'`` (the authors' code).
         detach_norm: Whether to detach the student's norm, as in Eq. 12.
         **kwargs: See :class:`DistillationTask`.
 
@@ -230,7 +230,7 @@ class FNKDTask(DistillationTask):
         *args: Any,
         tau: float | str = 'auto',
         distill_loss_weight: float = 9.0,
-        mode: str = 'clip',
+        mode: str = 'normalize',
         detach_norm: bool = False,
         **kwargs: Any,
     ) -> None:

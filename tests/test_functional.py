@@ -150,7 +150,7 @@ def test_rescaling_equals_recomputing_from_the_rescaled_feature(mode: str, bias:
 
 def test_clip_leaves_small_norms_alone() -> None:
     a = _Affine(0, norms=[0.1, 1.0, 1.999, 2.0, 2.001])
-    scaled = scale_by_feature_norm(a.z, a.r, a.b, 2.0)
+    scaled = scale_by_feature_norm(a.z, a.r, a.b, 2.0, 'clip')
     torch.testing.assert_close(scaled[:4], a.z[:4], rtol=0, atol=1e-12)
     assert (scaled[4] - a.z[4]).abs().max() > 1e-5
 
@@ -164,7 +164,7 @@ def test_modes_agree_where_every_norm_is_large() -> None:
 
 def test_an_infinite_tau_clips_nothing() -> None:
     a = _Affine(0)
-    torch.testing.assert_close(scale_by_feature_norm(a.z, a.r, a.b, 1e12), a.z, rtol=0, atol=1e-12)
+    torch.testing.assert_close(scale_by_feature_norm(a.z, a.r, a.b, 1e12, 'clip'), a.z, rtol=0, atol=1e-12)
 
 
 def test_normalized_logits_do_not_depend_on_the_norm() -> None:
@@ -257,7 +257,7 @@ def test_clip_at_tau_itself() -> None:
 
 
 def test_unknown_mode_names_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"'clip' or 'normalize', not 'scale'"):
+    with pytest.raises(ValueError, match=r"'normalize' or 'clip', not 'scale'"):
         scale_by_feature_norm(_logits(), torch.ones(N), None, 1.0, 'scale')
 
 
@@ -382,7 +382,7 @@ def test_sums_of_the_compensations() -> None:
     assert alsr_compensation(labels, near, 0.1, 0.3).sum(1).tolist() == pytest.approx([0.4 / 0.6, 0.1 / 0.9])
     assert kd_compensation(q, 0.75).sum(1).tolist() == pytest.approx([3, 3])
     norms = torch.tensor([1.0, 8.0], dtype=DOUBLE)
-    assert fnkd_compensation(q, norms, 2.0, 9.0).sum(1).tolist() == pytest.approx([9, 9 * 2 / 8])
+    assert fnkd_compensation(q, norms, 2.0, 9.0, 'clip').sum(1).tolist() == pytest.approx([9, 9 * 2 / 8])
     assert fnkd_compensation(q, norms, 2.0, 9.0, 'normalize').sum(1).tolist() == pytest.approx([18, 9 * 2 / 8])
 
 

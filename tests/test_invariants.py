@@ -527,7 +527,7 @@ def test_same_pixels_at_another_size() -> None:
     model(**data, mode='loss')
     expected = F.interpolate(data['inputs'], (48, 48), mode='bicubic', antialias=True)
     torch.testing.assert_close(net.images, expected)
-    # Images of the asked size are left alone.
+    # Images of this size are not resized.
     data = model.data_preprocessor(raw_batch(size=48), training=True)
     model(**data, mode='loss')
     assert torch.equal(net.images, data['inputs'])
@@ -613,7 +613,7 @@ FAULTS: dict[str, tuple[Callable, list[str]]] = {
         _fit(teacher=_SEVEN),
         ['the student has 4 classes', 'TimmTeacher(test_resnet) has 7', "trained on the student's classes"],
     ),
-    'checkpoint of other classes than asked for': (
+    'checkpoint of another number of classes': (
         _fit(teacher=dict(_SEVEN, num_classes=CLASSES)),
         ['TimmTeacher(test_resnet)', 'test_resnet_7_7.pth', 'fc.weight is (7, 96), not (4, 96)', 'number of classes'],
     ),

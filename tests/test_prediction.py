@@ -1,4 +1,4 @@
-"""What a model says of a batch."""
+"""Predictions of one teacher, several, and the largest logits."""
 
 import pickle
 

@@ -244,7 +244,7 @@ def test_the_reader_reads_input_norm_logits_and_live_bias(bias: bool) -> None:
     reader = AffineReader(layer)
     x = torch.randn(3, 6, requires_grad=True)
     layer(x)
-    assert reader.take() is None, 'reads only when asked to'
+    assert reader.take() is None, 'reads inside its context only'
     with reader:
         z = layer(x)
     assert not layer._forward_hooks
@@ -309,7 +309,7 @@ def test_logits_are_read_as_of_prediction(how: str) -> None:
     head = _Head()
     x, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     reader = LogitReader(head, ModuleCall(x, 0, 1, frozenset({'scale'})))
-    assert head(x, scale=2.0) is not None and reader.take() is None, 'reads only when asked to'
+    assert head(x, scale=2.0) is not None and reader.take() is None, 'reads inside its context only'
     with reader:
         out = head(x, labels, scale=2.0) if how == 'positional' else head(x, labels=labels, scale=2.0)
     read = reader.take()

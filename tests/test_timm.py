@@ -79,7 +79,7 @@ def test_loss_and_gradients_are_the_authors() -> None:
     hard, soft = F.cross_entropy(z, LABELS), -9 * (q * z_fn.log_softmax(1)).sum(1).mean()
     (0.5 * hard + soft).backward()
 
-    result = FNKDTask(ours, teacher, tau=tau, task_loss_weight=0.5)(images, LABELS)
+    result = FNKDTask(ours, teacher, tau=tau, task_loss_weight=0.5, mode='clip')(images, LABELS)
     result['loss'].backward()
     for name, expected in (('task_loss', hard), ('kd_loss', soft), ('loss', 0.5 * hard + soft), ('output', z)):
         torch.testing.assert_close(result[name], expected, rtol=1e-6, atol=1e-9, check_dtype=False)
@@ -343,9 +343,9 @@ def test_mixup_and_a_loss_that_reads_labels() -> None:
 
 
 def test_plain_torch_models() -> None:
-    """Without a word on normalisation both see the batch as it is."""
+    """If neither has a normalisation, both get the batch unchanged."""
     student, teacher = _Torch(), _Torch()
-    result = FNKDTask(student, teacher, tau=1e9, distill_loss_weight=1)(_images(), LABELS)
+    result = FNKDTask(student, teacher, tau=1e9, distill_loss_weight=1, mode='clip')(_images(), LABELS)
     torch.testing.assert_close(result['output'], student(_images()))
     q = teacher(_images()).softmax(1)
     torch.testing.assert_close(result['kd_loss'], -(q * student(_images()).log_softmax(1)).sum(1).mean())
@@ -356,13 +356,13 @@ def test_under_autocast_the_soft_loss_is_in_fp32() -> None:
     student, teacher = _Torch(), _Torch()
     task = FNKDTask(student, teacher, tau=0.5)
     full = task(_images(), LABELS)
-    spoken: list[Tensor] = []
-    task.teacher.model.register_forward_hook(lambda module, args, output: spoken.append(output))
+    outputs: list[Tensor] = []
+    task.teacher.model.register_forward_hook(lambda module, args, output: outputs.append(output))
     with torch.autocast('cpu', torch.bfloat16):
         half = task(_images(), LABELS)
     assert half['output'].dtype == torch.bfloat16 and half['kd_loss'].dtype == torch.float32
     torch.testing.assert_close(half['kd_loss'], full['kd_loss'], rtol=1e-2, atol=0)
-    assert spoken[0].dtype == torch.bfloat16
+    assert outputs[0].dtype == torch.bfloat16
 
 
 def _two_heads() -> nn.Module:

@@ -26,12 +26,12 @@ class Policy:
     Attributes:
         temperature: T of KD's σ(v/T).
         tau: The target feature norm of FNKD.
-        mode: ``'clip'`` or ``'normalize'``, see :func:`fnkd_plugin.functional.scale_by_feature_norm`.
+        mode: ``'normalize'`` or ``'clip'``, see :func:`fnkd_plugin.functional.scale_by_feature_norm`.
     """
 
     temperature: float
     tau: float
-    mode: str = 'clip'
+    mode: str = 'normalize'
 
     def kd(self, prediction: Prediction) -> Tensor:
         """σ(v/T), [N, K] (Eq. 5)."""

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _policy_options(cfg: Config, args: argparse.Namespace) -> tuple[float, Any, str]:
     """T, tau (or 'auto') and the mode: the command line's, else the config's soft losses', else the defaults."""
-    temperature, mode = 4.0, 'clip'
+    temperature, mode = 4.0, 'normalize'
     tau: Any = 'auto'
     for node in dicts_in(cfg.model.get('head') if is_distilled(cfg) else None):
         kind = getattr(node.get('type'), '__name__', node.get('type'))

@@ -22,19 +22,18 @@ class FNKDLoss(SoftTargetLoss):
 
     .. math:: \lambda^2 H\big(\sigma(\tau v / \lVert f_t \rVert), \sigma(\tau z / \lVert f_s \rVert)\big)
 
-    where the bias is not scaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). The defaults are those of
-    the authors' code: norms below :math:`\tau` are not rescaled, and gradient flows through the student's norm.
-    ``mode='normalize', detach_norm=True`` is exactly Eq. 12; training can then collapse, since nothing bounds
-    :math:`\lVert f_s \rVert` (a warning is logged).
+    where the bias is not scaled (see :func:`fnkd_plugin.functional.scale_by_feature_norm`). Gradient flows through the
+    student's norm, as in the authors' code. With ``detach_norm=True`` it does not, as in Eq. 12; training can then
+    collapse, since nothing bounds :math:`\lVert f_s \rVert` (a warning is logged).
 
     Args:
         tau: The target feature norm, > 0; or ``'auto'``, a third of the teacher's mean feature norm
             (our choice, from the paper's rule :math:`\lambda^2\tau^2/\text{mean}\lVert f\rVert^2 \approx 1` at
             :math:`\lambda = 3`), see :class:`AutoTau`.
         loss_weight: :math:`\lambda^2 \ge 0`.
-        mode: ``'clip'`` (authors' code) or ``'normalize'`` (Eq. 10). If the student's norms (``student_norm`` in
-            the log) are below tau, ``'clip'`` compares the student at T = 1 with the teacher's softened
-            distribution, in conflict with the hard loss; use ``'normalize'`` then (docs/results.md).
+        mode: ``'normalize'`` (Eq. 10) or ``'clip'`` (the authors' code), which does not rescale norms below tau: a
+            student of such norms is compared at T = 1 with the teacher's softened distribution, in conflict with the
+            hard loss. Where all norms are above tau, both are the same.
         detach_norm: Whether to detach the student's norm, as in Eq. 12.
 
     Raises:
@@ -48,12 +47,12 @@ class FNKDLoss(SoftTargetLoss):
         self,
         tau: float | str = 'auto',
         loss_weight: float = 9.0,
-        mode: str = 'clip',
+        mode: str = 'normalize',
         detach_norm: bool = False,
     ) -> None:
         super().__init__(loss_weight)
-        if mode not in ('clip', 'normalize'):
-            raise SetupError(f"FNKDLoss: mode must be 'clip' or 'normalize', but is {mode!r}.")
+        if mode not in ('normalize', 'clip'):
+            raise SetupError(f"FNKDLoss: mode must be 'normalize' or 'clip', but is {mode!r}.")
         if isinstance(tau, str) and tau != 'auto':
             raise SetupError(f"FNKDLoss: tau must be a number > 0 or 'auto', but is {tau!r}.")
         self._auto = AutoTau() if tau == 'auto' else None
@@ -109,16 +108,6 @@ class FNKDLoss(SoftTargetLoss):
     def log_vars(self) -> dict[str, float]:
         """``tau``."""
         return {'tau': self.tau}
-
-    def warning_for(self, student_norm: float) -> str:
-        """What is wrong if the student's mean feature norm stays at this value; empty if nothing is."""
-        if self.mode != 'clip' or not student_norm < self.tau:
-            return ''
-        return (
-            f"FNKDLoss: the student's mean feature norm, {student_norm:.3g}, is below tau, {self.tau:.3g}. "
-            "mode='clip' does not enlarge such norms, so the student is compared at T = 1 with the teacher's softened "
-            "distribution. Train with mode='normalize' (docs/results.md)."
-        )
 
     def scaled_logits(self, prediction: Prediction) -> ScaledLogits:
         """:math:`(z - b) s + b`."""

@@ -13,12 +13,12 @@ class FeatureNormScale(NamedTuple):
     Attributes:
         norm: :math:`r \ge 0`, [N].
         tau: :math:`\tau > 0`.
-        mode: ``'clip'`` or ``'normalize'``.
+        mode: ``'normalize'`` or ``'clip'``.
     """
 
     norm: Tensor
     tau: float | Tensor
-    mode: str = 'clip'
+    mode: str = 'normalize'
 
     def tensor(self) -> Tensor:
         """:math:`s`, [N], fp32 or fp64."""

@@ -81,7 +81,7 @@ class FNTTMLoss(FNKDLoss):
         SetupError: See :class:`FNKDLoss`.
     """
 
-    def __init__(self, tau: float | str = 'auto', loss_weight: float = 7.0, mode: str = 'clip') -> None:
+    def __init__(self, tau: float | str = 'auto', loss_weight: float = 7.0, mode: str = 'normalize') -> None:
         super().__init__(tau, loss_weight, mode)
 
     def student_logits(self, student: Prediction) -> ScaledLogits:

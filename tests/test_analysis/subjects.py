@@ -37,7 +37,7 @@ def evaluation_config(folder: Path, model: dict | None = None, **dataset: Any) -
 
 
 def subject(folder: Path, teacher: bool = False, split: str = 'val', **dataset: Any) -> Subject:
-    """A subject, with a teacher of other weights if asked for."""
+    """A subject, with a teacher of other weights on request."""
     model = resnet()
     options: dict[str, Any] = {}
     if teacher:

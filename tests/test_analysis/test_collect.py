@@ -95,7 +95,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @DATASETS.register_module(force=True)
 class ManyImages(BaseDataset):
-    """``count`` images of 8 pixels, made when they are asked for, so that the data set itself takes no memory."""
+    """``count`` images of 8 pixels, made on access, so that the data set itself takes no memory."""
 
     METAINFO = dict(classes=[f'c{i}' for i in range(CLASSES)])  # noqa: RUF012
 

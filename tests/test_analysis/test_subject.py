@@ -68,7 +68,7 @@ def test_the_channel_order_follows_the_stated_rule(tmp_path: Path, from_files: b
 
 
 def test_a_teacher_of_the_same_unknown_channel_order_needs_no_statement(tmp_path: Path) -> None:
-    """As in training; ``to_rgb=False`` with images in memory (CIFAR) says nothing of the order."""
+    """As in training; ``to_rgb=False`` with images in memory (CIFAR) does not define the order."""
     model = resnet()
     model['data_preprocessor'] = dict(mean=MEAN, std=STD, to_rgb=False)
     path = tmp_path / 'teacher.py'

@@ -29,7 +29,7 @@ def scope() -> None:
 
 
 def extreme(images: torch.Tensor) -> torch.Tensor:
-    """Logits of four classes; that of class 2 for the fourth image of a batch is what ``VALUE`` says."""
+    """Logits of four classes; that of class 2 for the fourth image of a batch is ``VALUE``."""
     logits = torch.zeros(len(images), 4)
     if len(images) > 3:
         logits[3, 2] = VALUE

@@ -287,9 +287,9 @@ def test_all_logits_but_one_are_all(loss: dict, folder: Path, tmp_path: Path) ->
     # A tail of one class has no variance, so that nothing is lost.
     teacher = timm_teacher(folder)
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32', top_k=3)
-    trust = dict(wrong_teacher_weight=0.5)
-    live = _losses(distilled(resnet(), teacher, loss, **trust), tmp_path / 'live', **VIEWS)
-    sparse = _losses(distilled(resnet(), cached(cache, verify=3, live=teacher), loss, **trust), tmp_path / 'sparse')
+    weighted = dict(wrong_teacher_weight=0.5)
+    live = _losses(distilled(resnet(), teacher, loss, **weighted), tmp_path / 'live', **VIEWS)
+    sparse = _losses(distilled(resnet(), cached(cache, verify=3, live=teacher), loss, **weighted), tmp_path / 'sparse')
     np.testing.assert_allclose(sparse, live, rtol=1e-4)
 
 

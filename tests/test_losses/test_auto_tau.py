@@ -120,9 +120,9 @@ def test_a_state_of_another_form_is_refused(state: Any) -> None:
 @pytest.mark.parametrize(
     ('options', 'norm', 'ratio'),
     [
-        (dict(tau=8.0), 7.6, '9'),
+        (dict(tau=8.0, mode='clip'), 7.6, '9'),
         (dict(tau=8.0), 10.0, '5.76'),
-        (dict(tau=8.0, mode='normalize'), 4.0, '36'),
+        (dict(tau=8.0), 4.0, '36'),
         (dict(tau=8.0), 30.0, None),
         (dict(tau=2.0), 7.6, None),
         (dict(), 7.6, None),

@@ -104,7 +104,7 @@ def test_fnkd_is_the_authors_two_logit_vectors(tau: float) -> None:
 
     q = second(teacher).softmax(1).detach()
     expected = 9 * -(q * second(student).log_softmax(1)).sum(1).mean()
-    found = FNKDLoss(tau=tau)(student.prediction, _detached(teacher))
+    found = FNKDLoss(tau=tau, mode='clip')(student.prediction, _detached(teacher))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     mine = torch.autograd.grad(found, (student.f, student.W, student.b), retain_graph=True)
     theirs = torch.autograd.grad(expected, (student.f, student.W, student.b))
@@ -148,7 +148,7 @@ def test_detach_norm_changes_the_gradient_and_not_the_value(mode: str) -> None:
 def test_an_infinite_tau_is_kd_at_temperature_one() -> None:
     student, teacher = Side(0), _detached(Side(1))
     torch.testing.assert_close(
-        FNKDLoss(tau=1e9, loss_weight=1.0)(student.prediction, teacher),
+        FNKDLoss(tau=1e9, loss_weight=1.0, mode='clip')(student.prediction, teacher),
         KDLoss(temperature=1.0)(student.prediction, teacher),
     )
 
@@ -188,10 +188,10 @@ def test_the_students_bias_gets_its_gradient() -> None:
 def test_literal_eq_12_warns(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr('fnkd_plugin.losses.fnkd_loss._logger.warning', messages.append)
-    FNKDLoss(mode='normalize')
-    FNKDLoss(detach_norm=True)
+    FNKDLoss()
+    FNKDLoss(mode='clip', detach_norm=True)
     assert not messages
-    FNKDLoss(mode='normalize', detach_norm=True)
+    FNKDLoss(detach_norm=True)
     assert 'Eq. 12' in messages[0] and 'collapse' in messages[0] and 'student_norm' in messages[0]
 
 
@@ -246,9 +246,9 @@ def test_without_weight_the_teacher_is_not_run(kind: Any) -> None:
     assert not DistillHead(dict(type=kind.__name__, loss_weight=0.0)).active
 
 
-def test_defaults_are_the_papers_code() -> None:
+def test_defaults() -> None:
     loss = FNKDLoss()
-    assert (loss.loss_weight, loss.mode, loss.detach_norm) == (9.0, 'clip', False)
+    assert (loss.loss_weight, loss.mode, loss.detach_norm) == (9.0, 'normalize', False)
     assert (KDLoss().temperature, KDLoss().t_squared, KDLoss().loss_weight) == (4.0, True, 1.0)
 
 
@@ -288,7 +288,7 @@ def test_bad_numbers_name_the_option_its_value_and_its_range(
 
 
 def test_bad_words_name_the_choices() -> None:
-    with pytest.raises(SetupError, match=r"FNKDLoss: mode must be 'clip' or 'normalize', but is 'clamp'"):
+    with pytest.raises(SetupError, match=r"FNKDLoss: mode must be 'normalize' or 'clip', but is 'clamp'"):
         FNKDLoss(mode='clamp')
     with pytest.raises(SetupError, match=r"FNKDLoss: tau must be a number > 0 or 'auto', but is 'mean'"):
         FNKDLoss(tau='mean')
@@ -308,7 +308,7 @@ def test_a_new_policy_is_a_few_lines() -> None:
 EVERY_LOSS: list[SoftLoss] = [
     KDLoss(),
     FNKDLoss(tau=2.0),
-    FNKDLoss(tau=2.0, mode='normalize'),
+    FNKDLoss(tau=2.0, mode='clip'),
     LSKDLoss(),
     NormKDLoss(),
     TTMLoss(),
@@ -323,7 +323,7 @@ EVERY_LOSS: list[SoftLoss] = [
 @pytest.mark.parametrize('several', [False, True])
 @pytest.mark.parametrize('loss', EVERY_LOSS, ids=lambda loss: type(loss).__name__)
 def test_a_non_finite_logit_of_a_teacher_makes_the_loss_non_finite(loss: SoftLoss, several: bool, value: float) -> None:
-    """So that a finite loss, which MMEngine reads in any case, tells that the teacher is intact."""
+    """So that a finite loss, which MMEngine reads in any case, means finite logits of the teacher."""
     student, teacher = Side(0).prediction, _detached(Side(1))
     for k in range(K):
         logits = teacher.logits.clone()

@@ -190,7 +190,7 @@ def test_all_that_a_variable_makes_follows_it_and_nothing_else(tmp_path: Path) -
     assert (second.data_root, second.data_prefix) == ('data', 'train')
     assert cfg.teacher == dict(checkpoint='data/teacher.pth', depth=18)
     assert (cfg.data_root, cfg.split, cfg.depth, cfg.new) == ('/mnt/birds', 'val', 34, 1)
-    assert load_config(file).data_root == 'data', 'the next reading is as the file says'
+    assert load_config(file).data_root == 'data', 'the next reading has the values of the file'
 
 
 def test_variables_of_bases_are_followed_through_placeholders(tmp_path: Path) -> None:

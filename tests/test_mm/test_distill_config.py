@@ -47,7 +47,7 @@ def _mixed_by_shell(*argv: object) -> Config:
 
 
 def _entries(cfg: Config) -> dict:
-    """What it says, whatever its style: types by their bare names, without the presets that it inherited from."""
+    """The content, for both styles: types by their bare names, without the presets that it inherited from."""
 
     def bare(node: Any) -> Any:
         if isinstance(node, dict):

@@ -256,7 +256,7 @@ def test_stock_test_tool_tests_it_without_this_plugin(runs: dict, tmp_path: Path
         bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
         with torch.no_grad():
             predicted = int(model(**model.data_preprocessor(dict(inputs=[bgr])))[0].argmax())
-        # Half of the labels are what the trained model says, half are not.
+        # Half of the labels are the trained model's predictions.
         label = predicted if i % 2 else (predicted + 1) % CLASSES
         right += predicted == label
         folder = tmp_path / 'images' / f'c{label}'

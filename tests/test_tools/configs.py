@@ -42,7 +42,7 @@ model = dict(
     head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')))
 """
 
-# What PLAIN says, in pure Python.
+# PLAIN in pure Python.
 PURE_PYTHON = """
 from mmengine.hooks import CheckpointHook, EMAHook, LoggerHook
 from mmpretrain.datasets import PackInputs, RandomFlip, RandomResizedCrop

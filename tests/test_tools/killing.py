@@ -1,4 +1,4 @@
-"""A hook that kills its process where the environment says, for ``custom_imports``."""
+"""A hook that kills its process at a point given by environment variables, for ``custom_imports``."""
 
 import os
 import signal

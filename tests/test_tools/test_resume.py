@@ -35,7 +35,7 @@ def test_a_killed_run_resumes_exactly(tools: Tools, tmp_path: Path, kind: str) -
     flags = ['--cfg-options', 'train_dataloader.num_workers=2', 'randomness.seed=7']
     whole = tools.run('train.py', config, '--work-dir', tmp_path / 'whole', *flags)
     assert whole.code == 0, whole.output
-    # The resumed run is not told the seed: it is in the checkpoint.
+    # Without a seed on the command line: the checkpoint has it.
     killed = tools.run_apart('train.py', config, '--work-dir', tmp_path / 'cut', *flags, KILL_AFTER='6')
     assert killed.code == -9, killed.output
     assert (tmp_path / 'cut' / 'last_checkpoint').read_text().endswith('epoch_1.pth')

@@ -37,8 +37,8 @@ def _imported(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def _give(families: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, **options: object) -> None:
     size = timm.get_pretrained_cfg(name).input_size[-1]
-    told = dict(model=name, options=options, size=size, parameters=0)
-    monkeypatch.setattr(families, 'smallest', lambda family: (dict(model=name, **options), told))
+    about = dict(model=name, options=options, size=size, parameters=0)
+    monkeypatch.setattr(families, 'smallest', lambda family: (dict(model=name, **options), about))
 
 
 # MMPretrain
@@ -138,13 +138,13 @@ def test_the_smallest_classifier_of_a_family(families: ModuleType) -> None:
         with torch.device('meta'):
             return sum(p.numel() for p in timm.create_model(name, num_classes=families.CLASSES).parameters())
 
-    arguments, told = families.smallest('efficientvit_msra')
+    arguments, about = families.smallest('efficientvit_msra')
     sizes = {name: size(name) for name in timm.list_models(module='efficientvit_msra')}
-    assert (arguments, told['parameters']) == (dict(model=min(sizes, key=sizes.get)), min(sizes.values()))
-    assert told['size'] == 224, 'a fixed size is kept'
-    arguments, told = families.smallest('gemma4_vit')
+    assert (arguments, about['parameters']) == (dict(model=min(sizes, key=sizes.get)), min(sizes.values()))
+    assert about['size'] == 224, 'a fixed size is kept'
+    arguments, about = families.smallest('gemma4_vit')
     assert arguments == dict(model='gemma4_vit_167m', depth=2), 'encoders are smaller, but classify nothing'
-    assert told['parameters'] < 40_000_000
+    assert about['parameters'] < 40_000_000
 
 
 @pytest.mark.parametrize('kind', ['convolution', 'mean of a list'])

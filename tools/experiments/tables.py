@@ -20,6 +20,7 @@ SCALE = 'model.head.scale'
 TEMPERATURE = 'model.head.soft_loss.temperature'
 MODE = 'model.head.soft_loss.mode'
 WEIGHT = 'model.head.soft_loss.loss_weight'
+MODES = 'clip', 'normalize'
 HARD = 'model.head.hard_weight'
 HE_CONFIG = 'cub2010/he_lite0_cub2010.py'
 SYMBOLS = {
@@ -226,7 +227,11 @@ def cub2010() -> Table:
                 'KD, T = 1', 'kd_t1', grid([LR, WEIGHT, HARD], [0.01, 0.5, 0.5], [0.01, 0.9, 0.1], [0.02, 0.9, 0.1])
             ),
             pair.distilled('KD', 'kd', grid(kd, [0.01, 4, 0.9, 0.1], [0.02, 4, 0.9, 0.1], [0.01, 2, 0.9, 0.1])),
-            pair.distilled('FNKD', '', grid([LR, WEIGHT], [0.005, 9], [0.01, 9], [0.005, 27])),
+            pair.distilled(
+                'FNKD, clip',
+                '',
+                grid([LR, WEIGHT, MODE], *([*r, 'clip'] for r in ([0.005, 9], [0.01, 9], [0.005, 27]))),
+            ),
         ),
         trial_options=_cub2010_trials(2, 0.5),
         note=f'{OWN_SPLIT} {SEEN} FNKD was tried at learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02.',
@@ -254,8 +259,7 @@ def cub2010_128px() -> Table:
             Method('HE', HE_CONFIG, grid([LR, SCALE], [0.005, 16], [0.01, 16], [0.02, 16], [0.01, 32])),
             pair.distilled('KD', 'kd', grid(kd, *([*r, 4, 0.9, 0.1] for r in rates[1:]), [0.01, 2, 0.9, 0.1])),
             pair.distilled("KD, FNKD's weights and T", 'kd', grid(kd, *([*r, 3, 1, 1] for r in rates))),
-            pair.distilled('FNKD', 'fnkd', grid([LR], *rates)),
-            pair.distilled('FNKD, normalize', 'fnkd', grid([LR, MODE], *([*r, 'normalize'] for r in rates))),
+            *(pair.distilled(f'FNKD, {m}', 'fnkd', grid([LR, MODE], *([*r, m] for r in rates))) for m in MODES),
             pair.distilled('TTM', 'ttm', grid([LR], *rates)),
         ),
         trial_options={**size, **_cub2010_trials(5, 0.5)},
@@ -281,8 +285,7 @@ def cub2010_small() -> Table:
             pair.alsr(rates(**{EPS_UNIFORM: 0.1, EPS_NEAR: 0.1})),
             pair.distilled('KD', 'kd', rates(**{TEMPERATURE: 4, WEIGHT: 0.9, HARD: 0.1})),
             pair.distilled("KD, FNKD's weights and T", 'kd', rates(**{TEMPERATURE: 3, WEIGHT: 1, HARD: 1})),
-            pair.distilled('FNKD', '', rates(**{WEIGHT: 9})),
-            pair.distilled('FNKD, normalize', '', rates(**{WEIGHT: 9, MODE: 'normalize'})),
+            *(pair.distilled(f'FNKD, {m}', '', rates(**{WEIGHT: 9, MODE: m})) for m in MODES),
         ),
         trial_options=_cub2010_trials(5, 1),
         cached_views=12,
@@ -321,8 +324,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             pair.alsr(),
             pair.distilled('KD', 'kd_benchmark'),
             pair.distilled("KD, FNKD's weights and T", 'kd_benchmark', grid([TEMPERATURE, WEIGHT, HARD], [3, 1, 1])),
-            pair.distilled('FNKD', 'fnkd'),
-            pair.distilled('FNKD, normalize', 'fnkd', grid([MODE], ['normalize'])),
+            *(pair.distilled(f'FNKD, {m}', 'fnkd', grid([MODE], [m])) for m in MODES),
             pair.distilled('LSKD', 'lskd'),
             pair.distilled('NormKD', 'normkd'),
             pair.distilled('DKD', 'dkd_beta2' if student == 'r20' else 'dkd', (warmup,)),

@@ -1,15 +1,12 @@
 """Log, teacher check and checkpoint state of a distilled run."""
 
 import functools
-import logging
 import math
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
-from fnkd_plugin.losses import FNKDLoss
 from fnkd_plugin.mm.channels_last import has_channels_last_weights
 from fnkd_plugin.mm.distiller import Distiller
 from fnkd_plugin.mm.tasks import unwrapped
@@ -36,7 +33,6 @@ class DistillationHook(Hook):
 
     def __init__(self) -> None:
         self._iteration = 0  # of the last step, counted from 1
-        self._norms_checked = False
 
     def before_train(self, runner: Any) -> None:
         """Restore the soft losses of a resumed run from the message hub, and note the order of the weights."""
@@ -82,19 +78,8 @@ class DistillationHook(Hook):
         if logged or not _loss_is_finite(runner):
             self._check(model)
         if logged:
-            statistics = step.statistics()
-            for name, value in {**statistics, **model.distillation.head.log_vars()}.items():
+            for name, value in {**step.statistics(), **model.distillation.head.log_vars()}.items():
                 runner.message_hub.update_scalar(f'train/{name}', value)
-            self._check_norms(runner, model, statistics.get('student_norm'))
-
-    def _check_norms(self, runner: Any, model: Distiller, norm: float | None) -> None:
-        """Warn once, after a tenth of training, when the norms of random weights have grown."""
-        if self._norms_checked or norm is None or self._iteration < runner.max_iters / 10:
-            return
-        self._norms_checked = True
-        for loss in model.distillation.head.soft_losses:
-            if isinstance(loss, FNKDLoss) and (warning := loss.warning_for(norm)):
-                print_log(warning, 'current', logging.WARNING)
 
     def _check(self, model: Distiller) -> None:
         step = model.distillation.step

@@ -1,4 +1,4 @@
-"""CIFAR ResNets: published sizes, an independent reference, and what the framework asks of a backbone."""
+"""CIFAR ResNets: published sizes, an independent reference, and the framework's requirements of a backbone."""
 
 import importlib.util
 import os

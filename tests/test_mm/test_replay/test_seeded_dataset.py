@@ -17,7 +17,7 @@ def views(sampler_type: type, world: int, count: int, monkeypatch: pytest.Monkey
     found = []
     for rank in range(world):
         monkeypatch.setattr(seeded_dataset, 'get_dist_info', lambda rank=rank: (rank, world))
-        # Each sampler asks under a name of its own module.
+        # Each sampler imports the function into its own module.
         module = inspect.getmodule(sampler_type)
         monkeypatch.setattr(module, 'get_dist_info', lambda rank=rank: (rank, world))
         sampler = sampler_type(RandomImages(count=count), seed=0, **options)

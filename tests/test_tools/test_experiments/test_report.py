@@ -1,4 +1,4 @@
-"""What a table says of its runs."""
+"""Tables of results."""
 
 import io
 import math
