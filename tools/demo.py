@@ -31,6 +31,7 @@ from experiments.report import as_rich
 from experiments.results import Results
 from experiments.study import Study, StudyError
 from experiments.tables import digits
+from mmengine.config import DictAction
 from rich.console import Console
 
 MAX_WORKERS = 4  # each needs about 0.7 GB
@@ -73,13 +74,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _option(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition('=')
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f'{text} is not of the form KEY=VALUE')
-    return key, value
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,8 +87,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        type=_option,
-        default=[],
+        action=DictAction,
+        default={},
         metavar='KEY=VALUE',
         help='options of every training of digits',
     )
@@ -119,7 +113,7 @@ def run_digits(args: argparse.Namespace, out: Path, console: Console) -> dict[st
     workers = min(MAX_WORKERS, available_cores())
     os.environ['OMP_NUM_THREADS'] = '1'  # of the workers, of which there are as many as cores
     results = Results(out / 'results.json')
-    study = Study(digits(args.trials), results, out / 'runs', range(args.seeds or 3), dict(args.cfg_options))
+    study = Study(digits(args.trials), results, out / 'runs', range(args.seeds or 3), args.cfg_options)
     methods = study.table.methods
     console.print(f'{study.count(methods)} trainings in {workers} processes')
     study.run(methods, workers, console)

@@ -11,8 +11,9 @@ import numpy as np
 from experiments.report import deviation
 from matplotlib import pyplot as plt
 
-_COLORS = {'plain': '#7a7f87', 'LSR': '#c58b2a', 'KD': '#2f7fb8', 'FNKD': '#1d9a6c'}
-_RIGHT, _WRONG, _INK = '#5b8fb9', '#d1495b', '#22262b'
+from fnkd_plugin.analysis.pictures import FNKD, GREY, INK, KD, LSR, STYLE, draw_norms
+
+_COLORS = {'plain': GREY, 'LSR': LSR, 'KD': KD, 'FNKD': FNKD}
 
 
 def draw(path: Path, subject: str, finals: dict[str, list[float]], teacher: float, norms: dict[str, list]) -> None:
@@ -25,15 +26,7 @@ def draw(path: Path, subject: str, finals: dict[str, list[float]], teacher: floa
         teacher: The teacher's test accuracy, in per cent.
         norms: The teacher's ``norm`` of each test image, and ``right``, whether it is classified correctly.
     """
-    style = {
-        'font.size': 10.5,
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.edgecolor': '#9aa0a6',
-        'axes.titlelocation': 'left',
-        'axes.titleweight': 'bold',
-        'text.color': _INK,
-    }
+    style = {**STYLE, 'axes.grid': False, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold'}
     with plt.rc_context(style):
         figure, axes = plt.subplots(1, 2, figsize=(12, 5.4), layout='constrained')
         figure.suptitle(_headline(subject, finals, teacher), x=0.01, ha='left', fontsize=15, weight='bold')
@@ -58,7 +51,7 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
         axis.annotate(
             f'{mean:.1f}', (place + 0.34, mean), color=color, weight='bold', va='center', annotation_clip=False
         )
-    axis.axhline(teacher, color=_INK, lw=1, ls=(0, (5, 4)))
+    axis.axhline(teacher, color=INK, lw=1, ls=(0, (5, 4)))
     axis.annotate(
         f'teacher {teacher:.1f}', (-0.45, teacher), (0, -4), textcoords='offset points', va='top', fontsize=9.5
     )
@@ -66,38 +59,16 @@ def _accuracies(axis: Any, finals: dict[str, list[float]], teacher: float) -> No
     axis.set_xlim(-0.5, len(finals) - 0.25)
     axis.set_ylabel('test accuracy, %')
     axis.grid(axis='y', color='#e6e8eb')
-    axis.set_axisbelow(True)
     axis.set_title('Accuracy of the students on test images\n', pad=2)
     _explain(axis, 'Each dot is one training; lines are means ± standard deviations, dashed is the teacher.')
 
 
 def _norms(axis: Any, norm: np.ndarray, right: np.ndarray) -> None:
-    bins = np.linspace(norm.min(), norm.max(), 25)
-    top = 0.0
-    # Correct predictions upwards, wrong ones downwards, each in percent of its own number.
-    for label, chosen, color, sign in (('right', right, _RIGHT, 1), ('wrong', ~right, _WRONG, -1)):
-        if not chosen.any():
-            continue
-        share = np.histogram(norm[chosen], bins)[0] / chosen.sum() * 100
-        top = max(top, share.max())
-        axis.stairs(sign * share, bins, fill=True, color=color, alpha=0.85)
-        mean = norm[chosen].mean()
-        axis.annotate(
-            f'{label}: {chosen.sum()}\nmean {mean:.1f}',
-            (0.99, 0.5 + sign * 0.42),
-            xycoords='axes fraction',
-            ha='right',
-            va='center',
-            color=color,
-            weight='bold',
-        )
-        axis.plot([mean, mean], [0, sign * share.max() * 1.12], color=_INK, lw=1.6)
-    axis.axhline(0, color=_INK, lw=0.8)
-    axis.set_ylim(-1.2 * top, 1.2 * top)
-    axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
+    draw_norms(axis, norm, right)
     axis.set_xlabel('feature norm ‖f‖ on the test images')
     axis.set_ylabel('share, %')
     axis.set_title("The teacher's feature norms\n", pad=2)
+    axis.legend()
     _explain(axis, 'Right predictions up, wrong ones down. FNKD divides logits by ‖f‖ / τ.')
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from experiments.readme import document_of, replace_between
+from experiments.readme import document_of, markdown, replace_between
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmpretrain import get_model
@@ -155,23 +155,16 @@ def write_metafile(path: Path, collection: str, entries: list[dict[str, Any]]) -
 
 def table(root: Path) -> str:
     """The models of all metafiles as a Markdown table."""
-    rows = ['| model | data set | top-1, % | seeds | parameters | FLOPs | weights |', '|---|---|---|---|---|---|---|']
+    rows = []
     for path in sorted((root / 'configs').glob('*/metafile.yml')):
         for model in yaml.safe_load(path.read_text())['Models']:
             (result,), about = model['Results'], model['Metadata']
             metrics = result['Metrics']
             accuracy = f'{metrics[TOP1]:.2f}' + (f' ± {metrics[SPREAD]:.2f}' if SPREAD in metrics else '')
-            cells = [
-                f'[{model["Name"]}](../{model["Config"]})',
-                result['Dataset'],
-                accuracy,
-                str(len(about['Seeds'])),
-                f'{about["Parameters"]:,}',
-                f'{about["FLOPs"]:,}',
-                _weights(model),
-            ]
-            rows.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(rows) if len(rows) > 2 else 'No model has been trained and tested yet.'
+            title, size = f'[{model["Name"]}](../{model["Config"]})', f'{about["Parameters"]:,}'
+            cells = [title, result['Dataset'], accuracy, len(about['Seeds']), size, f'{about["FLOPs"]:,}']
+            rows.append([*cells, _weights(model)])
+    return markdown(['model', 'data set', 'top-1, %', 'seeds', 'parameters', 'FLOPs', 'weights'], rows, 'l' * 7)
 
 
 def _weights(model: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 RIGHT, WRONG, INK, GREY = '#5b8fb9', '#d1495b', '#22262b', '#7a7f87'
 KD, FNKD, LSR, ALSR = '#2f7fb8', '#1d9a6c', '#c58b2a', '#8e5ea2'
-_STYLE = {
+STYLE = {
     'font.size': 10.5,
     'axes.spines.top': False,
     'axes.spines.right': False,
@@ -33,7 +33,7 @@ Curve = Mapping[str, Sequence[float]]
 @contextmanager
 def _axis(found: Diagrams, name: str, xlabel: str, ylabel: str = '', height: float = 3.5) -> Iterator[Any]:
     """An axis to draw on; its figure is added to ``found``."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.4, height), layout='constrained')
         axis = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
         yield axis
@@ -45,18 +45,23 @@ def _axis(found: Diagrams, name: str, xlabel: str, ylabel: str = '', height: flo
 
 
 def add_norms(found: Diagrams, name: str, norm: NDArray, right: NDArray) -> None:
+    """Add the diagram of :func:`draw_norms`."""
+    with _axis(found, name, 'feature norm ‖f‖', 'share of right / wrong predictions, %') as axis:
+        draw_norms(axis, norm, right)
+
+
+def draw_norms(axis: Any, norm: NDArray, right: NDArray) -> None:
     """Histogram of the norms of right predictions (upwards) and wrong ones (downwards), each normalised to 100 %."""
     bins = np.histogram_bin_edges(norm, 40)
-    with _axis(found, name, 'feature norm ‖f‖', 'share of right / wrong predictions, %') as axis:
-        for kind, values, color, sign in (('right', norm[right], RIGHT, 100), ('wrong', norm[~right], WRONG, -100)):
-            if len(values):
-                share = sign * np.histogram(values, bins)[0] / len(values)
-                label = f'{kind}: {len(values):,}, mean {values.mean():.3g}'
-                axis.stairs(share, bins, fill=True, color=color, alpha=0.85, label=label)
-                axis.axvline(values.mean(), 0.5, 0.5 + sign / 200, color=INK, ls='--')
-        limit = max(map(abs, axis.get_ylim()))
-        axis.set_ylim(-limit, limit)
-        axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
+    for kind, values, color, sign in (('right', norm[right], RIGHT, 100), ('wrong', norm[~right], WRONG, -100)):
+        if len(values):
+            share = sign * np.histogram(values, bins)[0] / len(values)
+            label = f'{kind}: {len(values):,}, mean {values.mean():.3g}'
+            axis.stairs(share, bins, fill=True, color=color, alpha=0.85, label=label)
+            axis.axvline(values.mean(), 0.5, 0.5 + sign / 200, color=INK, ls='--')
+    limit = max(map(abs, axis.get_ylim()))
+    axis.set_ylim(-limit, limit)
+    axis.yaxis.set_major_formatter(lambda value, _: f'{abs(value):g}')
 
 
 def add_curves(found: Diagrams, name: str, ylabel: str, curves: Mapping[str, tuple[Curve, str]]) -> None:

@@ -89,15 +89,15 @@ def test_the_table_of_configs(configs: ModuleType) -> None:
         'e.py': dict(other='MoCo'),
     }
     assert configs.table(entries).splitlines() == [
-        '| configs | |',
-        '|--:|---|',
+        '| configs |  |',
+        '| --: | --- |',
         '| 1 | FNKD and KD |',
         '| 2 | KD alone |',
         '| 1 | also fails without a teacher |',
         '| 1 | not a classifier |',
         '',
-        '| | why | configs |',
-        '|---|---|---|',
+        '|  | why | configs |',
+        '| --- | --- | --- |',
         '| KD alone | two heads | c, d |',
         '| also fails without a teacher | x/y | a |',
     ]

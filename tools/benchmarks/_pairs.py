@@ -71,25 +71,20 @@ class Setting(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Add the options of pairs, device and rounds."""
-    known = [f'{pair.student}:{pair.teacher}' for pair in PAIRS]
-    parser.add_argument('--pairs', nargs='+', choices=known, default=known, metavar='STUDENT:TEACHER', help='(all)')
     add_preset(parser, f'sizes, and type: fp32; on a GPU {_GPU_SIZE} pixels, bf16')
-    parser.add_argument('--dtype', choices=DTYPES, help="of both, by autocast (the preset's)")
-    parser.add_argument('--batch', type=int, help="images a batch (the pair's own)")
     parser.add_argument('--rounds', type=int, default=rounds)
 
 
 def chosen(args: argparse.Namespace) -> list[Pair]:
-    """The pairs chosen by the arguments."""
-    pairs = [pair for pair in PAIRS if f'{pair.student}:{pair.teacher}' in args.pairs]
-    if args.preset == 'gpu':
-        pairs = [pair._replace(size=_GPU_SIZE, batch=_GPU_BATCH[pair.student]) for pair in pairs]
-    return [pair._replace(batch=args.batch or pair.batch) for pair in pairs]
+    """The pairs in the sizes of the preset."""
+    if args.preset == 'cpu':
+        return list(PAIRS)
+    return [pair._replace(size=_GPU_SIZE, batch=_GPU_BATCH[pair.student]) for pair in PAIRS]
 
 
 def dtype_of(args: argparse.Namespace) -> str:
-    """The dtype of the arguments, or of the preset."""
-    return args.dtype or ('bfloat16' if args.preset == 'gpu' else 'float32')
+    """The dtype of the preset."""
+    return 'bfloat16' if args.preset == 'gpu' else 'float32'
 
 
 def network(name: str, size: int, setting: Setting) -> nn.Module:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from experiments.readme import markdown
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmpretrain.registry import DATASETS, MODELS
@@ -47,14 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_preset(parser, 'on a GPU 224 pixels, batches of 128, --amp, and 8 workers')
     parser.add_argument('--rounds', type=int, default=9, help='epochs of each kind')
-    parser.add_argument('--images', type=int, help='images of an epoch')
-    parser.add_argument('--workers', type=int)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything in temporary folders."""
-    args.images = args.images or (2048 if args.on_gpu else 640)
-    args.workers = args.workers or (8 if args.on_gpu else 1)
+    args.images, args.workers = (2048, 8) if args.on_gpu else (640, 1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         return dict(
@@ -69,31 +67,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Markdown tables, with medians and 95 % intervals."""
     epochs, seeding = results['epochs'], results['seeding_us']
-    lines = ['| | median [95 % interval] |', '|---|--:|']
-    lines.append(f'| seeding a sample, µs | {shown(seeding["seed"])} |')
-    lines.append(f'| checksum of 224 x 224 pixels, µs | {shown(seeding["checksum"])} |')
-    lines.append(f'| cached epoch / plain epoch | {shown(epochs["cached_over_plain"], 3)} |')
-    lines.append(f'| live epoch / plain epoch | {shown(epochs["live_over_plain"], 3)} |')
-    lines.append(
-        f"| making a view / loading and the teacher's predictions | {shown(epochs['build_over_teacher'], 3)} |"
-    )
+    costs = {
+        'seeding a sample, µs': shown(seeding['seed']),
+        'checksum of 224 x 224 pixels, µs': shown(seeding['checksum']),
+        'cached epoch / plain epoch': shown(epochs['cached_over_plain'], 3),
+        'live epoch / plain epoch': shown(epochs['live_over_plain'], 3),
+        "making a view / loading and the teacher's predictions": shown(epochs['build_over_teacher'], 3),
+    }
     for count, ratio in epochs['students'].items():
         students = f'{count} student{"s" * (count != "1")}'
-        lines.append(f'| {students}: making a view and an epoch of each / an epoch of each live | {shown(ratio, 3)} |')
-    lines.append(f'| bytes a view of an image | {epochs["bytes_a_row"]} |')
-    lines += [
-        '',
-        '| images | classes | views | on disk, MB | written, rows/s | opened, ms | looked up, million rows/s |',
-    ]
-    lines[-1] += ' memory, MB |'
-    lines.append('|--:|--:|--:|--:|--:|--:|--:|--:|')
+        costs[f'{students}: making a view and an epoch of each / an epoch of each live'] = shown(ratio, 3)
+    costs['bytes a view of an image'] = epochs['bytes_a_row']
+    heads = ['images', 'classes', 'views', 'on disk, MB', 'written, rows/s', 'opened, ms']
+    stores = []
     for row in results['stores']:
-        sizes = '{images:,} | {classes:,} | {views}'.format(**row)
-        found = f'{row["bytes"] / 1e6:.1f} | {row["written_rows_per_s"]:,} | {row["open_ms"]:.1f}'
-        lines.append(f'| {sizes} | {found} | {shown(row["lookups_per_us"], 2)} | {row["memory_bytes"] / 1e6:.1f} |')
-    lines += ['', '| images | comparing the data at start, s |', '|--:|--:|']
-    lines += [f'| {row["images"]:,} | {row["seconds"]:.2f} |' for row in results['checks']]
-    return '\n'.join(lines)
+        sizes = [f'{row[name]:,}' for name in ('images', 'classes', 'views')]
+        written = [f'{row["bytes"] / 1e6:.1f}', f'{row["written_rows_per_s"]:,}']
+        read = [f'{row["open_ms"]:.1f}', shown(row['lookups_per_us'], 2), f'{row["memory_bytes"] / 1e6:.1f}']
+        stores.append([*sizes, *written, *read])
+    checks = [[f'{row["images"]:,}', f'{row["seconds"]:.2f}'] for row in results['checks']]
+    return '\n\n'.join(
+        [
+            markdown(['', 'median [95 % interval]'], costs.items()),
+            markdown([*heads, 'looked up, million rows/s', 'memory, MB'], stores, 'r' * 8),
+            markdown(['images', 'comparing the data at start, s'], checks, 'rr'),
+        ]
+    )
 
 
 def _seeding(rounds: int = 50, calls: int = 50) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 from torch import nn
 
 from ._pairs import CLASSES, Pair, Setting, network
@@ -32,19 +33,16 @@ SETTINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument('--networks', nargs='+', default=NETWORKS, help="timm's names")
     add_preset(parser, 'sizes: 96 pixels and a batch of 8; on a GPU 224 and 128')
-    parser.add_argument('--size', type=int, help="pixels (the preset's)")
-    parser.add_argument('--batch', type=int, help="images a batch (the preset's)")
     parser.add_argument('--rounds', type=int, default=10)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure each network in each dtype and memory format."""
     device = device_of(args)
-    size, batch = (given or usual for given, usual in zip((args.size, args.batch), _SIZES[args.preset], strict=True))
+    size, batch = _SIZES[args.preset]
     rows = []
-    for name in args.networks:
+    for name in NETWORKS:
         pair = Pair(name, name, size, batch)
         todo = {option: _forward(pair, Setting(device, *options)) for option, options in SETTINGS.items()}
         runs = {option: call for option, call in todo.items() if _is_supported(call)}
@@ -76,11 +74,8 @@ def _is_supported(call: Callable[[], Any]) -> bool:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
-    lines = [
-        f'| network | {" | ".join(f"{option}, ms" for option in SETTINGS)} |',
-        f'| --- |{" --: |" * len(SETTINGS)}',
+    rows = [
+        [row['network'], *(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)]
+        for row in results['rows']
     ]
-    for row in results['rows']:
-        cells = ' | '.join(shown(row['ms'][option]) if option in row['ms'] else '' for option in SETTINGS)
-        lines.append(f'| {row["network"]} | {cells} |')
-    return '\n'.join(lines)
+    return markdown(['network', *(f'{option}, ms' for option in SETTINGS)], rows)

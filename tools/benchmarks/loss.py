@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from experiments.readme import markdown
 from torch import Tensor
 from torch.profiler import profile
 
@@ -38,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add_preset(parser, 'sizes, and type: fp32; on a GPU bf16')
     parser.add_argument('--rounds', type=int, default=100)
-    parser.add_argument('--no-compile', action='store_true', help='leaves torch.compile out, which takes a minute')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -49,11 +49,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for images, classes in SIZES[args.preset]:
         for policy in LOSSES:
             given = [_prediction(images, classes, device, dtype, learned) for learned in (True, False)]
-            compiled = not args.no_compile and (images, classes) in COMPILED
+            variants = _variants(policy, compiled=(images, classes) in COMPILED)
             size = {'policy': policy, 'images': images, 'classes': classes}
-            rows.append(
-                size | measure(_variants(policy, compiled), *given, args.rounds, ' '.join(map(str, size.values())))
-            )
+            rows.append(size | measure(variants, *given, args.rounds, ' '.join(map(str, size.values()))))
     setting = {'device': device, 'dtype': str(dtype).removeprefix('torch.'), 'cpu_threads': 1, 'rounds': args.rounds}
     return {'setting': setting, 'rows': rows}
 
@@ -164,18 +162,13 @@ def _peak_extra(call: Callable[[], Any], on_gpu: bool) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table: times, ratios to eager, and extra memory in multiples of the logits' size."""
-    lines = [
-        '| policy, N × K | eager, ms | compiled / eager | ours / eager | autograd alone / eager '
-        '| device alone: ours / eager, ms | extra memory: eager; ours |',
-        '| --- | --: | --: | --: | --: | --: | --: |',
-    ]
+    heads = ['policy, N × K', 'eager, ms', 'compiled / eager', 'ours / eager', 'autograd alone / eager']
+    rows = []
     for row in results['rows']:
         name = f'{row["policy"]}, {row["images"]:,} × {row["classes"]:,}'
-        shares = [
-            shown(row[f'{variant}_ratio'], 2) if f'{variant}_ratio' in row else ''
-            for variant in ('compiled', 'ours', 'nothing')
-        ]
+        ratios = [f'{variant}_ratio' for variant in ('compiled', 'ours', 'nothing')]
+        shares = [shown(row[ratio], 2) if ratio in row else '' for ratio in ratios]
         graph = f'{row["ours_graph_ms"]:.3f} / {row["eager_graph_ms"]:.3f}' if 'ours_graph_ms' in row else ''
         extra = f'{row["eager_extra"]:.1f}; {row["ours_extra"]:.1f}'
-        lines.append(f'| {name} | {shown(row["eager_ms"], 3)} | {" | ".join(shares)} | {graph} | {extra} |')
-    return '\n'.join(lines)
+        rows.append([name, shown(row['eager_ms'], 3), *shares, graph, extra])
+    return markdown([*heads, 'device alone: ours / eager, ms', 'extra memory: eager; ours'], rows)

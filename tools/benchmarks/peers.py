@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from experiments.readme import markdown
 from timm.task import LogitDistillationTask
 from torch import nn
 
@@ -149,13 +150,8 @@ def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
     names = [key[:-3] for row in results['rows'] for key in row if key.endswith('_ms') and 'minus' not in key]
     names = list(dict.fromkeys(names))
-    lines = [
-        f'| student ← teacher, settings | {" | ".join(f"{name}, ms" for name in names)} |',
-        f'| --- |{" --: |" * len(names)}',
-    ]
+    rows = []
     for row in results['rows']:
-        cells = ' | '.join(shown(row[f'{name}_ms']) if f'{name}_ms' in row else '' for name in names)
-        lines.append(
-            f'| {row["student"]} ← {row["teacher"]}, {"matched" if row["matched"] else "defaults"} | {cells} |'
-        )
-    return '\n'.join(lines)
+        title = f'{row["student"]} ← {row["teacher"]}, {"matched" if row["matched"] else "defaults"}'
+        rows.append([title, *(shown(row[f'{name}_ms']) if f'{name}_ms' in row else '' for name in names)])
+    return markdown(['student ← teacher, settings', *(f'{name}, ms' for name in names)], rows)

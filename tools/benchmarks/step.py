@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 
 from . import _pairs
 from ._memory import peak_bytes
@@ -81,14 +82,11 @@ def _bytes_of(model: torch.nn.Module) -> int:
 
 def table(results: dict[str, Any]) -> str:
     """A Markdown table of medians with 95 % intervals."""
-    lines = [
-        '| student ← teacher, pixels, batch | plain, ms | teacher, ms | distilled, ms | added, ms | share '
-        '| peak: plain, distilled (allowed), MiB |',
-        '| --- | --: | --: | --: | --: | --: | --: |',
-    ]
+    heads = ['student ← teacher, pixels, batch', 'plain, ms', 'teacher, ms', 'distilled, ms', 'added, ms', 'share']
+    rows = []
     for row in results['rows']:
-        times = ' | '.join(shown(row[f'{name}_ms']) for name in ('plain', 'teacher', 'distilled', 'added'))
-        peaks = '{plain_mib:.0f}, {distilled_mib:.0f} ({allowed_mib:.0f})'.format(**row) if 'plain_mib' in row else ''
         name = f'{row["student"]} ← {row["teacher"]}, {row["size"]}, {row["batch"]}'
-        lines.append(f'| {name} | {times} | {row["added_share"]:.1%} | {peaks} |')
-    return '\n'.join(lines)
+        times = [shown(row[f'{name}_ms']) for name in ('plain', 'teacher', 'distilled', 'added')]
+        peaks = '{plain_mib:.0f}, {distilled_mib:.0f} ({allowed_mib:.0f})'.format(**row) if 'plain_mib' in row else ''
+        rows.append([name, *times, f'{row["added_share"]:.1%}', peaks])
+    return markdown([*heads, 'peak: plain, distilled (allowed), MiB'], rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 from mmengine.config import ConfigDict
 from mmpretrain.registry import DATASETS
 from torch import Tensor
@@ -19,12 +20,11 @@ from fnkd_plugin.teachers import PixelFormat, TimmTeacher
 
 _STUDENT, _TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
 _TOP, _ALONE = (10, 20, 50, 100), 50
+_IMAGES, _SIZE = 512, 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    parser.add_argument('--images', type=int, default=512)
-    parser.add_argument('--size', type=int, default=160)
+    """It has no options."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Both models have ImageNet weights and 1,000 classes; the images are crops of CUB-200-2010's training set. ``plain``
     are the errors with the k largest logits alone, renormalised, and ``fp16`` those with all logits in fp16.
     """
-    images = _images(args.images, args.size)
+    images = _images(_IMAGES, _SIZE)
     student, teacher = (_prediction(name, images) for name in (_STUDENT, _TEACHER))
     assert teacher.feature_norm is not None
     third = float(teacher.feature_norm.mean()) / 3
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             row = dict(policy=name, k=k, mass=float(probabilities.gather(1, sparse.classes).sum(1).mean()))
             row |= dict(top_k=errors(sparse), plain=errors(teacher._replace(logits=alone)), fp16=half)
             rows.append(row)
-    return dict(student=_STUDENT, teacher=_TEACHER, images=args.images, size=args.size, rows=rows)
+    return dict(student=_STUDENT, teacher=_TEACHER, images=_IMAGES, size=_SIZE, rows=rows)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -65,14 +65,12 @@ def table(results: dict[str, Any]) -> str:
     by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in results['rows']:
         by_policy.setdefault(row['policy'], {})[row['k']] = row
-    lines = [
-        f'| policy | {" | ".join(f"k = {k}" for k in _TOP)} | the {_ALONE} largest alone, renormalised | all in fp16 |',
-        f'|---|{"--:|" * (len(_TOP) + 2)}',
-    ]
-    for policy, rows in by_policy.items():
-        errors = [rows[k]['top_k'][1] for k in _TOP] + [rows[_ALONE]['plain'][1], rows[_ALONE]['fp16'][1]]
-        lines.append(f'| {policy} | {" | ".join(map(_share, errors))} |')
-    return '\n'.join(lines)
+    rows = []
+    for policy, found in by_policy.items():
+        errors = [found[k]['top_k'][1] for k in _TOP] + [found[_ALONE]['plain'][1], found[_ALONE]['fp16'][1]]
+        rows.append([policy, *map(_share, errors)])
+    heads = [f'k = {k}' for k in _TOP]
+    return markdown(['policy', *heads, f'the {_ALONE} largest alone, renormalised', 'all in fp16'], rows)
 
 
 def _share(error: float) -> str:

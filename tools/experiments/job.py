@@ -160,21 +160,16 @@ def _validate(job: Job, checkpoint: Path) -> None:
 def feature_norms(config: Path, checkpoint: Path) -> dict[str, list]:
     """For each test image the feature norm (``norm``) and whether the prediction is correct (``right``)."""
     from mmengine.registry import init_default_scope
-    from mmengine.runner import Runner
 
+    from fnkd_plugin.analysis.subject import build_subject
     from fnkd_plugin.mm.config import load_config
-    from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 
     cfg = load_config(config)
     init_default_scope(cfg.default_scope)
-    model = MMPretrainTeacher(cfg, checkpoint)
-    model.prepare(model.pixels)
+    subject = build_subject(cfg, checkpoint, 'test')
     norms: list[float] = []
     right: list[bool] = []
-    for batch in Runner.build_dataloader(cfg.test_dataloader):
-        data = model.model.data_preprocessor(batch, False)
-        prediction = model.predict(data['inputs'])
-        labels = [int(sample.gt_label) for sample in data['data_samples']]
-        norms += prediction.feature_norm.tolist()
-        right += [a == b for a, b in zip(prediction.logits.argmax(1).tolist(), labels, strict=True)]
+    for batch in subject.batches():
+        norms += batch.model.feature_norm.tolist()
+        right += (batch.model.logits.argmax(1).cpu().numpy() == subject.labels[batch.indices]).tolist()
     return dict(norm=norms, right=right)

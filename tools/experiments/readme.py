@@ -1,6 +1,8 @@
-"""Generated parts of README.md and docs/, each between two comments of its name."""
+"""Tables in Markdown, and the generated parts of README.md and docs/, each between two comments of its name."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def document_of(root: Path, name: str) -> Path:
@@ -29,3 +31,9 @@ def replace_between(path: Path, name: str, text: str) -> None:
     if not (found and closed):
         raise ValueError(f'{path} lacks the comments {opening} and {closing} around the table.')
     path.write_text(f'{before}{opening}\n{text}\n{closing}{after}')
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], align: str = '') -> str:
+    """A Markdown table; ``align`` has ``l`` or ``r`` for each column, by default ``l`` for the first alone."""
+    rule = ['---' if side == 'l' else '--:' for side in align or 'l' + 'r' * (len(heads) - 1)]
+    return '\n'.join(f'| {" | ".join(map(str, cells))} |' for cells in (heads, rule, *rows))

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAVY
 from rich.table import Table as RichTable
 from scipy.stats import t as student_t
 
+from experiments.readme import markdown
 from experiments.study import Study
 from experiments.tables import Method
 
@@ -92,15 +93,15 @@ def as_markdown(study: Study) -> str:
     body = rows(study)
     heads = columns(study)
     kept = _filled(body, len(heads))
-    rule = ['---', *['--:'] * (len(heads) - 2), '---']
-    cells = [[row[i] for i in kept] for row in (heads, rule, *body)]
+    cells = [[row[i] for i in kept] for row in body]
+    align = ''.join('l' if i in (0, len(heads) - 1) else 'r' for i in kept)
     counts = sorted({len(study.final_results(m)) for m in study.table.methods} - {0})
     seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) or 'no'
     seeds += ' seed' if counts == [1] else ' seeds' if counts else ' seed tested yet'
     trials = len(study.table.methods[0].trials)
     head = f'**{study.table.title}**; {seeds}, {f"{trials} trials a method" if trials > 1 else "nothing is tuned"}.'
     note = f' {study.table.note}' if study.table.note else ''
-    return '\n'.join([head + note, '', *('| ' + ' | '.join(row) + ' |' for row in cells)])
+    return f'{head}{note}\n\n{markdown([heads[i] for i in kept], cells, align)}'
 
 
 def _filled(body: list[list[str]], count: int) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 from experiments.job import Cache, Job, Options, run, start
 from experiments.results import Results, measure
@@ -140,20 +140,10 @@ class Study:
         logs = self.folder / 'logs'
         logs.mkdir(parents=True, exist_ok=True)
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), start, (logs,))
-        columns = (
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn('trainings,'),
-            TimeElapsedColumn(),
-            TextColumn('gone,'),
-            TimeRemainingColumn(),
-            TextColumn('to go'),
-        )
         running: dict[Future, Job] = {}
         begun: set[str] = set()
         try:
-            with Progress(*columns, console=console) as progress:
+            with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
                 total = self.count(methods)
                 done = sum(job.name in self.results.runs for m in methods for job in self.trials(m))
                 done += sum(len(self.final_results(m)) for m in methods)

@@ -186,6 +186,12 @@ def digits(trials: int = 4) -> Table:
     )
 
 
+LITE2 = 'cub2010/plain_lite2_cub2010.py'
+LITE0 = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+OWN_SPLIT = 'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011.'
+SEEN = 'The teacher was trained on all training images, including those that score the trials.'
+
+
 def _cub2010_trials(epochs: int, warmup: float) -> Options:
     """Short trainings on four fifths of the training set, scored on the rest."""
     return {
@@ -207,11 +213,11 @@ def _cub2010_length(epochs: int, warmup: float) -> Options:
 
 def cub2010() -> Table:
     """The methods of the paper's Table 1, on CUB-200-2010."""
-    pair = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+    pair = LITE0
     kd = [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
         title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 5 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(grid([LR], [0.005], [0.01], [0.02])),
             pair.lsr(grid([LR, EPS], [0.005, 0.1], [0.01, 0.1], [0.01, 0.3])),
@@ -228,27 +234,24 @@ def cub2010() -> Table:
             ),
         ),
         trial_options=_cub2010_trials(2, 0.5),
-        note=(
-            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
-            'teacher was trained on all training images, including those that score the trials. FNKD was tried at '
-            'learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02.'
-        ),
+        note=f'{OWN_SPLIT} {SEEN} FNKD was tried at learning rates of 0.005 and 0.01, KD and HE at 0.01 and 0.02.',
     )
 
 
 def cub2010_128px() -> Table:
     """As :func:`cub2010`, long enough to judge methods; each may find its best learning rate."""
-    pair = Pair('cub2010/plain_lite0_cub2010.py', 'cub2010/fnkd_lite0_cub2010.py', 'cub')
+    pair = LITE0
     size: Options = {
         'train_dataloader.dataset.pipeline.1.scale': 128,
         'val_dataloader.dataset.pipeline.1.scale': (147, 147),
         'val_dataloader.dataset.pipeline.2.crop_size': 128,
     }
+    length = {**size, **_cub2010_length(15, 0.5)}
     rates = [0.0025], [0.005], [0.01], [0.02]
     smooth, kd = [LR, EPS_UNIFORM, EPS_NEAR], [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
         title='CUB-200-2010 at 128 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 15 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(grid([LR], [0.005], [0.01], [0.02], [0.04])),
             pair.lsr(grid([LR, EPS], [0.005, 0.1], [0.01, 0.1], [0.02, 0.1], [0.01, 0.3])),
@@ -260,12 +263,9 @@ def cub2010_128px() -> Table:
             pair.distilled('TTM', 'ttm', grid([LR], *rates)),
         ),
         trial_options={**size, **_cub2010_trials(5, 0.5)},
-        final_options={**size, **_cub2010_length(15, 0.5)},
-        teacher_options={**size, **_cub2010_length(15, 0.5)},
-        note=(
-            'The 2010 edition has its own split, so the numbers are not comparable with those on CUB-200-2011. The '
-            'teacher was trained on all training images, including those that score the trials.'
-        ),
+        final_options=length,
+        teacher_options=length,
+        note=f'{OWN_SPLIT} {SEEN}',
     )
 
 
@@ -278,7 +278,7 @@ def cub2010_small() -> Table:
 
     return Table(
         title='CUB-200-2010 at 80 pixels, EfficientNet-Lite2 → MobileNetV3-Small × 0.5 from random weights, 12 epochs',
-        teacher='cub2010/plain_lite2_cub2010.py',
+        teacher=LITE2,
         methods=(
             pair.plain(rates()),
             pair.lsr(rates(**{EPS: 0.1})),
@@ -291,8 +291,7 @@ def cub2010_small() -> Table:
         cached_views=12,
         note=(
             'Each epoch has its own augmented view of the images, the same with every seed. Methods with a teacher use '
-            'a cached one. Only the learning rate was tuned. The teacher was trained on all training images, including '
-            'those that score the trials.'
+            f'a cached one. Only the learning rate was tuned. {SEEN}'
         ),
     )
 
@@ -341,14 +340,6 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
     )
 
 
-def _as_shipped(title: str, folder: str, teacher: str, student: str, groups: str, note: str = '') -> Table:
-    """A pair of the shipped configs; nothing is tuned."""
-    pair = Pair(f'{folder}/plain_{student}_{folder}.py', f'{folder}/fnkd_{student}_from_{teacher}_{folder}.py', groups)
-    taught = {'KD, T = 1': 'kd_t1', 'KD': 'kd', 'FNKD': 'fnkd'}
-    methods = pair.plain(), pair.lsr(), pair.alsr(), *(pair.distilled(*names) for names in taught.items())
-    return Table(title, f'{folder}/plain_{teacher}_{folder}.py', methods, note=note)
-
-
 TABLES: dict[str, Callable[[], Table]] = {
     'digits': digits,
     'cub2010': cub2010,
@@ -364,11 +355,4 @@ TABLES: dict[str, Callable[[], Table]] = {
         'A quarter of the public recipe, with its learning-rate decays in proportion. Compare its rows with one '
         'another, not with published numbers.',
     ),
-    'cub_r18': lambda: _as_shipped(
-        'CUB-200-2011, ResNet-50 → ResNet-18', 'cub', 'r50', 'r18', 'cub', "The pair of the paper's Table 1."
-    ),
-    'cub_r50': lambda: _as_shipped(
-        'CUB-200-2011, ResNet-152 → ResNet-50', 'cub', 'r152', 'r50', 'cub', "The pair of the paper's Table 1."
-    ),
-    'cars': lambda: _as_shipped('Stanford Cars, ResNet-50 → ResNet-18', 'cars', 'r50', 'r18', 'cars_make'),
 }

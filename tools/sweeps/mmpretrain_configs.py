@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from experiments.readme import markdown
 from mmengine.config import Config, ConfigDict
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fnkd_plugin import distill
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import config_file, load_config, named_dicts, plain_model, without_pretrained
-from sweeps.methods import LABELS, fnkd_or_kd
+from sweeps import LABELS, fnkd_or_kd
 
 SHIPPED = config_file('mmpretrain::.')
 PIXELS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], channel_order='rgb')
@@ -121,7 +122,7 @@ def table(entries: Mapping[str, dict]) -> str:
     """The counts of outcomes, and each reason against FNKD with its configs."""
     counts = Counter(map(outcome, entries.values()))
     order = [*LABELS.values(), *OUTCOMES.values()]
-    lines = ['| configs | |', '|--:|---|', *(f'| {counts[label]} | {label} |' for label in order if counts[label])]
+    counted = markdown(['configs', ''], [(counts[label], label) for label in order if counts[label]], 'rl')
     reasons = defaultdict(list)
     for name, entry in sorted(entries.items()):
         why = next(
@@ -129,7 +130,5 @@ def table(entries: Mapping[str, dict]) -> str:
         )
         if why is not None:
             reasons[outcome(entry), why.replace('|', '/')].append(name.removesuffix('.py'))
-    lines += ['', '| | why | configs |', '|---|---|---|']
-    for (label, why), found in sorted(reasons.items(), key=lambda item: order.index(item[0][0])):
-        lines.append(f'| {label} | {why} | {", ".join(found)} |')
-    return '\n'.join(lines)
+    rows = [(*key, ', '.join(reasons[key])) for key in sorted(reasons, key=lambda key: order.index(key[0]))]
+    return f'{counted}\n\n{markdown(["", "why", "configs"], rows, "lll")}'

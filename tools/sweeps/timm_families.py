@@ -1,26 +1,24 @@
 """The smallest classifier of every timm family, as a student and as a teacher."""
 
 import math
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from experiments.readme import markdown
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.functional import scale_by_feature_norm
 from fnkd_plugin.mm.distill_config import METHODS
 from fnkd_plugin.readers import AffineReader, find_last_affine, probe
-from sweeps.methods import LABELS, fnkd_or_kd
+from sweeps import LABELS, fnkd_or_kd
 
 CLASSES = 5
 SIDE = 128
@@ -66,12 +64,11 @@ def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Returns:
         The arguments of ``create_model``, and the entry's name, options, image size in pixels and parameters.
     """
-    best: tuple[bool, int, int, str] = (True, sys.maxsize, 0, '')
+    found: list[tuple[bool, int, int, str]] = []
     for name in timm.list_models(module=family):
-        with suppress(_TooLargeError), _at_most(best[1] if not best[0] else sys.maxsize):
-            model = _on_meta(name)
-            best = min(best, (model.num_classes != CLASSES, _size(model), model.pretrained_cfg['input_size'][-1], name))
-    _, parameters, side, name = best
+        model = _on_meta(name)
+        found.append((model.num_classes != CLASSES, _size(model), model.pretrained_cfg['input_size'][-1], name))
+    _, parameters, side, name = min(found)
     options = {}
     if parameters > LARGE:
         with suppress(TypeError):
@@ -86,18 +83,8 @@ def smallest(family: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _on_meta(model: str, **options: Any) -> nn.Module:
     """The model on the meta device, without memory for its weights."""
-    with torch.device('meta'), _NoInitialValues():
+    with torch.device('meta'):
         return _plain(model, **options)
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Skip weight initialisation, which takes most of the time and has no effect on the meta device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, '__name__', '') in ('uniform_', 'normal_', 'erfinv_', 'mul_', 'add_', 'clamp_'):
-            return args[0] if args else kwargs['tensor']
-        return func(*args, **kwargs)
 
 
 def _plain(model: str, **options: Any) -> nn.Module:
@@ -106,25 +93,6 @@ def _plain(model: str, **options: Any) -> nn.Module:
 
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-class _TooLargeError(Exception):
-    pass
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    """Stop building a module as soon as it has more parameters, which saves most of the time."""
-    count = 0
-
-    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal count
-        count += 0 if parameter is None else parameter.numel()
-        if count > limit:
-            raise _TooLargeError
-
-    with register_module_parameter_registration_hook(add):
-        yield
 
 
 def as_student(model: dict[str, Any], images: Tensor, weights: Path) -> dict[str, Any]:
@@ -227,22 +195,15 @@ def _require(true: bool | Tensor, otherwise: str) -> None:
 def table(entries: Mapping[str, dict]) -> str:
     """The counts of outcomes, then a row for each family."""
     roles = {role: [outcome(entry, role) for entry in entries.values()] for role in ('student', 'teacher')}
-    lines = ['| | ' + ' | '.join(f'as {role}' for role in roles) + ' |', '|---|--:|--:|']
-    for label in dict.fromkeys(label for outcomes in roles.values() for label in sorted(outcomes)):
-        lines.append(f'| {label} | ' + ' | '.join(str(outcomes.count(label)) for outcomes in roles.values()) + ' |')
-    lines += ['', '| family | model | parameters | pixels | last affine layer | as student | as teacher |']
-    lines += ['|---|---|--:|--:|---|---|---|']
+    labels = dict.fromkeys(label for outcomes in roles.values() for label in sorted(outcomes))
+    counts = [[label, *(outcomes.count(label) for outcomes in roles.values())] for label in labels]
+    rows = []
     for family, entry in sorted(entries.items()):
-        options = ', '.join(f' {key}={value}' for key, value in entry['options'].items())
-        cells = [
-            family,
-            entry['model'] + options,
-            f'{entry["parameters"]:,}',
-            entry['size'],
-            entry.get('head') or 'none',
-        ]
-        lines.append('| ' + ' | '.join(map(str, [*cells, *(outcome(entry, role) for role in roles)])) + ' |')
-    return '\n'.join(lines)
+        model = entry['model'] + ', '.join(f' {key}={value}' for key, value in entry['options'].items())
+        size = f'{entry["parameters"]:,}', entry['size']
+        rows.append([family, model, *size, entry.get('head') or 'none', *(outcome(entry, role) for role in roles)])
+    heads = ['family', 'model', 'parameters', 'pixels', 'last affine layer', 'as student', 'as teacher']
+    return f'{markdown(["", "as student", "as teacher"], counts)}\n\n{markdown(heads, rows, "llrrlll")}'
 
 
 def outcome(entry: Mapping[str, Any], role: str) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 import fnkd_plugin  # noqa: F401  (registers the losses)
 from experiments.results import measures
 from experiments.side_by_side.images import Images, TeacherPredictions
-from experiments.side_by_side.recipe import Recipe, Student, read
+from experiments.side_by_side.recipe import Student, read
 from experiments.side_by_side.training import Group
 from experiments.study import OutOfTimeError, Study, StudyError
 from experiments.tables import Method
@@ -31,16 +31,9 @@ class SideBySideStudy:
         minutes: Time limit, after which the state is saved; None for no limit.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        device: str,
-        console: Console,
-        minutes: float | None = None,
-    ) -> None:
+    def __init__(self, study: Study, device: str, console: Console, minutes: float | None = None) -> None:
         self._study, self._device, self._console = study, torch.device(device), console
         self._ends = None if minutes is None else time.monotonic() + 60 * minutes
-        self._data: dict[str, Images] = {}
         init_default_scope('mmpretrain')
         # It would log a line for the initialisation of each layer of each student.
         MMLogger.get_current_instance().setLevel('WARNING')
@@ -58,13 +51,24 @@ class SideBySideStudy:
         study = self._study
         missing = [job for m in methods for job in study.finals(m) if study.results.find(job) is None]
         missing.sort(key=lambda job: job.seed)
-        students = [read(job) for job in missing]
-        plain = [pair for pair in students if pair[1].head is None]
-        distilled = [pair for pair in students if pair[1].head is not None]
-        teacher = self._group('teacher', [read(study.teacher)], None)
+        pairs = [read(job) for job in (study.teacher, *missing)]
+        recipe = pairs[0][0]
+        odd = next((student.job.name for other, student in pairs if other != recipe), None)
+        if odd is not None:
+            raise StudyError(f"{odd}: its recipe differs from the teacher's; leave out --device.")
+        train, test = (Images(part, recipe, self._device) for part in (recipe.train, recipe.test))
+        folder = study.folder / 'side_by_side'
+
+        def group_of(name: str, students: list[Student], table: TeacherPredictions | None) -> Group:
+            return Group(name, recipe, students, train, test, table, folder, self._device)
+
+        students = [student for _, student in pairs[1:]]
+        plain = [student for student in students if student.head is None]
+        distilled = [student for student in students if student.head is not None]
+        teacher = group_of('teacher', [pairs[0][1]], None)
         first = [] if teacher.done else [teacher]
         if plain:
-            first.append(self._group('plain', plain, None))
+            first.append(group_of('plain', plain, None))
         self._train(first)
         assert teacher.logits is not None
         if study.results.find(study.teacher) is None:
@@ -79,31 +83,12 @@ class SideBySideStudy:
         began = time.perf_counter()
         table = teacher.table()
         self._say(f'predictions of the teacher: {time.perf_counter() - began:.0f} s, mean norm {table.mean_norm:.3f}')
-        group = self._group('distilled', distilled, table)
+        group = group_of('distilled', distilled, table)
         self._train([group])
         self._record(group, teacher.logits[0])
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
-
-    def _group(self, name: str, pairs: list[tuple[Recipe, Student]], table: TeacherPredictions | None) -> Group:
-        recipes = [recipe for recipe, _ in pairs]
-        odd = next((student for recipe, student in pairs if recipe != recipes[0]), None)
-        if odd is not None:
-            raise StudyError(
-                f'{odd.job.name}: its recipe differs from that of {pairs[0][1].job.name}; leave out --device.'
-            )
-        recipe = recipes[0]
-        train, test = (self._images(part, recipe) for part in (recipe.train, recipe.test))
-        students = [student for _, student in pairs]
-        folder = self._study.folder / 'side_by_side'
-        return Group(name, recipe, students, train, test, table, folder, self._device)
-
-    def _images(self, config: dict, recipe: Recipe) -> Images:
-        key = repr((config, recipe.mean, recipe.std))
-        if key not in self._data:
-            self._data[key] = Images(config, recipe, self._device)
-        return self._data[key]
 
     def _train(self, groups: Sequence[Group]) -> None:
         """Train groups at the same time, alternating their steps."""
