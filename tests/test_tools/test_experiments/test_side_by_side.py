@@ -175,7 +175,7 @@ def _run_table(folder: Path) -> dict[str, dict]:
     from rich.console import Console
 
     table = cifar100('r20', 'r56')
-    table = replace(table, methods=tuple(m for m in table.methods if m.title in ('plain', 'FNKD')))
+    table = replace(table, methods=tuple(m for m in table.methods if m.title in ('plain', 'FNKD, normalize')))
     options = {**TINY, 'train_cfg.max_epochs': 2}
     study = Study(table, Results(folder / 'results.json'), folder / 'runs', range(1), options)
     SideBySideStudy(study, 'cpu', Console(quiet=True)).run(table.methods)
@@ -214,7 +214,7 @@ def test_a_table_cut_off_in_its_first_test_goes_on_without_training_again(
         (name, epoch) for name in ('teacher', 'distilled') for epoch in (0, 1)
     ]
     measures = ('accuracy', 'nll', 'ece', 'best_accuracy', 'best_epoch')
-    assert set(found) == {'teacher', 'plain_seed0', 'fnkd_seed0'}
+    assert set(found) == {'teacher', 'plain_seed0', 'fnkd_normalize_seed0'}
     assert all(found[name][m] == whole[name][m] for name in found for m in measures)
 
 
