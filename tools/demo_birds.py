@@ -1,7 +1,7 @@
 """The demo on photos: ten birds of CUB-200-2010, by the recipe of ``fnkd train FOLDER``.
 
-Birds of many families, which 40 iterations can tell apart. On ten similar warblers so short a training gave 30.5 % plain
-and 27.2 % with FNKD (three seeds), so this is a demonstration, not evidence (docs/results.md).
+Birds of many families, which 40 iterations can tell apart. On ten similar warblers so short a training gave 30.5 %
+plain and 27.2 % with FNKD (three seeds), so this is a demonstration, not evidence (docs/results.md has that).
 """
 
 import os
