@@ -37,7 +37,7 @@ PANELS = {
     ),
     'cub2010': (
         'CUB-200-2010, EfficientNet-Lite2 → Lite0\n5 epochs from ImageNet weights',
-        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd_clip': 'FNKD'},
+        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd_clip': 'FNKD, clip'},
     ),
 }
 """By results file: a title, and the methods that are shown, by the beginnings of their runs' names."""
@@ -55,7 +55,7 @@ def draw_results(path: Path, root: Path = ROOT) -> None:
         runs = json.loads((root / 'benchmarks' / f'{name}.json').read_text())['runs']
         found = {label: accuracies(runs, method) for method, label in methods.items()}
         teacher = runs['teacher']['accuracy']
-        colours = [RUST if label == 'FNKD' else BLUE for label in found]
+        colours = [RUST if label.startswith('FNKD') else BLUE for label in found]
         for place, (values, colour) in enumerate(zip(found.values(), colours, strict=True)):
             axis.plot([statistics.fmean(values)] * 2, [place - 0.32, place + 0.32], color=colour, lw=4)
             axis.plot(values, [place] * len(values), 'o', color=INK, ms=3.5)

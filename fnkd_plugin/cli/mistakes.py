@@ -52,7 +52,7 @@ def _of_names(error: KeyError | TypeError, cfg: Config) -> str | None:
         if frame.f_code is build_from_cfg.__code__:
             built = frame.f_locals
     option = re.match(r"(\w+).*unexpected keyword argument '(\w+)'", str(error))
-    if option and option[2] in built.get('args', ()):
+    if option and option[2] in built.get('args', ()) and option[2] not in _options(built['obj_cls']):
         return _unknown_option(cfg, built['obj_cls'], option[2])
     # MMEngine asks some types for their signature, also those that do not exist.
     own = [name for frame in frames if (name := frame.f_globals.get('__name__', '')) != 'inspect']
@@ -79,11 +79,18 @@ def _unknown_type(cfg: Config, name: str, known: dict[str, Any], kind: str) -> s
 
 
 def _unknown_option(cfg: Config, kind: Any, option: str) -> str:
-    places = [f'{key}.{option}' for key, node in _nodes(cfg) if option in node]
-    bases = inspect.getmro(kind) if inspect.isclass(kind) else [kind] if kind else []
-    known = {name for base in bases for name in inspect.signature(base).parameters}
     owner = getattr(kind, '__name__', 'what is built from it')
-    return f'{_where(places)}: {owner} has no option {option!r}{did_you_mean(option, known)}'
+    found = [(f'{key}.{option}', type_name(node)) for key, node in _nodes(cfg) if option in node]
+    places = [place for place, name in found if name == owner] or [place for place, _ in found]
+    return f'{_where(places)}: {owner} has no option {option!r}{did_you_mean(option, _options(kind))}'
+
+
+def _options(kind: Any) -> set[str]:
+    """The names of the arguments of a class and its bases, or of a function."""
+    bases = inspect.getmro(kind) if inspect.isclass(kind) else [kind] if kind else []
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    parameters = [p for base in bases for p in inspect.signature(base).parameters.values()]
+    return {p.name for p in parameters if p.kind not in several}
 
 
 def _nodes(cfg: Config) -> Iterator[tuple[str, dict]]:

@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -17,11 +18,13 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmpretrain.registry import MODELS
 from PIL import Image
+from torch import nn
 
 import fnkd_cli
 from fnkd_cli import arguments
 from fnkd_plugin.cli import doctor, publish
 from fnkd_plugin.cli.mistakes import explained
+from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.distill_config import METHODS, SMOOTHINGS
 from tests.helpers import timm_checkpoint
 from tests.test_cli import photos
@@ -252,6 +255,36 @@ def test_images_of_different_sizes_are_named(tmp_path: Path, monkeypatch, capsys
 def test_an_error_of_what_was_built_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)), explained(Config(dict(model=dict(type='ResNet', depth=18)))):
         raise error
+
+
+class _Neck(nn.Module):
+    """Passes its option on to a function that does not have it."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        (lambda: None)(depth=depth)  # type: ignore[call-arg]
+
+
+class _Head(nn.Module):
+    def __init__(self, width: int = 1, *args: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+def test_an_option_that_a_class_has_is_not_its_mistake(monkeypatch) -> None:
+    monkeypatch.setitem(MODELS._module_dict, '_Neck', _Neck)
+    cfg = Config(dict(model=dict(type='_Neck', depth=18)))
+    with pytest.raises(TypeError, match='depth'), explained(cfg):
+        MODELS.build(cfg.model)
+
+
+def test_an_unknown_option_is_named_where_its_own_type_has_it(monkeypatch) -> None:
+    monkeypatch.setitem(MODELS._module_dict, '_Head', _Head)
+    head = dict(type='_Head', depth=18)
+    cfg = Config(dict(model=dict(backbone=dict(type='ResNet', depth=18), head=head)))
+    with pytest.raises(SetupError) as caught, explained(cfg):
+        MODELS.build(cfg.model.head)
+    message = str(caught.value)
+    assert 'model.head.depth' in message and 'backbone' not in message and 'kwargs' not in message
 
 
 def test_a_hook_of_the_users_that_lacks_an_argument_keeps_its_traceback(tmp_path: Path, monkeypatch) -> None:
