@@ -46,7 +46,7 @@ def _known(methods: str | list[str]) -> str | list[str]:
     known = ('plain', 'lsr', *presets('DistillHead'))
     for name in [methods] if isinstance(methods, str) else methods:
         if name not in known:
-            raise typer.BadParameter(f'there is no method {name!r}{did_you_mean(name, known)}')
+            raise typer.BadParameter(f'unknown method {name!r}{did_you_mean(name, known)}')
     return methods
 
 

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f'there is no argument {unknown[0]}{did_you_mean(unknown[0], flags)}')
+            self.error(f'unknown argument {unknown[0]}{did_you_mean(unknown[0], flags)}')
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -64,7 +64,7 @@ def _add_launcher(parser: argparse.ArgumentParser) -> None:
 def _one_of(names: tuple[str, ...]) -> dict[str, Any]:
     def parse(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f'there is no {text!r}{did_you_mean(text, names)}')
+            raise argparse.ArgumentTypeError(f'unknown value {text!r}{did_you_mean(text, names)}')
         return text
 
     return dict(choices=names, type=parse)

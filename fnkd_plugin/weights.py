@@ -35,6 +35,10 @@ _SHAPE = r'torch\.Size\(\[(.*?)\]\)'
 _MISMATCH = re.compile(rf'size mismatch for (\S+): .*? {_SHAPE} .*? {_SHAPE}')
 
 
+class MismatchedWeightsError(SetupError):
+    """Weights of another model."""
+
+
 class UnreadableCheckpointError(SetupError):
     """A checkpoint that is missing or truncated, or has no weights."""
 
@@ -151,7 +155,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
         what: The model and the file, for the error.
 
     Raises:
-        SetupError: If keys are missing or unknown, or shapes differ; the message names the first of each.
+        MismatchedWeightsError: If keys are missing or unknown, or shapes differ; the message names the first of each.
     """
     # Recorded during loading, since models resize and rename weights in their load hooks.
     missing: list[str] = []
@@ -177,7 +181,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
         if keys
     ]
     if faults:
-        raise SetupError(
+        raise MismatchedWeightsError(
             f'{what}: the weights do not fit: {"; ".join(faults)}; give a checkpoint of this model, not of another '
             'architecture or number of classes.'
         )

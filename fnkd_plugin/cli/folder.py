@@ -21,7 +21,7 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
 from fnkd_plugin.mm.config import load_config
 from fnkd_plugin.teachers.timm_models import check_timm_model
-from fnkd_plugin.weights import UnreadableCheckpointError, read_state_dict
+from fnkd_plugin.weights import MismatchedWeightsError, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -156,17 +156,14 @@ class Experiment:
                 with silent_start():
                     built = MODELS.build(recipe.config(model.name, model.checkpoint).model)
                 found.append((built, recipe.teacher_size(model.name) if role == 'teacher' else recipe.image_size))
-            except UnreadableCheckpointError:
-                raise
+            except MismatchedWeightsError as error:
+                other = 'teacher' if role == 'student' else 'student'
+                raise SetupError(
+                    f'--{role}-checkpoint {model.checkpoint} has no weights of {model.name}; give those, or exchange '
+                    f'it with --{other}-checkpoint.'
+                ) from error
             except SetupError as error:
-                sentence = str(error).replace('checkpoint=', f'--{role}-checkpoint ')
-                if model.checkpoint is not None:
-                    other = 'teacher' if role == 'student' else 'student'
-                    sentence = (
-                        f'--{role}-checkpoint {model.checkpoint} has no weights of {model.name}; give those, or '
-                        f'exchange it with --{other}-checkpoint.'
-                    )
-                raise SetupError(sentence) from error
+                raise SetupError(str(error).replace('checkpoint=', f'--{role}-checkpoint ')) from error
         return found
 
 

@@ -75,7 +75,7 @@ def _of_names(error: KeyError | TypeError, cfg: Config) -> str | None:
 
 def _unknown_type(cfg: Config, name: str, known: dict[str, Any], kind: str) -> str:
     places = [f'{key}.type' for key, node in _nodes(cfg) if type_name(node) == name.split('.')[-1]]
-    return f'{_where(places)}: there is no {kind} {name!r}{did_you_mean(name.split(".")[-1], known)}'
+    return f'{_where(places)}: unknown {kind} {name!r}{did_you_mean(name.split(".")[-1], known)}'
 
 
 def _unknown_option(cfg: Config, kind: Any, option: str) -> str:

@@ -277,3 +277,21 @@ def test_a_student_is_tested_by_its_config(
     assert float(re.search(r'accuracy/top1 +([\d.]+)', shown)[1]) == pytest.approx(student.accuracy, abs=0.05)
     assert len(shown.splitlines()) < 6  # the log is in its file
     assert any((student.folder / 'tested').rglob('*.log'))
+
+
+@pytest.mark.parametrize(
+    ('weights', 'said'),
+    [('test_vit', 'has no weights of test_resnet'), (MODEL, 'no classifier')],
+    ids=['of another', 'right'],
+)
+def test_only_weights_of_another_model_are_called_so(weights: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    model = folder.Model(MODEL, str(timm_checkpoint(tmp_path, weights, num_classes=7)))
+    if weights == MODEL:
+        monkeypatch.setattr('fnkd_plugin.mm.models.timm_student.check_classifies', _refusing)
+    root = photos.folder(tmp_path / 'photos', train=8, val=4)
+    with pytest.raises(SetupError, match=said):
+        folder.Experiment(root, tmp_path / 'out', model, model, image_size=32, iterations=4)
+
+
+def _refusing(owner: str, model: torch.nn.Module) -> None:
+    raise SetupError(f'{owner}: no classifier')
