@@ -7,6 +7,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, owne
         owner: Prefix of error messages.
 
     Raises:
-        SetupError: If the file does not exist, has no model, needs an environment variable that is not set, or assigns
-            a variable of ``options`` inside a block.
+        SetupError: If the file does not exist, has no model, needs an environment variable that is not set, assigns
+            a variable of ``options`` inside a block, or misspells a key of the Runner's.
     """
     file = config_file(path)
     if not file.is_file():
@@ -62,7 +63,16 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, owne
     if not cfg.get('model'):
         raise SetupError(f'{owner}{path} has no model; is it a base of other configs?')
     merge_options(cfg, options or {})
+    _check_keys(cfg, f'{owner}{path}')
     return cfg
+
+
+def _check_keys(cfg: Config, owner: str) -> None:
+    """Refuse variables that are a misspelt key of the Runner's, which MMEngine would ignore."""
+    for key in cfg:
+        near = [] if key in _RUNNER_KEYS else get_close_matches(key, _RUNNER_KEYS, n=1, cutoff=0.88)
+        if near:
+            raise SetupError(f'{owner}: unknown key {key!r}; did you mean {near[0]}? If it is a variable, rename it.')
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any]) -> None:

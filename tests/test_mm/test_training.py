@@ -77,6 +77,7 @@ def test_training_needs_no_test_data() -> None:
         ("folder = '{{$FNKD_NONE:}}'", r'FNKD_NONE.* cannot be found in .os\.environ'),
         ("folder = {}['FNKD_NONE']", "KeyError: 'FNKD_NONE'$"),
         ('folder = 1', 'has no model'),
+        ('model = dict(type="A"); train_dataloder = 1', "'train_dataloder'; did you mean train_dataloader"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused_with_the_reason(line: str, message: str, tmp_path: Path) -> None:
