@@ -188,7 +188,9 @@ def analyze(prog: str | None = None) -> Parser:
     parser.add_argument('checkpoint', help="the classifier's weights")
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the page and the JSON files')
     parser.add_argument('--split', **_one_of(SPLITS), default='val', help='which images (val)')
-    parser.add_argument('--teacher-config', metavar='FILE', help='a teacher to compare with, a config of MMPretrain')
+    parser.add_argument(
+        '--teacher', metavar='NAME', help='to compare with: timm:MODEL, hf:FOLDER_OR_ID, a config file, ...'
+    )
     parser.add_argument(
         '--teacher-checkpoint', metavar='FILE', help="its weights; alone, those of a distilled config's teacher"
     )

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from fnkd_plugin.errors import SetupError
 from fnkd_plugin.mm.config import dicts_in, is_distilled, type_name
+from fnkd_plugin.mm.distill_config import teacher_config
 from fnkd_plugin.mm.mmpretrain_teacher import MMPretrainTeacher
 from fnkd_plugin.mm.training import check_data_roots
 from fnkd_plugin.prediction import Prediction
@@ -94,7 +95,7 @@ def build_subject(
     cfg: Config,
     checkpoint: str | Path,
     split: str,
-    teacher_config: str | None = None,
+    teacher: str | None = None,
     teacher_checkpoint: str | None = None,
 ) -> Subject:
     """Build the subject of an analysis from a config and its checkpoint.
@@ -106,8 +107,8 @@ def build_subject(
         cfg: The config, plain or distilled.
         checkpoint: The classifier's weights.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        teacher_config: An MMPretrain config of another teacher.
-        teacher_checkpoint: The weights of that teacher, or, without ``teacher_config``, of the config's teacher.
+        teacher: The name of another teacher, see :func:`~fnkd_plugin.mm.distill_config.teacher_config`.
+        teacher_checkpoint: The weights of that teacher, or, without ``teacher``, of the config's teacher.
 
     Raises:
         SetupError: If a part is missing or does not fit.
@@ -123,16 +124,16 @@ def build_subject(
     model.prepare(model.pixels)
     stated = dict(cfg.model.get('pixels') or {}) if is_distilled(cfg) else {}
     pixels = model.pixels.restated('analysis: pixels', **stated)
-    teacher = _build_teacher(cfg, teacher_config, teacher_checkpoint)
+    compared = _build_teacher(cfg, teacher, teacher_checkpoint)
     dataset = DATASETS.build(loader['dataset'])
     count = model.num_classes
     names = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     classes = [str(name) for name in names or range(count)]
     if len(classes) != count:
         raise SetupError(f'analysis: the model has {count} classes, the data set names {len(classes)}.')
-    if teacher is not None:
-        teacher.prepare(pixels)
-        teacher.match_classes(count, Classes.of(names, 'analysis') if names else None)
+    if compared is not None:
+        compared.prepare(pixels)
+        compared.match_classes(count, Classes.of(names, 'analysis') if names else None)
     if pixels.channel_order is None:
         # For pictures; our choice: what MMCV's loader gives, or else what CIFAR and other images in memory are.
         from_files = any(type_name(node).endswith('LoadImageFromFile') for node in dicts_in(loader['dataset']))
@@ -141,7 +142,7 @@ def build_subject(
     labels, clean, could_flip = of_images.T
     batch_size, workers = loader['batch_size'], loader.get('num_workers', 0)
     return Subject(
-        model, teacher, dataset, classes, labels, clean, could_flip.astype(bool), pixels, batch_size, workers
+        model, compared, dataset, classes, labels, clean, could_flip.astype(bool), pixels, batch_size, workers
     )
 
 
@@ -164,12 +165,12 @@ def _loader_of(cfg: Config, split: str) -> dict:
     return loader
 
 
-def _build_teacher(cfg: Config, config: str | None, checkpoint: str | None) -> Teacher | None:
-    if config is not None:
-        return MMPretrainTeacher(config, checkpoint)
+def _build_teacher(cfg: Config, name: str | None, checkpoint: str | None) -> Teacher | None:
+    if name is not None:
+        return MODELS.build(teacher_config(name, checkpoint))
     if not is_distilled(cfg):
         if checkpoint is not None:
-            raise SetupError('analysis: the config names no teacher; give --teacher-config with --teacher-checkpoint.')
+            raise SetupError('analysis: the config names no teacher; give --teacher with --teacher-checkpoint.')
         return None
     named = copy.deepcopy(cfg.model.teacher)
     path = named.get('checkpoint')

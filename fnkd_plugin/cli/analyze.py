@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, args.cfg_options)
     with explained(cfg):
-        subject = build_subject(cfg, args.checkpoint, args.split, args.teacher_config, args.teacher_checkpoint)
+        subject = build_subject(cfg, args.checkpoint, args.split, args.teacher, args.teacher_checkpoint)
     if subject.teacher is None and is_distilled(cfg):
         console.print(
             "The teacher's checkpoint is not there, or it is a cached teacher, for training images only; "
-            '--teacher-checkpoint FILE names it, --teacher-config FILE another. Going on without.'
+            '--teacher-checkpoint FILE names it, --teacher NAME another. Going on without.'
         )
     neighbours = None
     if args.groups is not None:

@@ -6,6 +6,8 @@ import torch
 
 from fnkd_plugin.analysis.subject import build_subject
 from fnkd_plugin.errors import SetupError
+from fnkd_plugin.teachers import TimmTeacher
+from fnkd_plugin.weights import read_state_dict
 from tests.helpers import CLASSES, MEAN, STD, config, distilled, resnet, timm_checkpoint, timm_student, timm_teacher
 from tests.test_analysis.subjects import checkpoint, evaluation_config, subject
 
@@ -49,6 +51,10 @@ def test_a_distilled_config_gives_its_student_and_a_teacher_that_is_there(tmp_pa
     same = build_subject(cfg, student, 'val', teacher_checkpoint=str(student))
     batch = next(same.batches())
     assert torch.allclose(batch.model.logits, batch.teacher.logits, atol=1e-5)
+    named = build_subject(cfg, student, 'val', teacher='timm:test_resnet', teacher_checkpoint=str(student)).teacher
+    assert isinstance(named, TimmTeacher)
+    for key, tensor in read_state_dict(student).items():
+        assert torch.equal(named.model.state_dict()[key], tensor)
     cfg.model.teacher.checkpoint = 'gone.pth'
     assert build_subject(cfg, student, 'val').teacher is None
     with pytest.raises(SetupError, match=r'gone\.pth does not exist'):
@@ -74,7 +80,7 @@ def test_a_teacher_of_the_same_unknown_channel_order_needs_no_statement(tmp_path
     path = tmp_path / 'teacher.py'
     evaluation_config(tmp_path, model).dump(path)
     weights = checkpoint(tmp_path, model)
-    options = dict(teacher_config=str(path), teacher_checkpoint=str(weights))
+    options = dict(teacher=str(path), teacher_checkpoint=str(weights))
     found = build_subject(evaluation_config(tmp_path, model), weights, 'val', **options)
     batch = next(found.batches())
     torch.testing.assert_close(batch.teacher.logits, batch.model.logits)
@@ -85,7 +91,7 @@ def test_invalid_options_raise_one_sentence(tmp_path: Path) -> None:
     cfg = evaluation_config(tmp_path)
     with pytest.raises(SetupError, match='no test_dataloader; choose another --split'):
         build_subject(cfg, weights, 'test')
-    with pytest.raises(SetupError, match='the config names no teacher; give --teacher-config'):
+    with pytest.raises(SetupError, match='the config names no teacher; give --teacher '):
         build_subject(cfg, weights, 'val', teacher_checkpoint=str(weights))
     without = config(resnet(), tmp_path)
     with pytest.raises(SetupError, match='no val_dataloader or test_dataloader whose pipeline'):
