@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-# No busy waiting beside other processes; it takes effect before torch is imported.
-os.environ.update(OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
+# As fnkd does; it takes effect before torch is imported.
+os.environ.update(OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='3000')
 # Use the package of this checkout, also in the worker processes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -81,9 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--out', type=Path, default=Path('work_dirs/demo'), help='output folder; if it exists, OUT_2 and so on'
     )
     parser.add_argument('--seeds', type=_count, help='final trainings of each method (2 of birds, 3 of digits)')
-    parser.add_argument(
-        '--trials', type=_count, default=3, help="trials of each method on the digits' validation split"
-    )
+    parser.add_argument('--trials', type=_count, help="trials of each method on the digits' validation split (3)")
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -98,11 +96,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, print the table, write the files and print their paths."""
     args = parse_args(argv)
+    birds = demo_birds.wanted()
+    if birds and (args.trials or args.cfg_options):
+        raise StudyError('--trials and --cfg-options are for digits; unset FNKD_DATA.')
+    if birds and (files := demo_birds.missing()):
+        raise StudyError(f'{files[0]} is missing; for digits unset FNKD_DATA.')
     console = Console()
     began = time.perf_counter()
     out = fresh_folder(args.out).resolve()
     console.print(f'results are written to {os.path.relpath(out)}', highlight=False)
-    files = demo_birds.run(out, args.seeds) if demo_birds.available() else run_digits(args, out, console)
+    files = demo_birds.run(out, args.seeds) if birds else run_digits(args, out, console)
     for title, path in files.items():
         console.print(f'{title + ":":<27}{os.path.relpath(path)}', highlight=False, soft_wrap=True)
     console.print(f'The demo took {time.perf_counter() - began:.0f} s.', highlight=False)
@@ -113,7 +116,7 @@ def run_digits(args: argparse.Namespace, out: Path, console: Console) -> dict[st
     workers = min(MAX_WORKERS, available_cores())
     os.environ['OMP_NUM_THREADS'] = '1'  # of the workers, of which there are as many as cores
     results = Results(out / 'results.json')
-    study = Study(digits(args.trials), results, out / 'runs', range(args.seeds or 3), args.cfg_options)
+    study = Study(digits(args.trials or 3), results, out / 'runs', range(args.seeds or 3), args.cfg_options)
     methods = study.table.methods
     console.print(f'{study.count(methods)} trainings in {workers} processes')
     study.run(methods, workers, console)

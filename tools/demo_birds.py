@@ -17,12 +17,15 @@ CLASSES, PIXELS, ITERATIONS, SEEDS = 10, 64, 40, 2  # two minutes on two cores
 STUDENT, TEACHER = 'tf_efficientnet_lite0', 'tf_efficientnet_lite2'
 
 
-def available() -> bool:
-    """Whether ``FNKD_DATA`` names a folder with the photos, and ``FNKD_WEIGHTS`` one with both models' weights."""
-    data, weights = (os.environ.get(name) for name in ('FNKD_DATA', 'FNKD_WEIGHTS'))
-    return bool(data and weights) and all(
-        path.is_file() for path in (Path(data or '', 'cub200_2010', 'images.tar'), _weights(STUDENT), _weights(TEACHER))
-    )
+def wanted() -> bool:
+    """Whether ``FNKD_DATA`` and ``FNKD_WEIGHTS`` name folders."""
+    return bool(os.environ.get('FNKD_DATA') and os.environ.get('FNKD_WEIGHTS'))
+
+
+def missing() -> list[Path]:
+    """The files of photos and of both models' weights that those folders lack."""
+    files = _photos() / 'images.tar', _weights(STUDENT), _weights(TEACHER)
+    return [path for path in files if not path.is_file()]
 
 
 def run(out: Path, seeds: int | None) -> dict[str, Path]:
@@ -33,7 +36,7 @@ def run(out: Path, seeds: int | None) -> dict[str, Path]:
     # Not in ``out``, which may be inside the checkout.
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / 'birds'
-        unpack(Path(os.environ['FNKD_DATA']) / 'cub200_2010', photos)
+        unpack(_photos(), photos)
         models = (Model(name, str(_weights(name))) for name in (STUDENT, TEACHER))
         rows = compare(Experiment(photos, out, *models, PIXELS, ITERATIONS), ['plain', 'fnkd'], seeds or SEEDS)
         teacher = out / 'teacher'
@@ -61,5 +64,9 @@ def unpack(source: Path, photos: Path) -> None:
                     target.write_bytes(member.read())
 
 
+def _photos() -> Path:
+    return Path(os.environ['FNKD_DATA'], 'cub200_2010')
+
+
 def _weights(model: str) -> Path:
-    return Path(os.environ.get('FNKD_WEIGHTS', ''), f'{model}.fp16.safetensors')
+    return Path(os.environ['FNKD_WEIGHTS'], f'{model}.fp16.safetensors')

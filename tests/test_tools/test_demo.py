@@ -24,12 +24,12 @@ TINY = [
 ]
 
 
-def _demo(*arguments: str) -> subprocess.CompletedProcess:
+def _demo(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, 'COLUMNS': '100'}
     for name in ('PYTHONPATH', 'FNKD_DATA', 'FNKD_WEIGHTS'):  # as from a checkout that is not installed, without photos
         environment.pop(name, None)
     command = [sys.executable, str(REPO / 'tools' / 'demo.py'), *arguments]
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=REPO, env=environment | variables, capture_output=True, text=True)
 
 
 def test_demo_end_to_end(tmp_path: Path) -> None:
@@ -61,6 +61,15 @@ def test_a_failed_training_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     assert str(tmp_path / 'demo' / 'runs' / 'logs') in done.stderr.replace('\n', '')
 
 
+@pytest.mark.parametrize(('options', 'named'), [((), 'images.tar is missing'), (('--trials', '2'), '--trials')])
+def test_a_demo_on_photos_without_their_files_or_with_options_of_digits_says_so(
+    options: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    done = _demo('--out', str(tmp_path / 'demo'), *options, FNKD_DATA=str(tmp_path), FNKD_WEIGHTS=str(tmp_path))
+    assert done.returncode == 1 and named in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'demo').exists()
+
+
 def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On made-up photos in the files of CUB-200-2010."""
     monkeypatch.syspath_prepend(str(REPO / 'tools'))
@@ -80,10 +89,10 @@ def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest
     safetensors.torch.save_file(weights, tmp_path / 'test_resnet.fp16.safetensors')
     for name, value in dict(STUDENT='test_resnet', TEACHER='test_resnet', PIXELS=32, ITERATIONS=2).items():
         monkeypatch.setattr(demo_birds, name, value)
-    assert not demo_birds.available()
+    assert not demo_birds.wanted()
     monkeypatch.setenv('FNKD_DATA', str(tmp_path / 'data'))
     monkeypatch.setenv('FNKD_WEIGHTS', str(tmp_path))
-    assert demo_birds.available()
+    assert demo_birds.wanted() and not demo_birds.missing()
     files = demo_birds.run(tmp_path / 'out', seeds=1)
     assert all(path.exists() for path in files.values())
     found = json.loads((tmp_path / 'out' / 'compare.json').read_text())
