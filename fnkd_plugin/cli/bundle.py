@@ -16,6 +16,9 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import load_weights, read_state_dict
 
+RESIZING = dict(interpolation='bicubic', backend='pillow')
+"""Options of MMPretrain's transforms that resize: as timm, which smooths what it makes smaller; OpenCV does not."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -55,7 +58,7 @@ class Bundle:
     def pixels(self, photo: Path) -> Tensor:
         """A photo as the student sees it in validation, [3, H, W].
 
-        Its pixels are those of training, by OpenCV. Pillow's, smoothed before they are made smaller, are others.
+        Resized by Pillow's bicubic, as in training and by timm.
         """
         if photo.is_dir():
             raise SetupError(f'{photo} is a folder; give its photos, such as {photo}/*.jpg.')
@@ -74,7 +77,7 @@ def val_pipeline(size: int) -> list[dict[str, Any]]:
     """A photo's file to the square of ``size`` pixels a side in its middle, as MMPretrain's transforms."""
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', interpolation='bicubic'),
+        dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', **RESIZING),
         dict(type='CenterCrop', crop_size=size),
     ]
 

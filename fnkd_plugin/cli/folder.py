@@ -1,7 +1,7 @@
 """``fnkd train FOLDER``: a teacher, then a student that learns from it, on a folder of photos."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import nn
 from fnkd_plugin.cli import train
 from fnkd_plugin.cli.batch_size import fitting_batch_size
 from fnkd_plugin.cli.photos import Photos, read_photos
-from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher
+from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher, teacher_config
 from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, recipe_for, with_method
+from fnkd_plugin.cli.small_photos import small_photos
 from fnkd_plugin.cli.terminal import console, duration, print_table, progress, silent_start
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
@@ -95,12 +96,17 @@ class Experiment:
         for role, model in self.models.items():
             check_timm_model(f'--{role}', model.name, {})
         photos = checked(root)
-        settings = photos, photos.write_lists(out), image_size, iterations, student.name
+        settings = photos, out, image_size, iterations, student.name
         self.recipe = recipe_for(*settings)
         models = self._built()
         if torch.cuda.is_available():
             self.recipe = recipe_for(*settings, fitting_batch_size(self.recipe.batch_size, models))
-        recipe = self.recipe
+        size = self.recipe.image_size
+        small = small_photos(
+            photos, out / f'photos_{size}px', size, lambda items, count: progress('copying', items, count)
+        )
+        small.write_lists(out)
+        recipe = self.recipe = replace(self.recipe, photos=small)
         console.print(
             f'recipe: {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} photos'
             f'{" in mixed precision" if recipe.amp else ""}; results in {out}',
@@ -120,9 +126,7 @@ class Experiment:
             console.print(f'teacher: {accuracy:.1f} %, used as it is: {checkpoint}', markup=False)
             return Teacher(config, accuracy)
         found = self.train('teacher', self.recipe.config(name, checkpoint, TEACHER_SEED, size))
-        file = str(found.checkpoint.absolute())
-        config = dict(type='TimmTeacher', model=name, checkpoint=file, input_size=size, interpolation='bicubic')
-        return Teacher(config, found.accuracy, found.seconds)
+        return Teacher(teacher_config(name, found.checkpoint, size), found.accuracy, found.seconds)
 
     def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:
         """A student trained by a method with one seed."""

@@ -27,7 +27,7 @@ class Photos:
     Attributes:
         root: The folder.
         classes: Names of the classes, sorted; a label is an index into them.
-        train: Paths relative to ``root``, and labels.
+        train: Paths, absolute or relative to ``root``, and labels.
         val: The same for the validation photos.
         notes: What the user should know of single files, one sentence each.
     """
@@ -46,15 +46,12 @@ class Photos:
             f'{len(self.val)} validation photos'
         )
 
-    def write_lists(self, folder: Path) -> dict[str, Path]:
+    def write_lists(self, folder: Path) -> None:
         """Write ``classes.txt``, ``train.txt`` and ``val.txt``, the annotation files of MMPretrain's CustomDataset."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = {name: [f'{path} {label}' for path, label in getattr(self, name)] for name in ('train', 'val')}
-        lines['classes'] = self.classes
-        files = {name: folder / f'{name}.txt' for name in lines}
-        for name, file in files.items():
-            file.write_text('\n'.join(lines[name]) + '\n', encoding='utf-8')
-        return files
+        for name, texts in dict(lines, classes=self.classes).items():
+            (folder / f'{name}.txt').write_text('\n'.join(texts) + '\n', encoding='utf-8')
 
 
 def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lambda items, count: items) -> Photos:
@@ -144,8 +141,7 @@ def _check_same_classes(train: dict, val: dict, train_folder: Path, val_folder: 
 
 def _check_files(root: Path, files: list[Path], progress: Callable) -> tuple[list[str], set[Path]]:
     notes, broken, content = [], set(), defaultdict(list)
-    # Threads would wait for one another in the decoders of many formats.
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8), initializer=_silence) as pool:
+    with quiet_pool() as pool:
         checked = pool.map(_look, files, chunksize=32)
         for path, (fault, size, digest) in zip(files, progress(checked, len(files)), strict=True):
             name = path.relative_to(root)
@@ -160,6 +156,11 @@ def _check_files(root: Path, files: list[Path], progress: Callable) -> tuple[lis
         if len(same) > 1:
             notes.append(f'{" and ".join(str(p.relative_to(root)) for p in same)} are the same photo.')
     return notes, broken
+
+
+def quiet_pool() -> ProcessPoolExecutor:
+    """Processes that decode photos; threads would wait for one another in the decoders of many formats."""
+    return ProcessPoolExecutor(min(os.cpu_count() or 1, 8), initializer=_silence)
 
 
 def _silence() -> None:

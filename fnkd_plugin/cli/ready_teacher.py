@@ -18,6 +18,18 @@ from fnkd_plugin.teachers.timm_models import checkpoint_classes
 from fnkd_plugin.weights import find_state_dict, read_checkpoint
 
 
+def teacher_config(model: str, checkpoint: Path, size: int) -> dict[str, Any]:
+    """A timm teacher that runs in the student's memory format, and gets its images enlarged to ``size`` pixels."""
+    return dict(
+        type='TimmTeacher',
+        model=model,
+        checkpoint=str(checkpoint.absolute()),
+        input_size=size,
+        interpolation='bicubic',
+        execution=dict(channels_last=True),
+    )
+
+
 def ready_teacher(model: str, checkpoint: str, classes: list[str], size: int) -> dict[str, Any] | None:
     """The config of a teacher that knows all ``classes``; None if its checkpoint is of others.
 
@@ -31,12 +43,7 @@ def ready_teacher(model: str, checkpoint: str, classes: list[str], size: int) ->
         size: Pixels a side that the teacher gets images at, if no file beside the checkpoint says which it needs.
     """
     bundle = _bundle(checkpoint)
-    config: dict[str, Any] = dict(
-        type='TimmTeacher',
-        model=model,
-        checkpoint=str(Path(checkpoint).absolute()),
-        input_size=bundle.image_size if bundle else size,
-    )
+    config = teacher_config(model, Path(checkpoint), bundle.image_size if bundle else size)
     content = read_checkpoint(checkpoint)
     saved = saved_classes(content)
     names = bundle.classes if bundle else saved.names if saved else None

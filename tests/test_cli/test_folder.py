@@ -241,6 +241,26 @@ def test_what_decoders_print_is_in_the_log(tmp_path: Path, capfd: pytest.Capture
     assert 'libpng' not in capfd.readouterr().err
 
 
+def test_a_student_sees_photos_as_timm_prepares_them(tmp_path: Path) -> None:
+    path = photos.photo(tmp_path / 'photo.png', (90, 120, 40), 0, (300, 200))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    ours = bundle.Bundle(MODEL, ['a', 'b'], 112, mean, std).pixels(path)
+    transform = timm.data.create_transform(112, interpolation='bicubic', crop_pct=7 / 8, mean=mean, std=std)
+    with Image.open(path) as image:
+        torch.testing.assert_close(ours, transform(image.convert('RGB')), atol=1e-6, rtol=0)
+
+
+def test_large_photos_are_trained_on_by_their_copies(tmp_path: Path) -> None:
+    root = photos.folder(tmp_path / 'photos', train=4, val=2)
+    photos.photo(root / 'train' / 'blue' / 'large.png', (20, 40, 180), 0, (640, 480))
+    experiment = folder.Experiment(root, tmp_path / 'out', *models(tmp_path), image_size=32, iterations=2)
+    experiment.train('plain', experiment.recipe.config(*dataclasses.astuple(models(tmp_path)[0])))
+    (copy,) = (tmp_path / 'out').rglob('large.png.jpg')
+    dataset = Runner.from_cfg(train.load_config(tmp_path / 'out' / 'plain.py')).train_dataloader.dataset
+    seen = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    assert str(copy) in seen and len(seen) == 13 and not any(path.endswith('large.png') for path in seen)
+
+
 def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     _, found = trained
     stored = json.loads((found['fnkd'].folder / 'result.json').read_text())

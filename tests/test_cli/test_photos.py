@@ -36,8 +36,8 @@ def test_lists_are_mmpretrains(tmp_path: Path) -> None:
     root = folder(tmp_path / 'photos')
     photo(root / 'train' / 'blue' / 'with a blank.png', COLOURS['blue'], 5)
     found = read_photos(root)
-    lists = found.write_lists(tmp_path / 'lists')
-    dataset = CustomDataset(data_root=str(root), ann_file=str(lists['train']), classes=found.classes)
+    found.write_lists(tmp_path / 'lists')
+    dataset = CustomDataset(data_root=str(root), ann_file=str(tmp_path / 'lists' / 'train.txt'), classes=found.classes)
     assert [(dataset[i]['img_path'], dataset[i]['gt_label']) for i in range(len(dataset))] == [
         (str(root / path), label) for path, label in found.train
     ]
