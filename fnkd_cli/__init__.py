@@ -91,7 +91,7 @@ def check(folder: Folder) -> None:
     if found.notes:
         print(f'{count} photos of {len(found.classes)} classes can be used; see the notes above.')
     else:
-        print(f'OK: all {count} photos of {len(found.classes)} classes can be read; none is there twice.')
+        print(f'OK: all {count} photos of {len(found.classes)} classes can be read, without duplicates.')
 
 
 @app.command()

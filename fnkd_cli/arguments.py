@@ -134,14 +134,14 @@ def train(prog: str | None = None) -> Parser:
         help='weights of the last --teacher (the published ones)',
     )
     group.add_argument(
-        '--distill', **_one_of(presets('DistillHead')), help='method (fnkd), also for the pair of a distilled config'
+        '--distill', **_one_of(presets('DistillHead')), help='distillation method (fnkd); replaces that of a distilled config'
     )
     group.add_argument(
         '--label-smoothing',
         **_one_of(presets('LSRLoss', 'ALSRLoss')),
-        help='in place of the loss; with a teacher, too',
+        help='replaces the loss on labels; can be combined with --teacher',
     )
-    _add_options(group, '--distill-cfg', 'its options: hard_weight=0.5 warmup=20')
+    _add_options(group, '--distill-cfg', 'its options: hard_weight=0.5 warmup=0.1')
     _add_options(group, '--label-smoothing-cfg', 'its options: groups.rule=last_word')
     _add_launcher(parser)
     return parser
@@ -162,7 +162,7 @@ def cache(prog: str | None = None) -> Parser:
     parser.add_argument(
         '--views', type=_positive, default=1, help='augmentations of each image; epochs repeat them (1)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the augmentations, other ones than of any run (0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentations; no training run repeats them (0)')
     parser.add_argument('--dtype', **_one_of(DTYPES), default=DTYPES[0], help='of the stored logits (float16)')
     parser.add_argument(
         '--top-k',

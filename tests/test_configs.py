@@ -115,7 +115,7 @@ def test_one_distilled_file_a_pair() -> None:
         ('kd_t1', dict(type='KDLoss', temperature=1.0, loss_weight=0.5), dict(hard_weight=0.5)),
         ('kd_benchmark', dict(type='KDLoss', temperature=4.0, loss_weight=0.9), dict(hard_weight=0.1)),
         ('kd_authors', dict(type='KDLoss', temperature=3.0, loss_weight=0.5), dict(hard_weight=0.5)),
-        ('dkd_beta2', dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), dict(warmup=20)),
+        ('dkd_beta2', dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), dict(warmup=1 / 12)),
         ('fnkd', dict(type='FNKDLoss'), {}),
     ],
 )

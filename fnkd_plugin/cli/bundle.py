@@ -22,7 +22,7 @@ RESIZING = dict(interpolation='bicubic', backend='pillow')
 
 @dataclass(frozen=True)
 class Bundle:
-    """A student and what one must know to use it.
+    """A student with the metadata for inference.
 
     Attributes:
         model: timm's name.

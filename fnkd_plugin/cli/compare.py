@@ -68,7 +68,7 @@ def compare(experiment: Experiment, methods: list[str], seeds: int) -> list[Row]
 def table(rows: list[Row], teacher: Teacher) -> list[tuple[str, str, str, str]]:
     """Titles and rows: mean ± standard deviation over seeds, and paired differences ± their 95 % interval."""
     first = rows[0].method
-    lines = [('method', 'top-1, %', f'over {first}', 'a training')]
+    lines = [('method', 'top-1, %', f'over {first}', 'time per run')]
     for row in rows:
         difference = '' if row.method == first else gain(row.differences)
         lines.append((row.method, mean_std(row.accuracies), difference, duration(statistics.fmean(row.seconds))))

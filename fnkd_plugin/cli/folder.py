@@ -79,7 +79,7 @@ class Experiment:
         iterations: Of each training; None for the recipe's.
 
     Raises:
-        SetupError: If a model is unknown, its weights cannot be read or fetched, or the photos do not do.
+        SetupError: If a model is unknown, its weights cannot be read or fetched, or the photos cannot be used.
     """
 
     def __init__(

@@ -151,7 +151,7 @@ def _check_files(root: Path, files: list[Path], progress: Callable) -> tuple[lis
                 continue
             content[digest].append(path)
             if min(size) < _SMALLEST or max(size) > _LONGEST * min(size):
-                notes.append(f'{name} has an odd size, {size[0]} x {size[1]} pixels.')
+                notes.append(f'{name} is very small or elongated, {size[0]} x {size[1]} pixels.')
     for same in content.values():
         if len(same) > 1:
             notes.append(f'{" and ".join(str(p.relative_to(root)) for p in same)} are the same photo.')
@@ -164,7 +164,7 @@ def quiet_pool() -> ProcessPoolExecutor:
 
 
 def _silence() -> None:
-    """Close this process's standard error: what decoders say of odd metadata concerns nobody."""
+    """Close this process's standard error, to which decoders write warnings about metadata."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

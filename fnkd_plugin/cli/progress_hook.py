@@ -21,7 +21,7 @@ class ProgressHook(Hook):
     The loss, a mean of ten iterations, is read from the device twice a second at most.
 
     Args:
-        title: Of the bar.
+        title: The title of the bar.
     """
 
     priority = 'VERY_LOW'

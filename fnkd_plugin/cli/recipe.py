@@ -15,11 +15,11 @@ from fnkd_plugin.cli.photos import Photos
 from fnkd_plugin.mm.distill_config import distill, smooth_labels
 
 LEARNING_RATES = {True: 1e-3, False: 1e-4}
-"""Of AdamW at a batch of 32, for networks with batch normalisation and for those without, mostly transformers."""
+"""Learning rates of AdamW at a batch of 32, for networks with batch normalisation and for those without, mostly transformers."""
 OF_CLASSIFIER = 3
 """How much faster the new classifier learns than the pretrained layers."""
 SEED, TEACHER_SEED = 0, 1000
-_IMAGES, _PASSES, _VALIDATIONS = 6_400, 10, 5
+_IMAGES, _PASSES, _VALIDATIONS = 8_000, 10, 5
 _ENLARGED = 1.5
 
 
@@ -56,7 +56,7 @@ class Recipe:
             model: timm's name.
             checkpoint: Weights to start from; None for timm's published ones.
             seed: Of everything random.
-            enlarged: Pixels a side that the model gets the student's images at, a teacher's
+            enlarged: The size to which the student's images are enlarged for this model, a teacher's
                 :meth:`teacher_size`; None for ``image_size``.
         """
         classes = len(self.photos.classes)
@@ -97,7 +97,7 @@ class Recipe:
         )
 
     def teacher_size(self, model: str) -> int:
-        """Pixels a side that a teacher gets the student's images at: up to 1.5 times as many, not above its own.
+        """The size to which a teacher enlarges the student's images: up to 1.5 times, not above its own.
 
         A model that was pretrained on large images is better on enlarged ones than on small ones: on 20 other bird
         classes, images of 96 pixels enlarged to 144 raised a Lite2's accuracy from 57 to 63 % (our choice).
@@ -108,7 +108,7 @@ class Recipe:
         return max(self.image_size, min(own, round(self.image_size * _ENLARGED)))
 
     def bundle(self, model: str) -> Bundle:
-        """What one must know to use a model that was trained so."""
+        """The metadata of a model that was trained so, for inference."""
         return Bundle(model, self.photos.classes, self.image_size, _published(model).mean, _published(model).std)
 
     def _loader(self, part: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def recipe_for(
 ) -> Recipe:
     """A recipe that fits the photos and this machine.
 
-    6,400 images are seen, or each photo 10 times if that is more (our choice). The image size is the model's own on a
+    8,000 images are seen, or each photo 10 times if that is more (our choice). The image size is the model's own on a
     GPU, and at most 128 pixels on a CPU.
     """
     gpu = torch.cuda.is_available()
@@ -169,7 +169,7 @@ def recipe_for(
 
 
 def learning_rate(model: str) -> float:
-    """Of AdamW, for a timm model at a batch of 32 (found on other bird classes, see docs/get_started.md)."""
+    """The learning rate of AdamW for a timm model at a batch of 32 (found on other bird classes, see docs/get_started.md)."""
     with torch.device('meta'):
         modules = timm.create_model(model).modules()
     return LEARNING_RATES[any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)]

@@ -1,4 +1,4 @@
-"""Small copies of large photos: a crop of 96 pixels does not need 12 million decoded each time it is drawn."""
+"""Downscaled copies of large photos, which are decoded faster."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,7 +26,7 @@ def small_photos(
 
     Args:
         photos: Checked ones.
-        folder: Of the copies.
+        folder: The folder of the copies.
         size: The image size, in pixels a side.
         progress: Wraps the photos that are being copied, and their number.
     """

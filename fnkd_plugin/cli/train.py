@@ -108,13 +108,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(cfg: Config, title: str, verbose: bool = False, summary: bool = True) -> Runner:
-    """Train a config under one line of progress; MMEngine's log goes to its file.
+    """Train a config with a progress bar; MMEngine's log goes to its file.
 
     Args:
         cfg: What is trained.
         title: Of the progress.
         verbose: Show MMEngine's log instead.
-        summary: Show what is trained, and what came of it.
+        summary: Print what is trained before, and the results after.
     """
     with explained(cfg):
         if verbose:

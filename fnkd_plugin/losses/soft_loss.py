@@ -1,4 +1,4 @@
-"""Soft losses, and the one soft-target cross-entropy under which every temperature policy stands."""
+"""Soft losses, and the soft-target cross-entropy with a temperature policy."""
 
 from abc import ABC, abstractmethod
 
@@ -22,7 +22,7 @@ class SoftLoss(nn.Module, ABC):
     """Whether the loss reads ``feature_norm`` and ``origin`` of both predictions."""
 
     needs_all_logits = True
-    """Whether a :class:`~fnkd_plugin.prediction.SparsePrediction` of a teacher does not serve."""
+    """Whether the loss refuses the top-k logits of a :class:`~fnkd_plugin.prediction.SparsePrediction`."""
 
     needs_labels = True
     """Whether the loss reads the labels."""

@@ -1,6 +1,5 @@
 """The soft losses of a distilled model and the weights of all its losses."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from fnkd_plugin.errors import SetupError, check_number
 from fnkd_plugin.losses.soft_loss import SoftLoss, SoftTargetLoss
 from fnkd_plugin.prediction import Prediction, most_likely
 
-_logger = logging.getLogger(__name__)
-
 
 @MODELS.register_module()
 class DistillHead(nn.Module):
@@ -22,9 +19,9 @@ class DistillHead(nn.Module):
     Args:
         soft_loss: A soft loss or its config, or several, which are summed.
         hard_weight: Factor of the student's own losses, >= 0.
-        warmup: Number of epochs (or iterations) of a linear warm-up of the soft losses: in epoch (iteration) ``i``,
-            counted from 1, their factor is ``min(1, i / warmup)``. 0 for none.
-        by_epoch: Whether ``warmup`` counts epochs or iterations. An iteration-based loop has only one epoch.
+        warmup: The part of the training, in [0, 1], over which the weight of the soft losses grows linearly: in epoch
+            ``i`` of ``n``, counted from 1, their factor is ``min(1, i / (warmup * n))``; the same of iterations where
+            the loop counts those. 0 for none.
         wrong_teacher_weight: Factor in [0, 1] of the soft loss of images that the teacher (of an ensemble, the mean)
             misclassifies; 0 excludes them. Under mixup and CutMix the label is the heavier class.
 
@@ -37,8 +34,7 @@ class DistillHead(nn.Module):
         self,
         soft_loss: dict | SoftLoss | Sequence[dict | SoftLoss],
         hard_weight: float = 1.0,
-        warmup: float = 0,
-        by_epoch: bool = True,
+        warmup: float = 0.0,
         wrong_teacher_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -48,15 +44,10 @@ class DistillHead(nn.Module):
         if not self.soft_losses:
             raise SetupError('DistillHead: soft_loss is empty; give at least one, such as KDLoss.')
         self.hard_weight = check_number('DistillHead', 'hard_weight', hard_weight)
-        self.warmup = check_number('DistillHead', 'warmup', warmup)
-        self.by_epoch = by_epoch
-        self._warmup_warned = False
-        weight = check_number('DistillHead', 'wrong_teacher_weight', wrong_teacher_weight)
-        if weight > 1:
-            raise SetupError(f'DistillHead: wrong_teacher_weight must be in [0, 1], but is {weight:g}.')
-        self.wrong_teacher_weight = weight
+        self.warmup = _share('warmup', warmup)
+        self.wrong_teacher_weight = _share('wrong_teacher_weight', wrong_teacher_weight)
         others = [type(loss).__name__ for loss in self.soft_losses if not isinstance(loss, SoftTargetLoss)]
-        if weight < 1 and others:
+        if self.wrong_teacher_weight < 1 and others:
             raise SetupError(
                 f'DistillHead: {others[0]} is not a mean over images under one policy, to which '
                 'wrong_teacher_weight applies; leave it at 1, or use a soft loss such as KDLoss.'
@@ -166,20 +157,21 @@ class DistillHead(nn.Module):
         if self.warmup == 0:
             return 1.0
         hub = MessageHub.get_current_instance()
-        unit = 'epoch' if self.by_epoch else 'iter'
+        # A loop by iterations counts a single epoch.
+        unit = 'epoch' if (hub.get_info('max_epochs') or 1) > 1 else 'iter'
         done, length = hub.get_info(unit), hub.get_info(f'max_{unit}s')
-        if done is None:
+        if done is None or length is None:
             raise RuntimeError(
                 'DistillHead: warmup needs a Runner, which counts epochs and iterations; '
                 'train with one, or set warmup=0.'
             )
-        if length is not None and self.warmup > length and not self._warmup_warned:
-            self._warmup_warned = True
-            _logger.warning(
-                f'DistillHead: warmup={self.warmup:g} is longer than the run (max_{unit}s is {length}), so the soft '
-                'losses never reach their full weight. With an iteration-based loop use by_epoch=False.'
-            )
-        return min(1.0, (done + 1) / self.warmup)
+        return min(1.0, (done + 1) / (self.warmup * length))
+
+
+def _share(name: str, value: float) -> float:
+    if check_number('DistillHead', name, value) > 1:
+        raise SetupError(f'DistillHead: {name} must be in [0, 1], but is {value:g}.')
+    return value
 
 
 def _build_soft_loss(loss: dict | SoftLoss) -> SoftLoss:

@@ -89,7 +89,7 @@ def test_what_may_choose_otherwise_when_it_goes_on_is_refused(tmp_path: Path) ->
         make_cache(tmp_path / 'cache', timm_teacher(tmp_path, execution='auto'))
 
 
-def test_what_is_no_one_live_teacher_is_refused(tmp_path: Path) -> None:
+def test_only_a_single_live_teacher_can_be_cached(tmp_path: Path) -> None:
     teacher = timm_teacher(tmp_path)
     one = make_cache(tmp_path / 'one', teacher)
     for other, name in ((cached(one), 'CachedTeacher'), (dict(type='EnsembleTeacher', teachers=[teacher]), 'Ensemble')):

@@ -157,7 +157,7 @@ def test_other_mixtures_are_refused_before_the_first_step(
         run(distilled(_student(**train_cfg), cached(str(folder / 'cache'))), tmp_path, **_options())
 
 
-def test_mixed_and_unmixed_do_not_meet(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_of_mixed_images_and_one_of_plain_ones_are_not_interchangeable(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="teacher saw mixed images, but the student's train_cfg"):
         run(distilled(resnet(), cached(str(folder / 'cache'))), tmp_path / 'a', **_options())
     plain = make_cache(tmp_path / 'plain', timm_teacher(folder), train_dataloader=_data())
@@ -237,7 +237,7 @@ def test_a_loop_by_iterations_draws_the_same(folder: Path, tmp_path: Path) -> No
     assert _seen(model, tmp_path / 'iterations', **loop).images == _seen(model, tmp_path / 'epochs').images
 
 
-def test_the_largest_logits_do(folder: Path, tmp_path: Path) -> None:
+def test_top_k_logits_of_mixed_images_train_like_all(folder: Path, tmp_path: Path) -> None:
     cache = make_cache(tmp_path / 'top', timm_teacher(folder), student=_student(), train_dataloader=_data(), top_k=3)
     top = _seen(distilled(_student(), cached(cache), FNKD), tmp_path / 'top_3')
     whole = _seen(distilled(_student(), cached(str(folder / 'cache')), FNKD), tmp_path / 'all')

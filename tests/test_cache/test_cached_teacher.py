@@ -283,7 +283,7 @@ def test_caches_make_an_ensemble(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('loss', [dict(type='FNKDLoss'), dict(type='KDLoss', temperature=3.0)])
-def test_all_logits_but_one_are_all(loss: dict, folder: Path, tmp_path: Path) -> None:
+def test_the_top_k_with_all_logits_but_one_trains_like_all(loss: dict, folder: Path, tmp_path: Path) -> None:
     # A tail of one class has no variance, so that nothing is lost.
     teacher = timm_teacher(folder)
     cache = make_cache(tmp_path / 'cache', teacher, dtype='float32', top_k=3)

@@ -140,7 +140,7 @@ def test_rows_are_on_disk_before_they_are_done(tmp_path: Path, monkeypatch: pyte
     assert order == ['write rows', 'sync rows', 'write done', 'sync done']
 
 
-def test_half_a_block_is_none(tmp_path: Path) -> None:
+def test_a_partial_block_is_refused(tmp_path: Path) -> None:
     store = _store(tmp_path / 'cache')
     for start, end in ((0, BLOCK - 1), (1, BLOCK + 1), (BLOCK, SAMPLES - 1)):
         with pytest.raises(ValueError, match='not a block'):

@@ -152,7 +152,7 @@ def test_another_training_in_the_same_folder_is_named_by_what_differs(
         folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=12).teacher()
 
 
-def test_a_folder_is_no_photo(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+def test_predict_refuses_a_folder(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match=r'is a folder; give its photos'):
         bundle.predict(root / 'out', [root / 'photos'])

@@ -40,6 +40,6 @@ def test_under_the_interpreter(marker: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is CUDA')
-def test_where_triton_does_not_work_torchs_operators_do() -> None:
+def test_without_a_working_triton_torch_operators_are_used() -> None:
     with pytest.warns(UserWarning, match='Triton does not work here'):
         assert scaled_cross_entropy._fused_cross_entropy.__wrapped__() is None

@@ -287,7 +287,7 @@ def test_bad_numbers_name_the_option_its_value_and_its_range(
         assert '\n' not in text
 
 
-def test_bad_words_name_the_choices() -> None:
+def test_invalid_options_name_the_choices() -> None:
     with pytest.raises(SetupError, match=r"FNKDLoss: mode must be 'normalize' or 'clip', but is 'clamp'"):
         FNKDLoss(mode='clamp')
     with pytest.raises(SetupError, match=r"FNKDLoss: tau must be a number > 0 or 'auto', but is 'mean'"):

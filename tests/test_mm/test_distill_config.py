@@ -227,9 +227,9 @@ def test_each_method_is_a_head(method: str) -> None:
 
 
 def test_options_go_where_they_belong() -> None:
-    head = distill(_plain(), TEACHER, 'fnkd', tau=8, loss_weight=4, hard_weight=0.5, warmup=3).model.head
+    head = distill(_plain(), TEACHER, 'fnkd', tau=8, loss_weight=4, hard_weight=0.5, warmup=0.25).model.head
     assert head == dict(
-        type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=8, loss_weight=4), hard_weight=0.5, warmup=3
+        type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=8, loss_weight=4), hard_weight=0.5, warmup=0.25
     )
     assert distill(_plain(), TEACHER, 'kd', temperature=1).model.head.soft_loss.temperature == 1
 
@@ -355,7 +355,7 @@ def test_each_checkpoint_is_its_teachers(tmp_path: Path) -> None:
         ['--label-smoothing', 'lsr', '--label-smoothing-cfg', 'method=alsr'],
     ],
 )
-def test_what_has_a_flag_of_its_own_is_no_option(flags: list[str], tmp_path: Path) -> None:
+def test_options_with_a_flag_of_their_own_are_refused(flags: list[str], tmp_path: Path) -> None:
     plain, _ = write_configs(tmp_path, Path('t.pth'))
     with pytest.raises(SetupError, match=r'-cfg: (method|teacher) is not an option of a method'):
         _mixed_by_shell(plain, *flags)

@@ -1,6 +1,7 @@
 """Weights, names and warm-up of the losses."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,46 +61,45 @@ def test_the_hard_loss_is_renamed_and_weighed() -> None:
     assert DistillHead(KD).scale_hard(losses)['loss_hard'] is losses['loss'], 'a weight of 1 is no operation'
 
 
-@pytest.mark.parametrize(('by_epoch', 'unit'), [(True, 'epoch'), (False, 'iter')])
-def test_warmup_factor(by_epoch: bool, unit: str) -> None:
-    """In epoch (iteration) i, counted from 1: min(1, i / warmup)."""
+@pytest.mark.parametrize(
+    ('lengths', 'unit'), [(dict(epoch=8, iter=400), 'epoch'), (dict(epoch=1, iter=8), 'iter')], ids=['epochs', 'iters']
+)
+def test_warmup_factor(lengths: dict[str, int], unit: str) -> None:
+    """In epoch (iteration) i of 8, counted from 1, and half of them: min(1, i / 4)."""
     student, teacher = _pair()
-    head = DistillHead(KD, warmup=4, by_epoch=by_epoch)
+    head = DistillHead(KD, warmup=0.5)
     full = DistillHead(KD)(student, teacher)['loss_soft']
     hub = MessageHub.get_current_instance()
+    for name, length in lengths.items():
+        _count(f'max_{name}s', length)
     for done, factor in enumerate((0.25, 0.5, 0.75, 1.0, 1.0)):
         _count(unit, done)
         torch.testing.assert_close(head(student, teacher)['loss_soft'], full * factor)
-    hub.pop_info(unit)
+    for name in (unit, 'max_epochs', 'max_iters'):
+        hub.pop_info(name)
 
 
 def test_warmup_without_a_runner_says_what_counts() -> None:
     hub = MessageHub.get_current_instance()
     hub.pop_info('epoch', None)
     with pytest.raises(RuntimeError, match=r'warmup needs a Runner, which counts epochs.*warmup=0'):
-        DistillHead(KD, warmup=2)(*_pair())
+        DistillHead(KD, warmup=0.5)(*_pair())
 
 
 @pytest.mark.parametrize(
-    ('by_epoch', 'warmup', 'factors'), [(True, 2, [0.5] * 4 + [1.0] * 4), (False, 4, [0.25, 0.5, 0.75] + [1.0] * 5)]
+    ('loop', 'factors'),
+    [
+        (dict(by_epoch=True, max_epochs=2), [0.5] * 4 + [1.0] * 4),
+        (dict(by_epoch=True, max_epochs=1), [0.25, 0.5, 0.75, 1.0]),
+        (dict(by_epoch=False, max_iters=8), [0.125 * i for i in range(1, 9)]),
+    ],
+    ids=['epochs', 'one epoch', 'iterations'],
 )
-def test_warmup_through_a_runner(by_epoch: bool, warmup: int, factors: list[float], tmp_path: Path) -> None:
+def test_warmup_through_a_runner(loop: dict[str, Any], factors: list[float], tmp_path: Path) -> None:
     """With a learning rate of 0 and no shuffling, an epoch repeats but for the factor."""
-    options = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)))
+    options = dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)), train_cfg=loop)
     soft = []
-    for i, head in enumerate((dict(warmup=warmup, by_epoch=by_epoch), {})):
+    for i, head in enumerate((dict(warmup=1.0), {})):
         runner = train(distilled(resnet(), timm_teacher(tmp_path), **head), tmp_path / str(i), **options)
         soft.append(torch.tensor(runner.message_hub.get_scalar('train/loss_soft').data[0]))
     torch.testing.assert_close(soft[0] / soft[1], torch.tensor(factors, dtype=soft[0].dtype), rtol=1e-5, atol=0)
-
-
-@pytest.mark.upstream
-@pytest.mark.parametrize(('warmup', 'by_epoch', 'warnings'), [(3, True, 1), (3, False, 0), (1, True, 0)])
-def test_a_warmup_longer_than_the_run_is_warned_of_once(
-    warmup: int, by_epoch: bool, warnings: int, tmp_path: Path
-) -> None:
-    """A loop by iterations counts one epoch, in which a warm-up by epochs never ends."""
-    model = distilled(resnet(), timm_teacher(tmp_path), warmup=warmup, by_epoch=by_epoch)
-    train(model, tmp_path, train_cfg=dict(by_epoch=False, max_iters=4))
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert log.count('use by_epoch=False') == warnings

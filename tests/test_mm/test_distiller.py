@@ -453,7 +453,7 @@ WITHOUT_NORM = {
 @pytest.mark.upstream
 @pytest.mark.filterwarnings('ignore:MMPretrain cannot train the distilled version DeiT')
 @pytest.mark.parametrize('name', WITHOUT_NORM)
-def test_kd_of_logits_that_are_no_affine_layers(name: str, folder: Path) -> None:
+def test_kd_of_logits_without_an_affine_layer(name: str, folder: Path) -> None:
     """The student learns by the logits that it predicts with, whatever margin its hard loss has."""
     soft = dict(type='KDLoss', temperature=2.0, t_squared=False)
     model = build(distilled(WITHOUT_NORM[name](), timm_teacher(folder), soft)).eval()

@@ -116,7 +116,7 @@ def test_fnkd_applies_or_says_so(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('name', NOT_TRAINED)
-def test_what_mmpretrain_does_not_train_is_no_student(name: str, tmp_path: Path) -> None:
+def test_models_that_mmpretrain_does_not_train_are_refused_as_students(name: str, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=rf'the student has a {name} of two heads.* model\.head\.distillation=False'):
         build(distilled(NOT_TRAINED[name], timm_teacher(tmp_path)))
 

@@ -84,7 +84,7 @@ def test_unknown_formats_raise(source: PixelFormat, target: PixelFormat, message
         (dict(channel_order='RGB'), "channel_order must be 'rgb' or 'bgr', but is 'RGB'"),
     ],
 )
-def test_formats_that_are_none(options: dict, message: str) -> None:
+def test_invalid_formats_are_refused(options: dict, message: str) -> None:
     with pytest.raises(SetupError, match=message):
         PixelFormat(**options)
     with pytest.raises(SetupError, match=f'Me: .*{message}'):

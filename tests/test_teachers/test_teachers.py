@@ -88,7 +88,7 @@ def test_timm_models_without_a_pretrained_config(tmp_path: Path, monkeypatch: py
     assert TimmTeacher('test_resnet', path, num_classes=CLASSES).num_classes == CLASSES
 
 
-def test_timm_tags_and_arguments_that_are_none(tmp_path: Path) -> None:
+def test_unknown_timm_tags_and_arguments_are_refused(tmp_path: Path) -> None:
     path = timm_checkpoint(tmp_path)
     with pytest.raises(SetupError, match=r'TimmTeacher\(resnet18.bogus\): .*bogus.*a1_in1k'):
         TimmTeacher('resnet18.bogus', path)

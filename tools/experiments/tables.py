@@ -299,14 +299,13 @@ def cub2010_small() -> Table:
 def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', note: str = '') -> Table:
     """A pair of the public CIFAR-100 benchmark, each method with its authors' values; nothing is tuned.
 
-    In shorter trainings the milestones and DKD's warm-up are scaled in proportion.
+    In shorter trainings the milestones are scaled in proportion.
     """
     pair = Pair(
         f'cifar100/plain_{student}_cifar100.py', f'cifar100/fnkd_{student}_from_{teacher}_cifar100.py', 'cifar100'
     )
     share = epochs / 240
     length: Options = {}
-    warmup: Options = {}
     if epochs != 240:
         length = {
             'train_cfg.max_epochs': epochs,
@@ -314,7 +313,6 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             # Rounded up.
             'param_scheduler.milestones': [math.ceil(m * share) for m in (150, 180, 210)],
         }
-        warmup = {'model.head.warmup': 20 * share}
     return Table(
         title=title,
         teacher=f'cifar100/plain_{teacher}_cifar100.py',
@@ -327,7 +325,7 @@ def cifar100(student: str, teacher: str, epochs: int = 240, title: str = '', not
             *(pair.distilled(f'FNKD, {m}', 'fnkd', grid([MODE], [m])) for m in MODES),
             pair.distilled('LSKD', 'lskd'),
             pair.distilled('NormKD', 'normkd'),
-            pair.distilled('DKD', 'dkd_beta2' if student == 'r20' else 'dkd', (warmup,)),
+            pair.distilled('DKD', 'dkd_beta2' if student == 'r20' else 'dkd'),
             pair.distilled('DIST', 'dist'),
             pair.distilled('TTM', 'ttm'),
             pair.distilled('WTTM', 'wttm'),

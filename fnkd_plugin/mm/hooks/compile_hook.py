@@ -18,12 +18,12 @@ class CompileHook(Hook):
     Unlike MMEngine's ``compile``, which compiles ``train_step``, it leaves out what breaks a graph or keeps it from
     being captured: the copy to the device, ``backward()``, the optimiser, whose learning rate changes. On a GPU the
     graph is captured as a CUDA graph (``mode='reduce-overhead'``), so that small networks do not wait for their
-    launches. Validation is not compiled, nor is the first batch of a distilled model, which settles how the teacher
-    runs, nor the first 20 where a soft loss reads norms on the host (``tau='auto'``). Where compiling fails, a warning
-    says why, and training goes on in eager mode.
+    launches. Validation is not compiled. The first batch of a distilled model runs eagerly, as do the first 20 with
+    ``tau='auto'``, which is calibrated on them. If compiling fails, a warning gives the reason, and training continues
+    in eager mode.
 
     Args:
-        **options: Of ``torch.compile``, in place of ours.
+        **options: Arguments of ``torch.compile``, which replace ours.
     """
 
     def __init__(self, **options: Any) -> None:

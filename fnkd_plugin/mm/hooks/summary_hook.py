@@ -91,7 +91,7 @@ def _method(cfg: Any) -> Rows:
     head = cfg.model.head
     soft = head.soft_loss if isinstance(head.soft_loss, (list, tuple)) else [head.soft_loss]
     parts = [f'{head.get("hard_weight", 1):g} × {hard}', *map(_call, soft)]
-    return [('method', ' + '.join(parts) + (f', warm-up {head.warmup}' if head.get('warmup') else ''))]
+    return [('method', ' + '.join(parts) + (f', warm-up {head.warmup:.0%}' if head.get('warmup') else ''))]
 
 
 def _call(config: Any) -> str:

@@ -159,7 +159,7 @@ def test_what_cannot_be_resumed_is_named(keys: tuple, value: Any, tmp_path: Path
         train(tmp_path, load_from=str(tmp_path / 'x.pth'), resume=True, max_epochs=2)
 
 
-def test_weights_alone_are_no_run(tmp_path: Path) -> None:
+def test_resuming_from_weights_alone_is_refused(tmp_path: Path) -> None:
     train(tmp_path)
     torch.save(torch.load(tmp_path / 'epoch_1.pth')['state_dict'], tmp_path / 'x.pth')
     with pytest.raises(SetupError, match=r'x\.pth cannot be resumed: it holds weights only'):

@@ -94,7 +94,7 @@ def test_finals_read_a_cache_that_the_teachers_training_makes(tmp_path: Path) ->
     assert cache.complete and 'kd_seed1' in more.results.runs
 
 
-def test_a_single_trial_is_no_choice_and_is_not_run(tmp_path: Path) -> None:
+def test_a_single_trial_is_not_run(tmp_path: Path) -> None:
     from experiments.results import Results
     from experiments.study import Study
     from experiments.tables import digits

@@ -66,9 +66,10 @@ class Losses:
         self._rows = {key: torch.tensor(rows, device=device) for key, (_, rows) in {**self._hard, **self._soft}.items()}
         self._branches = [torch.cuda.Stream(device) for _ in range(BRANCHES)] if device.type == 'cuda' else []
 
-    def begin(self, epoch: int) -> None:
-        """Set the warm-up factors of the soft losses for an epoch, counted from 0."""
-        self._growth.copy_(torch.tensor([min(1.0, (epoch + 1) / n) if n else 1.0 for n in self._warmups]))
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Set the warm-up factors of the soft losses for an epoch, counted from 0, of ``epochs``."""
+        lengths = [share * epochs for share in self._warmups]
+        self._growth.copy_(torch.tensor([min(1.0, (epoch + 1) / n) if n else 1.0 for n in lengths]))
 
     def hard(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum of the hard losses.
@@ -200,7 +201,7 @@ class Group:
             self.network.train()
             self._sum.zero_()
             self._rate.fill_(self.recipe.rate(self.epoch))
-            self.losses.begin(self.epoch)
+            self.losses.begin(self.epoch, self.recipe.epochs)
             whole, rest = self.plan(self.epoch)
             self._whole.copy_(whole)
             self._rest.copy_(rest)
