@@ -26,7 +26,9 @@ Folder = Annotated[
 Size = Annotated[
     int | None, typer.Option('--image-size', min=8, help="pixels a side (the model's; at most 128 on a CPU)")
 ]
-Iterations = Annotated[int | None, typer.Option(min=1, help='of each training (by the number of photos)')]
+Iterations = Annotated[
+    int | None, typer.Option(min=1, help='of a student, two thirds of them for the teacher (by the number of photos)')
+]
 Student = Annotated[str, typer.Option(help="timm's name of the student")]
 Teacher = Annotated[str, typer.Option(help="timm's name of the teacher")]
 StudentWeights = Annotated[

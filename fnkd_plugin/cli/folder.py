@@ -15,7 +15,7 @@ from fnkd_plugin.cli import train
 from fnkd_plugin.cli.batch_size import fitting_batch_size
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher, teacher_config
-from fnkd_plugin.cli.recipe import SEED, TEACHER_SEED, recipe_for, with_method
+from fnkd_plugin.cli.recipe import SEED, TEACHER_LENGTH, TEACHER_SEED, recipe_for, with_method
 from fnkd_plugin.cli.small_photos import small_photos
 from fnkd_plugin.cli.terminal import console, duration, print_table, progress, silent_start
 from fnkd_plugin.errors import SetupError, first_few
@@ -76,7 +76,7 @@ class Experiment:
         student: The small model.
         teacher: The big one.
         image_size: Pixels a side; None for the recipe's.
-        iterations: Of each training; None for the recipe's.
+        iterations: Of a student; None for the recipe's.
 
     Raises:
         SetupError: If a model is unknown, its weights cannot be read or fetched, or the photos cannot be used.
@@ -125,7 +125,8 @@ class Experiment:
             accuracy = accuracy_of(config, self.recipe)
             console.print(f'teacher: {accuracy:.1f} %, used as it is: {checkpoint}', markup=False)
             return Teacher(config, accuracy)
-        found = self.train('teacher', self.recipe.config(name, checkpoint, TEACHER_SEED, size))
+        shorter = replace(self.recipe, iterations=max(1, round(TEACHER_LENGTH * self.recipe.iterations)))
+        found = self.train('teacher', shorter.config(name, checkpoint, TEACHER_SEED, size))
         return Teacher(teacher_config(name, found.checkpoint, size), found.accuracy, found.seconds)
 
     def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:

@@ -19,6 +19,8 @@ LEARNING_RATES = {True: 1e-3, False: 1e-4}
 OF_CLASSIFIER = 3
 """How much faster the new classifier learns than the pretrained layers."""
 SEED, TEACHER_SEED = 0, 1000
+TEACHER_LENGTH = 2 / 3
+"""The teacher's iterations as a part of a student's: it starts from better weights, and its steps take the longest."""
 _IMAGES, _PASSES, _VALIDATIONS = 8_000, 10, 5
 _ENLARGED = 1.5
 
@@ -31,7 +33,7 @@ class Recipe:
         photos: The photos.
         lists: The folder of their annotation files.
         image_size: Pixels a side.
-        iterations: Of each training.
+        iterations: Of a student.
         batch_size: Images of an iteration.
         workers: Processes that load images.
         amp: Whether to train in mixed precision, which needs a GPU.

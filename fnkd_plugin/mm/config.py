@@ -4,6 +4,7 @@ import ast
 import builtins
 import copy
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def _check_keys(cfg: Config, owner: str) -> None:
     """Refuse variables that are a misspelt key of the Runner's, which MMEngine would ignore."""
     for key in cfg:
         near = [] if key in _RUNNER_KEYS else get_close_matches(key, _RUNNER_KEYS, n=1, cutoff=0.88)
-        if near:
+        # train_dataloader2 and test_cfg_a are variables.
+        if near and not re.match(rf'{near[0]}[_\d]|.*[_\d]{near[0]}$', key):
             raise SetupError(f'{owner}: unknown key {key!r}; did you mean {near[0]}? If it is a variable, rename it.')
 
 

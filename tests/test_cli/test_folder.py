@@ -37,7 +37,7 @@ def models(root: Path) -> tuple[folder.Model, folder.Model]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, folder.Trained]]:
     root = tmp_path_factory.mktemp('shop')
     found = folder.train_folder(
-        folder.Experiment(photos.folder(root / 'photos', train=8, val=4), root / 'out', *models(root), 32, 24),
+        folder.Experiment(photos.folder(root / 'photos', train=8, val=4), root / 'out', *models(root), 32, 36),
         baseline=True,
     )
     return root, found
@@ -65,7 +65,7 @@ def test_trainings_leave_no_process_behind(trained: tuple[Path, dict[str, folder
 
 def test_a_second_call_trains_nothing(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
-    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=24)
+    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=36)
     again = folder.train_folder(experiment, baseline=True)
     assert again == found
 
@@ -86,7 +86,7 @@ def test_a_command_that_was_stopped_goes_on_bit_for_bit(
     trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, found = trained
-    experiment = folder.Experiment(root / 'photos', tmp_path, *models(root), image_size=32, iterations=24)
+    experiment = folder.Experiment(root / 'photos', tmp_path, *models(root), image_size=32, iterations=36)
     whole = ProgressHook.after_train_iter
 
     def stop(hook: ProgressHook, runner: Runner, *args: object, **kwargs: object) -> None:
@@ -106,7 +106,7 @@ def test_a_command_that_was_stopped_goes_on_bit_for_bit(
 def test_other_settings_in_the_same_folder_are_refused(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match='another --out'):
-        folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=64, iterations=24).teacher()
+        folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=64, iterations=36).teacher()
 
 
 def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.Trained]], capsys) -> None:
@@ -171,7 +171,7 @@ def test_a_table_of_methods() -> None:
 def test_a_comparison_takes_what_is_trained_already(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, found = trained
     configs = sorted((root / 'out').rglob('*.py'))
-    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=24)
+    experiment = folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=32, iterations=36)
     rows = compare.compare(experiment, ['plain', 'fnkd'], seeds=1)
     plain, fnkd = found['plain'].accuracy, found['fnkd'].accuracy
     assert [row.accuracies for row in rows] == [[plain], [fnkd]]

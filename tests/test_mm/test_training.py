@@ -78,6 +78,7 @@ def test_training_needs_no_test_data() -> None:
         ("folder = {}['FNKD_NONE']", "KeyError: 'FNKD_NONE'$"),
         ('folder = 1', 'has no model'),
         ('model = dict(type="A"); train_dataloder = 1', "'train_dataloder'; did you mean train_dataloader"),
+        ('model = dict(type="A"); param_schedulers = 1', "'param_schedulers'; did you mean param_scheduler"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused_with_the_reason(line: str, message: str, tmp_path: Path) -> None:
@@ -85,3 +86,11 @@ def test_a_config_that_cannot_be_read_is_refused_with_the_reason(line: str, mess
     path.write_text(line)
     with pytest.raises(SetupError, match=message):
         load_config(path)
+
+
+
+@pytest.mark.parametrize('key', ['train_dataloader2', 'test_cfg_a', 'my_test_cfg', 'gallery_dataloader', 'data_root'])
+def test_variables_of_a_config_may_be_called_like_its_keys(key: str, tmp_path: Path) -> None:
+    path = tmp_path / 'cfg.py'
+    path.write_text(f'model = dict(type="A"); {key} = 1')
+    assert key in load_config(path)
