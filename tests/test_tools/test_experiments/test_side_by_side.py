@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import DATASETS
@@ -81,6 +82,11 @@ def _exact_table(teacher: Any):
     )
 
 
+class _FirstEpoch(Hook):
+    def after_train_epoch(self, runner: Runner) -> None:
+        runner.train_loop.stop_training = True
+
+
 def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path: Path) -> dict[str, torch.Tensor]:
     """What the Runner makes of a job on the group's batches."""
     from fnkd_plugin.cli.train import parse_args, read_config
@@ -105,7 +111,7 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
         model=cfg.model.to_dict(),
         work_dir=str(tmp_path / 'runner' / job.name),
         train_dataloader=DataLoader(samples, BATCH, collate_fn=pseudo_collate),  # type: ignore[arg-type]
-        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_cfg=dict(by_epoch=True, max_epochs=cfg.train_cfg.max_epochs),
         optim_wrapper=cfg.optim_wrapper,
         param_scheduler=cfg.param_scheduler,
         data_preprocessor=cfg.data_preprocessor,
@@ -113,6 +119,7 @@ def _run(job: Any, group: Any, teacher: tuple[Path, Path], tau: float, tmp_path:
         experiment_name=job.name,
         default_scope='mmpretrain',
     )
+    runner.register_hook(_FirstEpoch())
     runner.train()
     return runner.model.state_dict()
 
