@@ -44,7 +44,7 @@ PANELS = {
 
 
 def accuracies(runs: dict[str, Any], method: str) -> list[float]:
-    """Test accuracies of a method, one a seed, in per cent."""
+    """Test accuracies of a method, one per seed, in per cent."""
     return [run['accuracy'] for name, run in runs.items() if re.fullmatch(rf'{method}_seed\d+', name)]
 
 
@@ -131,7 +131,7 @@ def collect_curves(folder: Path, seeds: range = range(3)) -> dict[str, Any]:
 
 
 def draw_curves(path: Path, root: Path = ROOT) -> None:
-    """Feature norms and hard losses over training, a line a seed; the dashed line is tau."""
+    """Feature norms and hard losses over training, a line per seed; the dashed line is tau."""
     runs = json.loads((root / 'benchmarks' / 'curves_cub2010_small.json').read_text())
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
     titles = {'norm': "student's mean feature norm", 'loss': 'cross-entropy with the labels'}

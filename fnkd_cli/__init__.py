@@ -24,7 +24,7 @@ Folder = Annotated[
     Path, typer.Argument(help='FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg')
 ]
 Size = Annotated[
-    int | None, typer.Option('--image-size', min=8, help="pixels a side (the model's; at most 128 on a CPU)")
+    int | None, typer.Option('--image-size', min=8, help="side length in pixels (the model's; at most 128 on a CPU)")
 ]
 Iterations = Annotated[
     int | None, typer.Option(min=1, help='of a student, two thirds of them for the teacher (by the number of photos)')

@@ -134,7 +134,9 @@ def train(prog: str | None = None) -> Parser:
         help='weights of the last --teacher (the published ones)',
     )
     group.add_argument(
-        '--distill', **_one_of(presets('DistillHead')), help='distillation method (fnkd); replaces that of a distilled config'
+        '--distill',
+        **_one_of(presets('DistillHead')),
+        help='distillation method (fnkd); replaces that of a distilled config',
     )
     group.add_argument(
         '--label-smoothing',
@@ -162,7 +164,9 @@ def cache(prog: str | None = None) -> Parser:
     parser.add_argument(
         '--views', type=_positive, default=1, help='augmentations of each image; epochs repeat them (1)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentations; no training run repeats them (0)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the augmentations; no training run repeats them (0)'
+    )
     parser.add_argument('--dtype', **_one_of(DTYPES), default=DTYPES[0], help='of the stored logits (float16)')
     parser.add_argument(
         '--top-k',

@@ -22,7 +22,9 @@ fnkd_authors = dict(type='DistillHead', soft_loss=dict(type='FNKDLoss', tau=2.0,
 # Newer logit methods with their authors' settings for CIFAR-100. DKD: beta is 2 for ResNet-56 to 20 and 110 to 32, and
 # the warm-up 20 of 240 epochs.
 dkd = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=8.0, temperature=4.0), warmup=1 / 12)
-dkd_beta2 = dict(type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), warmup=1 / 12)
+dkd_beta2 = dict(
+    type='DistillHead', soft_loss=dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=4.0), warmup=1 / 12
+)
 dist = dict(type='DistillHead', soft_loss=dict(type='DISTLoss', beta=2.0, gamma=2.0, temperature=4.0))
 lskd = dict(type='DistillHead', soft_loss=dict(type='LSKDLoss', temperature=2.0, loss_weight=9.0), hard_weight=0.1)
 normkd = dict(type='DistillHead', soft_loss=dict(type='NormKDLoss', temperature=2.0, loss_weight=0.9), hard_weight=0.1)

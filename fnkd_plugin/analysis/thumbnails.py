@@ -44,7 +44,7 @@ def to_pixels(image: Tensor, pixels: PixelFormat) -> NDArray[np.uint8]:
 
 
 def png_uri(pixels: NDArray[np.uint8], largest: int = 128) -> str:
-    """Encode pixels [H, W, 3] as a data URI, reduced to at most ``largest`` pixels a side."""
+    """Encode pixels [H, W, 3] as a data URI, reduced to a side length of at most ``largest`` pixels."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((largest, largest))
     file = BytesIO()

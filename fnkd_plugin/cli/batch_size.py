@@ -13,7 +13,7 @@ def fitting_batch_size(batch_size: int, models: Sequence[tuple[nn.Module, int]],
 
     Args:
         batch_size: Images of a batch, at most.
-        models: Each with the pixels a side of its images.
+        models: Each with the side length of its images in pixels.
         device: Where they are tried.
     """
     while batch_size > 2 and not all(_fits(model, batch_size * 5 // 4, size, device) for model, size in models):

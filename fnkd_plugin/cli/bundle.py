@@ -74,7 +74,7 @@ class Bundle:
 
 
 def val_pipeline(size: int) -> list[dict[str, Any]]:
-    """A photo's file to the square of ``size`` pixels a side in its middle, as MMPretrain's transforms."""
+    """A photo's file to the central square of side length ``size``, as MMPretrain's transforms."""
     return [
         dict(type='LoadImageFromFile'),
         dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', **RESIZING),

@@ -14,7 +14,7 @@ from fnkd_plugin.cli.terminal import console, duration, print_table
 
 @dataclass(frozen=True)
 class Row:
-    """A method's results, one a seed: accuracies in per cent, their differences to the first method's, and seconds."""
+    """A method's results per seed: accuracies in per cent, their differences to the first method's, and seconds."""
 
     method: str
     accuracies: list[float]

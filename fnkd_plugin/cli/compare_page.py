@@ -24,7 +24,7 @@ def page(
         title: Of the page.
         about: One sentence below it.
         table: Titles, then rows.
-        accuracies: Of each method, one a seed, in per cent.
+        accuracies: Of each method, one per seed, in per cent.
         teacher: The teacher's accuracy in per cent.
     """
     head, *rows = (''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row) for tag, row in _tagged(table))

@@ -42,8 +42,8 @@ class Photos:
         """Counts in one line."""
         counts = Counter(label for _, label in self.train).values()
         return (
-            f'{len(self.classes)} classes; {len(self.train)} training photos ({min(counts)} to {max(counts)} a class), '
-            f'{len(self.val)} validation photos'
+            f'{len(self.classes)} classes; {len(self.train)} training photos '
+            f'({min(counts)} to {max(counts)} per class), {len(self.val)} validation photos'
         )
 
     def write_lists(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ from fnkd_plugin.cli.photos import Photos
 from fnkd_plugin.mm.distill_config import distill, smooth_labels
 
 LEARNING_RATES = {True: 1e-3, False: 1e-4}
-"""Learning rates of AdamW at a batch of 32, for networks with batch normalisation and for those without, mostly transformers."""
+"""Learning rates of AdamW at a batch of 32, with and without batch normalisation (transformers, mostly)."""
 OF_CLASSIFIER = 3
 """How much faster the new classifier learns than the pretrained layers."""
 SEED, TEACHER_SEED = 0, 1000
@@ -171,7 +171,7 @@ def recipe_for(
 
 
 def learning_rate(model: str) -> float:
-    """The learning rate of AdamW for a timm model at a batch of 32 (found on other bird classes, see docs/get_started.md)."""
+    """AdamW's learning rate for a timm model at a batch of 32 (found on other birds, see docs/get_started.md)."""
     with torch.device('meta'):
         modules = timm.create_model(model).modules()
     return LEARNING_RATES[any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in modules)]

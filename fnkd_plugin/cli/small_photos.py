@@ -27,7 +27,7 @@ def small_photos(
     Args:
         photos: Checked ones.
         folder: The folder of the copies.
-        size: The image size, in pixels a side.
+        size: The image size, the side length in pixels.
         progress: Wraps the photos that are being copied, and their number.
     """
     large = [path for path, _ in photos.train + photos.val if _side(photos.root / path) > _LARGE * size]

@@ -99,7 +99,7 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 class Bar:
-    """A progress bar; where the output is not a terminal, a line at the start and then one a minute.
+    """A progress bar; where the output is not a terminal, a line at the start and then one per minute.
 
     Args:
         title: What is done.

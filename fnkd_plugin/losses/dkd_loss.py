@@ -19,8 +19,8 @@ class DKDLoss(SoftLoss):
     *Decoupled Knowledge Distillation*, CVPR 2022, with the :math:`T^2` of the authors' code. Both terms are
     cross-entropies here, as in :class:`SoftTargetLoss`; the paper's divergences have the same gradient.
 
-    The authors warm the loss up over 20 of 240 epochs: ``DistillHead(warmup=1 / 12)``. Under mixup and CutMix :math:`t` is the
-    class of the larger share (our choice; the paper has one label per image).
+    The authors warm the loss up over 20 of 240 epochs: ``DistillHead(warmup=1 / 12)``. Under mixup and CutMix :math:`t`
+    is the class of the larger share (our choice; the paper has one label per image).
 
     Args:
         alpha: :math:`\alpha \ge 0`.

@@ -13,7 +13,7 @@ def class_names(dataset: Any) -> list[str]:
 
 
 def are_labelled(data_samples: Sequence[Any] | None) -> bool:
-    """Whether a batch has labels, one an image.
+    """Whether a batch has labels, one per image.
 
     Raises:
         ValueError: If an image has several labels.

@@ -88,7 +88,6 @@ def test_a_config_that_cannot_be_read_is_refused_with_the_reason(line: str, mess
         load_config(path)
 
 
-
 @pytest.mark.parametrize('key', ['train_dataloader2', 'test_cfg_a', 'my_test_cfg', 'gallery_dataloader', 'data_root'])
 def test_variables_of_a_config_may_be_called_like_its_keys(key: str, tmp_path: Path) -> None:
     path = tmp_path / 'cfg.py'

@@ -77,7 +77,7 @@ def table(results: dict[str, Any]) -> str:
     for count, ratio in epochs['students'].items():
         students = f'{count} student{"s" * (count != "1")}'
         costs[f'{students}: making a view and an epoch of each / an epoch of each live'] = shown(ratio, 3)
-    costs['bytes a view of an image'] = epochs['bytes_a_row']
+    costs['bytes per view and image'] = epochs['bytes_a_row']
     heads = ['images', 'classes', 'views', 'on disk, MB', 'written, rows/s', 'opened, ms']
     stores = []
     for row in results['stores']:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure milliseconds a step, and the paired differences of our step and the others."""
+    """Measure milliseconds per step, and the paired differences of our step and the others."""
     rows = []
     device = device_of(args)
     for pair in _pairs.chosen(args):

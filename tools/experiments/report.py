@@ -99,7 +99,7 @@ def as_markdown(study: Study) -> str:
     seeds = ' to '.join(map(str, counts[:1] + counts[1:][-1:])) or 'no'
     seeds += ' seed' if counts == [1] else ' seeds' if counts else ' seed tested yet'
     trials = len(study.table.methods[0].trials)
-    head = f'**{study.table.title}**; {seeds}, {f"{trials} trials a method" if trials > 1 else "nothing is tuned"}.'
+    head = f'**{study.table.title}**; {seeds}, {f"{trials} trials per method" if trials > 1 else "nothing is tuned"}.'
     note = f' {study.table.note}' if study.table.note else ''
     return f'{head}{note}\n\n{markdown([heads[i] for i in kept], cells, align)}'
 

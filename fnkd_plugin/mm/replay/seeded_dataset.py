@@ -169,7 +169,7 @@ def _view_sampler(base: type) -> type:
                     seen[index] = time + step
                     if time and self._fnkd_views:
                         raise SetupError(
-                            f'{base.__name__} draws an image several times an epoch, or may, but a view has one '
+                            f'{base.__name__} draws an image several times per epoch, or may, but a view has one '
                             'augmentation of each image; train with DefaultSampler, or with a live teacher.'
                         )
                     yield SampleIndex(index, view, time)

@@ -53,7 +53,7 @@ def test_rows_hold_what_has_run(tmp_path: Path) -> None:
     assert found[1][-1].startswith('lr 0.04, ε ')  # the better of two trials
     assert columns(study)[2] == 'over plain' and all(len(row) == len(columns(study)) for row in found)
     lines = as_markdown(_study(tmp_path / 'again', 3)).splitlines()
-    assert '3 seeds, 2 trials a method' in lines[0]
+    assert '3 seeds, 2 trials per method' in lines[0]
     # Nothing has been compared with KD, and no best epoch is known, so there are no such columns.
     assert 'over KD' not in lines[2] and {line.count('|') for line in lines[2:]} == {len(columns(study)) - 1}
 
