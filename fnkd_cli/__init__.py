@@ -200,6 +200,8 @@ def _leave(work: Callable[[], Any]) -> NoReturn:
             sys.exit(_complain(str(error), 1))
         if 'URLError' in kinds:  # of the data sets that MMPretrain downloads
             sys.exit(_complain(f'a download failed: {error}; without a network, put the files into data_root.', 1))
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            sys.exit(_complain(f'{error.filename}: {error.strerror}.', 1))
         if isinstance(error, ModuleNotFoundError):
             sys.exit(_complain(f'{error.name} is not installed; fnkd doctor names the command that installs it.', 1))
         raise

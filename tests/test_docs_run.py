@@ -39,7 +39,7 @@ REPLACED = {
     'resnet50': MODEL,
     'timm:resnet50': f'timm:{MODEL}',
     'timm:resnet152': f'timm:{MODEL}',
-    'work_dirs/birds_resnet18': f'work_dirs/birds_{MODEL}',
+    'work_dirs/birds_resnet18/fnkd': f'work_dirs/birds_{MODEL}/fnkd',
     'work_dirs/birds_resnet18/fnkd.py': f'work_dirs/birds_{MODEL}/fnkd.py',
     'CONFIG': 'my_plain.py',
     'DISTILLED_CONFIG': 'my_config.py',

@@ -126,4 +126,4 @@ def test_a_folder_of_photos_trains_where_the_wheel_is_installed(wheel: Path, env
         )
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
     assert not done.stderr
-    assert (empty / 'work_dirs' / 'birds_test_resnet' / 'test_resnet.safetensors').is_file()
+    assert (empty / 'work_dirs' / 'birds_test_resnet' / 'fnkd' / 'test_resnet.safetensors').is_file()

@@ -41,8 +41,10 @@ class Bundle:
     def save(self, weights: dict[str, Tensor], file: Path) -> None:
         """Write ``file``, a ``.safetensors``, and the ``.json`` beside it."""
         state = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-        safetensors.torch.save_file(state, file)
         file.with_suffix('.json').write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding='utf-8')
+        partial = file.with_suffix('.partial')
+        partial.write_bytes(safetensors.torch.save(state))  # save_file's can be read by its owner alone
+        partial.replace(file)
 
     def build(self, file: Path) -> nn.Module:
         """The student in eval mode, with the weights of ``file``.

@@ -16,7 +16,7 @@ from fnkd_plugin.cli.batch_size import fitting_batch_size
 from fnkd_plugin.cli.photos import Photos, read_photos
 from fnkd_plugin.cli.ready_teacher import accuracy_of, ready_teacher, teacher_config
 from fnkd_plugin.cli.recipe import SEED, TEACHER_LENGTH, TEACHER_SEED, recipe_for, with_method
-from fnkd_plugin.cli.small_photos import small_photos
+from fnkd_plugin.cli.small_photos import make_copies, small_photos
 from fnkd_plugin.cli.terminal import console, duration, print_table, progress, silent_start
 from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.mm import training
@@ -102,10 +102,9 @@ class Experiment:
         if torch.cuda.is_available():
             self.recipe = recipe_for(*settings, fitting_batch_size(self.recipe.batch_size, models))
         size = self.recipe.image_size
-        small = small_photos(
-            photos, out / f'photos_{size}px', size, lambda items, count: progress('copying', items, count)
-        )
+        small, *copies = small_photos(photos, out / f'photos_{size}px', size)
         small.write_lists(out)
+        make_copies(*copies, size, lambda items, count: progress('copying', items, count))
         recipe = self.recipe = replace(self.recipe, photos=small)
         console.print(
             f'recipe: {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} photos'
@@ -130,9 +129,18 @@ class Experiment:
         return Teacher(teacher_config(name, found.checkpoint, size), found.accuracy, found.seconds)
 
     def student(self, method: str, teacher: Teacher, seed: int = SEED) -> Trained:
-        """A student trained by a method with one seed."""
+        """A student trained by a method with one seed; its folder has it as :class:`~fnkd_plugin.cli.bundle.Bundle`."""
         cfg = self.recipe.config(self.models['student'].name, self.models['student'].checkpoint, seed)
-        return self.train(method if seed == SEED else f'{method}_seed{seed}', with_method(cfg, method, teacher.config))
+        name = method if seed == SEED else f'{method}_seed{seed}'
+        found = self.train(name, with_method(cfg, method, teacher.config))
+        if not self.model_file(found).is_file():
+            bundle = self.recipe.bundle(self.models['student'].name)
+            bundle.save(read_state_dict(found.checkpoint), self.model_file(found))
+        return found
+
+    def model_file(self, student: Trained) -> Path:
+        """The weights of a student under timm's keys."""
+        return student.folder / f'{self.models["student"].name}.safetensors'
 
     def train(self, name: str, cfg: Config) -> Trained:
         """Train a config, or go on where it was stopped; ``name`` is its folder in ``out``."""
@@ -198,8 +206,7 @@ def train_folder(experiment: Experiment, method: str = 'fnkd', baseline: bool = 
     students = {name: experiment.student(name, teacher) for name in methods}
     found.update(students)
     small, big = experiment.models['student'].name, experiment.models['teacher'].name
-    final = experiment.out / f'{small}.safetensors'
-    experiment.recipe.bundle(small).save(read_state_dict(students[method].checkpoint), final)
+    final = experiment.model_file(students[method])
     rows = [
         (name, big if name == 'teacher' else small, f'{one.accuracy:.1f}', duration(one.seconds))
         for name, one in found.items()

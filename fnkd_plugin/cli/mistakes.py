@@ -10,6 +10,7 @@ from typing import Any
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry, build_from_cfg
+from torch.utils.data import DataLoader
 
 from fnkd_cli.arguments import did_you_mean
 from fnkd_plugin.errors import SetupError, first_few
@@ -104,7 +105,8 @@ def _where(places: list[str]) -> str:
 def _types() -> dict[str, Any]:
     """All that can be built, by name."""
     registries = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
-    return {name: kind for registry in registries for name, kind in _names(registry).items()}
+    found = {name: kind for registry in registries for name, kind in _names(registry).items()}
+    return {**found, 'DataLoader': DataLoader}
 
 
 def _names(registry: Registry) -> dict[str, Any]:

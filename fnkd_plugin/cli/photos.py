@@ -47,11 +47,23 @@ class Photos:
         )
 
     def write_lists(self, folder: Path) -> None:
-        """Write ``classes.txt``, ``train.txt`` and ``val.txt``, the annotation files of MMPretrain's CustomDataset."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``classes.txt``, ``train.txt`` and ``val.txt``, the annotation files of MMPretrain's CustomDataset.
+
+        Raises:
+            SetupError: If the folder has those of other photos.
+        """
         lines = {name: [f'{path} {label}' for path, label in getattr(self, name)] for name in ('train', 'val')}
-        for name, texts in dict(lines, classes=self.classes).items():
-            (folder / f'{name}.txt').write_text('\n'.join(texts) + '\n', encoding='utf-8')
+        texts = {f'{name}.txt': '\n'.join(rows) + '\n' for name, rows in dict(lines, classes=self.classes).items()}
+        files = {folder / name: text for name, text in texts.items()}
+        for file, text in files.items():
+            if file.is_file() and file.read_text(encoding='utf-8') != text:
+                raise SetupError(
+                    f'{file} lists other photos: {folder} is of another folder, or photos were added or removed since; '
+                    'give another --out.'
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            file.write_text(text, encoding='utf-8')
 
 
 def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lambda items, count: items) -> Photos:
@@ -82,6 +94,7 @@ def read_photos(root: Path, progress: Callable[[Iterable, int], Iterable] = lamb
         _check_same_classes(found['train'], found['val'], train, val)
     files = [path for part in found.values() for paths in part.values() for path in paths]
     notes, broken = _check_files(root, files, progress)
+    notes += _not_read([train, val] if val is not None else [train])
     classes = sorted(found['train'])
     kept = {part: {c: [p for p in paths if p not in broken] for c, paths in of.items()} for part, of in found.items()}
     for part, of in kept.items():
@@ -121,6 +134,14 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
             f'{folder}: no photos ({", ".join(SUFFIXES)}) in class {first_few(empty)}; add photos or remove the folder.'
         )
     return found
+
+
+def _not_read(folders: list[Path]) -> list[str]:
+    """A note on files in class folders that are no photos by their names, such as HEIC."""
+    files = [path for folder in folders for path in sorted(folder.glob('*/**/*')) if path.is_file()]
+    others = [str(f.relative_to(f.parents[1])) for f in files if f.suffix.lower() not in SUFFIXES and f.name[0] != '.']
+    ends = ', '.join(SUFFIXES)
+    return [f'not read, since photos end in {ends}: {len(others)} files, {first_few(others)}.'] if others else []
 
 
 def _utf8(path: Path) -> bool:

@@ -167,6 +167,21 @@ def test_checkpoints_of_student_and_teacher_in_the_wrong_order_are_named(tmp_pat
     assert '--student-checkpoint' in found and '--teacher-checkpoint' in found and len(found) < 300 + len(str(b))
 
 
+@pytest.mark.parametrize('out', ['taken', 'taken/below', '/proc/none'])
+def test_an_output_folder_that_cannot_be_made_is_named(out: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos.folder(tmp_path / 'FOLDER', train=2, val=1)
+    (tmp_path / 'taken').write_text('mine')
+    weights = timm_checkpoint(tmp_path, MODEL, num_classes=7)
+    files = ['--student-checkpoint', weights, '--teacher-checkpoint', weights]
+    assert fnkd(monkeypatch, 'train', 'FOLDER', *PAIR, *files, '--out', out) == 1
+    assert out.split('/')[0] in sentence(capsys)
+    assert (tmp_path / 'taken').read_text() == 'mine'
+    plain, _ = write_configs(tmp_path, tmp_path)
+    assert fnkd(monkeypatch, 'train', plain, '--work-dir', out) == 1
+    assert out.split('/')[0] in sentence(capsys)
+
+
 def test_check_ends_with_what_it_found(tmp_path: Path, monkeypatch, capsys) -> None:
     root = photos.folder(tmp_path / 'FOLDER', train=6, val=2)
     assert fnkd(monkeypatch, 'check', root) == 0
@@ -204,6 +219,7 @@ def test_amp_needs_a_gpu(tmp_path: Path, monkeypatch, capsys) -> None:
         ('train_dataloader.sampler.type=DefaultSamplr', 'DefaultSampler'),
         ('val_evaluator.type=Acuracy', 'Accuracy'),
         ('val_evaluator.topkk=1', 'topk'),
+        ('train_dataloader.num_wrokers=1', 'num_workers'),
         ('default_hooks.checkpoint.type=CheckpontHook', 'CheckpointHook'),
         ('custom_hooks.0.momentumm=0.1', 'momentum'),
     ],

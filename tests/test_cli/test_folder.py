@@ -109,12 +109,34 @@ def test_other_settings_in_the_same_folder_are_refused(trained: tuple[Path, dict
         folder.Experiment(root / 'photos', root / 'out', *models(root), image_size=64, iterations=36).teacher()
 
 
+def test_the_folder_of_another_training_is_left_as_it_is(
+    trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path
+) -> None:
+    root, _ = trained
+    other = photos.folder(tmp_path / 'photos', train=9, val=4)
+    photos.photo(other / 'train' / 'blue' / 'large.png', (20, 40, 180), 0, (640, 480))
+    before = {path: path.read_bytes() for path in (root / 'out').rglob('*') if path.is_file()}
+    with pytest.raises(SetupError, match=r'train\.txt lists other photos.* another --out'):
+        folder.Experiment(other, root / 'out', *models(root), image_size=32, iterations=36)
+    assert {path: path.read_bytes() for path in (root / 'out').rglob('*') if path.is_file()} == before
+
+
+def test_each_method_has_a_model_of_its_own(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
+    _, found = trained
+    for name in ('fnkd', 'plain'):
+        weights = read_state_dict(found[name].folder / f'{MODEL}.safetensors')
+        expected = read_state_dict(found[name].checkpoint)
+        assert set(weights) == set(expected) and all(torch.equal(weights[key], expected[key]) for key in weights)
+        modes = {(found[name].folder / f'{MODEL}.{suffix}').stat().st_mode for suffix in ('safetensors', 'json')}
+        assert len(modes) == 1
+
+
 def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.Trained]], capsys) -> None:
     root, found = trained
-    file = root / 'out' / f'{MODEL}.safetensors'
+    file = root / 'out' / 'fnkd' / f'{MODEL}.safetensors'
     timm.create_model(MODEL, num_classes=3, checkpoint_path=str(file))
     chosen = sorted((root / 'photos' / 'val').rglob('*.jpg'))
-    rows = bundle.predict(root / 'out', chosen)
+    rows = bundle.predict(root / 'out' / 'fnkd', chosen)
     right = sum(next(iter(row['classes'])) == path.parent.name for row, path in zip(rows, chosen, strict=True))
     assert 100 * right / len(chosen) == pytest.approx(found['fnkd'].accuracy)
     assert all(sum(row['classes'].values()) == pytest.approx(1, abs=1e-3) for row in rows)
@@ -139,9 +161,9 @@ def test_onnx_gives_the_same_logits(trained: tuple[Path, dict[str, folder.Traine
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     root, _ = trained
-    assert bundle.export(root / 'out', tmp_path / 'model.onnx') < 1e-3
+    assert bundle.export(root / 'out' / 'fnkd', tmp_path / 'model.onnx') < 1e-3
     with pytest.raises(SetupError, match='exists'):
-        bundle.export(root / 'out', tmp_path / 'model.onnx')
+        bundle.export(root / 'out' / 'fnkd', tmp_path / 'model.onnx')
 
 
 def test_another_training_in_the_same_folder_is_named_by_what_differs(
@@ -155,7 +177,7 @@ def test_another_training_in_the_same_folder_is_named_by_what_differs(
 def test_predict_refuses_a_folder(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match=r'is a folder; give its photos'):
-        bundle.predict(root / 'out', [root / 'photos'])
+        bundle.predict(root / 'out' / 'fnkd', [root / 'photos'])
 
 
 def test_a_table_of_methods() -> None:
@@ -197,7 +219,7 @@ def test_a_teacher_of_these_classes_is_used_as_it_is(
 ) -> None:
     """A student of ``fnkd train`` teaches another, with its names in another order, without being trained again."""
     root, _ = trained
-    shutil.copytree(root / 'out', ready := tmp_path / 'ready', ignore=shutil.ignore_patterns('fnkd*', 'plain*'))
+    shutil.copytree(root / 'out' / 'fnkd', ready := tmp_path / 'ready')
     about = json.loads((ready / f'{MODEL}.json').read_text())
     weights = safetensors.torch.load_file(ready / f'{MODEL}.safetensors')
     order = [2, 0, 1]
@@ -276,8 +298,6 @@ def test_get_started_states_the_results_file() -> None:
     crops = math.ceil(predictions / stored['photos']['train'])
     for stated in (
         f'{crops} crops',
-        f'{crops * stored["photos"]["train"]:,} predictions',
-        f'{predictions:,}',
         f'plain student reaches {plain} %',
         f'FNKD student {fnkd} %',
         f'{stored["teacher"]["accuracy"]:.1f}',

@@ -116,3 +116,21 @@ def test_fewer_than_two_classes_are_refused(classes: tuple[str, ...], tmp_path: 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match='nowhere'):
         read_photos(tmp_path / 'nowhere')
+
+
+def test_files_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    for name in ('train/blue/IMG_1.HEIC', 'val/green/notes.txt', 'train/green/.hidden', 'list.csv'):
+        (root / name).write_bytes(b'x')
+    (note,) = read_photos(root).notes
+    assert '2 files' in note and 'blue/IMG_1.HEIC' in note and 'green/notes.txt' in note
+
+
+def test_lists_of_other_photos_are_not_overwritten(tmp_path: Path) -> None:
+    photos = read_photos(folder(tmp_path / 'one'))
+    photos.write_lists(tmp_path / 'lists')
+    photos.write_lists(tmp_path / 'lists')  # the same ones may be
+    others = read_photos(folder(tmp_path / 'two', train=9))
+    with pytest.raises(SetupError, match=r'train\.txt lists other photos'):
+        others.write_lists(tmp_path / 'lists')
+    assert len((tmp_path / 'lists' / 'train.txt').read_text().splitlines()) == 30
