@@ -102,9 +102,9 @@ class Experiment:
         if torch.cuda.is_available():
             self.recipe = recipe_for(*settings, fitting_batch_size(self.recipe.batch_size, models))
         size = self.recipe.image_size
-        small, *copies = small_photos(photos, out / f'photos_{size}px', size)
+        small, of_train, of_val = small_photos(photos, out / f'photos_{size}px', size)
         small.write_lists(out)
-        make_copies(*copies, size, lambda items, count: progress('copying', items, count))
+        make_copies(of_train, of_val, size, lambda items, count: progress('copying', items, count))
         recipe = self.recipe = replace(self.recipe, photos=small)
         console.print(
             f'recipe: {recipe.image_size} px, {recipe.iterations} iterations of {recipe.batch_size} photos'

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,13 +84,14 @@ def _for_training(path: Path, size: int) -> np.ndarray:
     factor = next((f for f in _REDUCED if _side(path) >= f * size), 1)
     # As training decodes: upright, without alpha.
     image = cv2.imdecode(np.fromfile(path, np.uint8), _REDUCED.get(factor, cv2.IMREAD_COLOR))
+    assert image is not None  # the photos are checked
     scale = size / min(image.shape[:2])
     width, height = (max(size, round(scale * side)) for side in image.shape[1::-1])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _for_validation(path: Path, size: int) -> np.ndarray:
-    found = dict(img_path=str(path))
+    found: dict[str, Any] = dict(img_path=str(path))
     for step in val_pipeline(size)[:-1]:  # all but the crop
         found = TRANSFORMS.build(step)(found)
     return found['img']
