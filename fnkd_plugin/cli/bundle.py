@@ -1,6 +1,7 @@
 """A trained student as two files: its weights under timm's keys, and a JSON file that says how to use them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from fnkd_plugin.errors import SetupError, first_few
 from fnkd_plugin.teachers.timm_models import check_timm_model
 from fnkd_plugin.weights import load_weights, read_state_dict
 
+CROP = 7 / 8
+"""The side length of the central square, as a part of the shorter side."""
 RESIZING = dict(interpolation='bicubic', backend='pillow')
 """Options of MMPretrain's transforms that resize: as timm, which smooths what it makes smaller; OpenCV does not."""
 
@@ -79,7 +82,7 @@ def val_pipeline(size: int) -> list[dict[str, Any]]:
     """A photo's file to the central square of side length ``size``, as MMPretrain's transforms."""
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='ResizeEdge', scale=round(size * 8 / 7), edge='short', **RESIZING),
+        dict(type='ResizeEdge', scale=math.floor(size / CROP), edge='short', **RESIZING),  # as timm rounds
         dict(type='CenterCrop', crop_size=size),
     ]
 

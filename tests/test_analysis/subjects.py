@@ -43,6 +43,6 @@ def subject(folder: Path, teacher: bool = False, split: str = 'val', **dataset: 
     if teacher:
         path = folder / 'teacher.py'
         config(model, folder).dump(path)
-        options = dict(teacher_config=str(path), teacher_checkpoint=str(checkpoint(folder, model, seed=1)))
+        options = dict(teacher=str(path), teacher_checkpoint=str(checkpoint(folder, model, seed=1)))
     cfg = evaluation_config(folder, model, **dataset)
     return build_subject(cfg, checkpoint(folder, model), split, **options)

@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import mmcv
@@ -115,10 +116,15 @@ def test_the_folder_of_another_training_is_left_as_it_is(
     root, _ = trained
     other = photos.folder(tmp_path / 'photos', train=9, val=4)
     photos.photo(other / 'train' / 'blue' / 'large.png', (20, 40, 180), 0, (640, 480))
-    before = {path: path.read_bytes() for path in (root / 'out').rglob('*') if path.is_file()}
+
+    def files() -> dict[Path, bytes]:
+        found = (path for path in (root / 'out').rglob('*') if path.is_file() and path.suffix != '.log')  # still open
+        return {path: path.read_bytes() for path in found}
+
+    before = files()
     with pytest.raises(SetupError, match=r'train\.txt lists other photos.* another --out'):
         folder.Experiment(other, root / 'out', *models(root), image_size=32, iterations=36)
-    assert {path: path.read_bytes() for path in (root / 'out').rglob('*') if path.is_file()} == before
+    assert files() == before
 
 
 def test_each_method_has_a_model_of_its_own(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
@@ -140,6 +146,28 @@ def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.T
     right = sum(next(iter(row['classes'])) == path.parent.name for row, path in zip(rows, chosen, strict=True))
     assert 100 * right / len(chosen) == pytest.approx(found['fnkd'].accuracy)
     assert all(sum(row['classes'].values()) == pytest.approx(1, abs=1e-3) for row in rows)
+
+
+def test_the_documented_code_predicts_as_the_command_does(
+    trained: tuple[Path, dict[str, folder.Trained]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = trained
+    page = (Path(__file__).resolve().parents[2] / 'docs' / 'get_started.md').read_text()
+    (code,) = [block for block in re.findall('```python\n(.*?)```', page, re.DOTALL) if 'create_transform' in block]
+    student = tmp_path / 'work_dirs' / 'birds_resnet18' / 'fnkd'
+    shutil.copytree(root / 'out' / 'fnkd', student)
+    for suffix in ('safetensors', 'json'):
+        (student / f'{MODEL}.{suffix}').rename(student / f'resnet18.{suffix}')
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    with Image.open(root / 'photos' / 'val' / 'blue' / '1.jpg') as image:
+        image.convert('L').save(tmp_path / 'photo.jpg', exif=exif)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    [row] = bundle.predict(student, [tmp_path / 'photo.jpg'])
+    expected = dict(zip(names['about']['classes'], names['probabilities'][0].tolist(), strict=True))
+    assert row['classes'] == pytest.approx(expected, abs=1e-3)
 
 
 def test_photos_are_turned_as_in_training(tmp_path: Path) -> None:
@@ -263,11 +291,12 @@ def test_what_decoders_print_is_in_the_log(tmp_path: Path, capfd: pytest.Capture
     assert 'libpng' not in capfd.readouterr().err
 
 
-def test_a_student_sees_photos_as_timm_prepares_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize('size', [32, 96, 112])
+def test_a_student_sees_photos_as_timm_prepares_them(size: int, tmp_path: Path) -> None:
     path = photos.photo(tmp_path / 'photo.png', (90, 120, 40), 0, (300, 200))
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    ours = bundle.Bundle(MODEL, ['a', 'b'], 112, mean, std).pixels(path)
-    transform = timm.data.create_transform(112, interpolation='bicubic', crop_pct=7 / 8, mean=mean, std=std)
+    ours = bundle.Bundle(MODEL, ['a', 'b'], size, mean, std).pixels(path)
+    transform = timm.data.create_transform(size, interpolation='bicubic', crop_pct=7 / 8, mean=mean, std=std)
     with Image.open(path) as image:
         torch.testing.assert_close(ours, transform(image.convert('RGB')), atol=1e-6, rtol=0)
 

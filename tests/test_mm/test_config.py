@@ -115,7 +115,6 @@ def test_plain_config_keeps_our_import_where_it_is_used() -> None:
         ('model.head.hard_weight', 'model.head.hard_weight'),
         ('model.head.soft_loss.loss_weight', 'model.head.soft_loss.loss_weight'),
         ('model.head.warmup', 'model.head.warmup'),
-        ('model.head.by_epoch', 'model.head.by_epoch'),
         ('model.pixels.channel_order', 'model.pixels.channel_order'),
         ('train_cfg.max_epochs', 'train_cfg.max_epochs'),
         ('optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.lr'),
