@@ -205,7 +205,6 @@ def _enlarge(size: int | None) -> list[dict[str, Any]]:
 
 def _schedule(iterations: int) -> list[dict[str, Any]]:
     warmup = max(1, iterations // 10)
-    return [
-        dict(type='LinearLR', start_factor=0.05, begin=0, end=warmup, by_epoch=False),
-        dict(type='CosineAnnealingLR', T_max=iterations - warmup, begin=warmup, end=iterations, by_epoch=False),
-    ]
+    rest = iterations - warmup
+    cosine = dict(type='CosineAnnealingLR', T_max=rest, begin=warmup, end=iterations, by_epoch=False)
+    return [dict(type='LinearLR', start_factor=0.05, begin=0, end=warmup, by_epoch=False), *([cosine] if rest else [])]

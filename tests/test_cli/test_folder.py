@@ -312,6 +312,12 @@ def test_large_photos_are_trained_on_by_their_copies(tmp_path: Path) -> None:
     assert str(copy) in seen and len(seen) == 13 and not any(path.endswith('large.png') for path in seen)
 
 
+def test_one_iteration_is_enough(tmp_path: Path) -> None:
+    root = photos.folder(tmp_path / 'photos', train=4, val=2)
+    experiment = folder.Experiment(root, tmp_path / 'out', *models(tmp_path), image_size=32, iterations=1)
+    assert experiment.student('fnkd', experiment.teacher()).checkpoint.name == 'iter_1.pth'
+
+
 def test_results_are_json(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     _, found = trained
     stored = json.loads((found['fnkd'].folder / 'result.json').read_text())

@@ -89,6 +89,7 @@ def test_with_photos_the_demo_is_about_birds(tmp_path: Path, monkeypatch: pytest
     safetensors.torch.save_file(weights, tmp_path / 'test_resnet.fp16.safetensors')
     for name, value in dict(STUDENT='test_resnet', TEACHER='test_resnet', PIXELS=32, ITERATIONS=2).items():
         monkeypatch.setattr(demo_birds, name, value)
+    monkeypatch.delenv('FNKD_DATA', raising=False)
     assert not demo_birds.wanted()
     monkeypatch.setenv('FNKD_DATA', str(tmp_path / 'data'))
     monkeypatch.setenv('FNKD_WEIGHTS', str(tmp_path))
