@@ -137,11 +137,11 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
 
 
 def _not_read(folders: list[Path]) -> list[str]:
-    """A note on files in class folders that are no photos by their names, such as HEIC."""
+    """A note on files in class folders whose suffix is not supported, such as HEIC."""
     files = [path for folder in folders for path in sorted(folder.glob('*/**/*')) if path.is_file()]
     others = [str(f.relative_to(f.parents[1])) for f in files if f.suffix.lower() not in SUFFIXES and f.name[0] != '.']
     ends = ', '.join(SUFFIXES)
-    return [f'not read, since photos end in {ends}: {len(others)} files, {first_few(others)}.'] if others else []
+    return [f'{len(others)} files are not read ({first_few(others)}); supported are {ends}.'] if others else []
 
 
 def _utf8(path: Path) -> bool:
