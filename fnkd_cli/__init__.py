@@ -220,7 +220,7 @@ def _complain(message: str, code: int) -> int:
 def _load(module: str) -> Any:
     """A module of fnkd_plugin.cli, which imports torch."""
     # Threads that wait for each other spin for some microseconds and then sleep: spinning for longer makes steps on a
-    # CPU several times as slow beside other programs, and sleeping at once makes them slower without any. torch reads it
+    # CPU several times as slow beside other programs, and sleeping at once slower without any. torch reads it
     # when it is imported.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     os.environ.setdefault('GOMP_SPINCOUNT', '3000')
