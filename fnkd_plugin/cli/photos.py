@@ -49,17 +49,20 @@ class Photos:
     def write_lists(self, folder: Path) -> None:
         """Write ``classes.txt``, ``train.txt`` and ``val.txt``, the annotation files of MMPretrain's CustomDataset.
 
+        Their paths are absolute, so that photos of equal names in another folder are others.
+
         Raises:
             SetupError: If the folder has those of other photos.
         """
-        lines = {name: [f'{path} {label}' for path, label in getattr(self, name)] for name in ('train', 'val')}
+        root = self.root.absolute()
+        lines = {name: [f'{root / path} {label}' for path, label in getattr(self, name)] for name in ('train', 'val')}
         texts = {f'{name}.txt': '\n'.join(rows) + '\n' for name, rows in dict(lines, classes=self.classes).items()}
         files = {folder / name: text for name, text in texts.items()}
         for file, text in files.items():
             if file.is_file() and file.read_text(encoding='utf-8') != text:
                 raise SetupError(
-                    f'{file} lists other photos: {folder} is of another folder, or photos were added or removed since; '
-                    'give another --out.'
+                    f'{file} lists other photos: {folder} is of another folder or image size, or photos were added or '
+                    'removed; give another --out.'
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():

@@ -133,4 +133,6 @@ def test_lists_of_other_photos_are_not_overwritten(tmp_path: Path) -> None:
     others = read_photos(folder(tmp_path / 'two', train=9))
     with pytest.raises(SetupError, match=r'train\.txt lists other photos'):
         others.write_lists(tmp_path / 'lists')
-    assert len((tmp_path / 'lists' / 'train.txt').read_text().splitlines()) == 30
+    with pytest.raises(SetupError, match=r'train\.txt lists other photos'):  # of the same names
+        read_photos(folder(tmp_path / 'three')).write_lists(tmp_path / 'lists')
+    assert (tmp_path / 'lists' / 'train.txt').read_text().count(str(tmp_path / 'one')) == 30
