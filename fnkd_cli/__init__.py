@@ -127,13 +127,18 @@ def predict(
     as_json: Annotated[bool, typer.Option('--json', help='JSON instead of a table')] = False,
 ) -> None:
     """Classify photos."""
-    found = _load('bundle').predict(model, photos)
+    width = max(len(str(photo)) for photo in photos)
+    rows = []
+    for row in _load('bundle').predict(model, photos):
+        rows.append(row)
+        if 'error' in row:
+            print(f'error: {row["error"]}', file=sys.stderr)
+        elif not as_json:
+            named = '  '.join(f'{name} {100 * p:.1f} %' for name, p in row['classes'].items())
+            print(f'{row["photo"]:<{width}}  {named}', flush=True)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    width = max(len(row['photo']) for row in found)
-    for row in found:
-        print(f'{row["photo"]:<{width}}  ' + '  '.join(f'{name} {100 * p:.1f} %' for name, p in row['classes'].items()))
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    raise typer.Exit(int(any('error' in row for row in rows)))
 
 
 @app.command()

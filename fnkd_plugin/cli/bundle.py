@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,6 @@ class Bundle:
 
         Resized by Pillow's bicubic, as in training and by timm.
         """
-        if photo.is_dir():
-            raise SetupError(f'{photo} is a folder; give its photos, such as {photo}/*.jpg.')
         found: dict[str, Any] = dict(img_path=str(photo))
         try:
             for step in val_pipeline(self.image_size):
@@ -104,8 +102,7 @@ def open_bundle(path: Path) -> tuple[Bundle, Path]:
         raise SetupError(f'{about}: it should say model, classes, image_size, mean and std ({error}).') from error
 
 
-@torch.no_grad()
-def predict(path: Path, photos: Sequence[Path], batch_size: int = 32) -> list[dict[str, object]]:
+def predict(path: Path, photos: Sequence[Path], batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """The three likeliest classes of each photo, with their probabilities.
 
     Args:
@@ -113,20 +110,37 @@ def predict(path: Path, photos: Sequence[Path], batch_size: int = 32) -> list[di
         photos: Image files.
         batch_size: Photos at once.
 
-    Returns:
-        For each photo ``photo`` and ``classes``, a dict of probabilities by name, the largest first.
+    Yields:
+        For each photo, in order, ``photo`` and ``classes``, a dict of probabilities by name, the largest first; or
+        ``error`` instead of ``classes`` if it cannot be read.
+
+    Raises:
+        SetupError: If one of ``photos`` is a folder.
     """
+    for photo in photos:
+        if photo.is_dir():
+            raise SetupError(f'{photo} is a folder; give its photos, such as {photo}/*.jpg.')
     bundle, file = open_bundle(path)
     model = bundle.build(file)
-    found: list[dict[str, object]] = []
     for start in range(0, len(photos), batch_size):
-        chosen = photos[start : start + batch_size]
-        probabilities = model(torch.stack([bundle.pixels(photo) for photo in chosen])).softmax(dim=1)
-        values, indices = probabilities.topk(min(3, len(bundle.classes)), dim=1)
-        for photo, row, ks in zip(chosen, values.tolist(), indices.tolist(), strict=True):
-            named = {bundle.classes[k]: round(p, 4) for p, k in zip(row, ks, strict=True)}
-            found.append(dict(photo=str(photo), classes=named))
-    return found
+        rows: list[dict[str, Any]] = [dict(photo=str(photo)) for photo in photos[start : start + batch_size]]
+        images = []
+        for row in rows:
+            try:
+                images.append(bundle.pixels(Path(row['photo'])))
+            except SetupError as error:
+                row['error'] = str(error)
+        read = [row for row in rows if 'error' not in row]
+        for row, probabilities in zip(read, _probabilities(model, images), strict=True):
+            values, indices = probabilities.topk(min(3, len(bundle.classes)))
+            named = zip(indices.tolist(), values.tolist(), strict=True)
+            row['classes'] = {bundle.classes[k]: round(p, 4) for k, p in named}
+        yield from rows
+
+
+@torch.no_grad()
+def _probabilities(model: nn.Module, images: list[Tensor]) -> Sequence[Tensor]:
+    return model(torch.stack(images)).softmax(dim=1) if images else []
 
 
 def export(path: Path, out: Path) -> float:

@@ -334,6 +334,30 @@ def test_a_students_file_that_does_not_fit_is_named(about, named: str, tmp_path:
     assert named in sentence(capsys)
 
 
+def test_photos_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path, monkeypatch, capsys) -> None:
+    file = tmp_path / 'student.safetensors'
+    about = dict(model=MODEL, classes=['a', 'b'], image_size=64, mean=[0.5] * 3, std=[0.5] * 3)
+    safetensors.torch.save_file(timm.create_model(MODEL, num_classes=2).state_dict(), file)
+    file.with_suffix('.json').write_text(json.dumps(about))
+    photos = [tmp_path / f'{name}.png' for name in 'abcd']
+    for photo in (photos[0], photos[3]):
+        Image.new('RGB', (64, 64)).save(photo)
+    photos[1].write_bytes(photos[0].read_bytes()[:40])
+    assert fnkd(monkeypatch, 'predict', file, photos[3]) == 0
+    alone = capsys.readouterr().out
+    assert fnkd(monkeypatch, 'predict', file, *photos) == 1
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == [str(photos[0]), str(photos[3])]
+    assert shown.out.splitlines()[1] == alone.rstrip()
+    assert [str(photo) in line for photo, line in zip(photos[1:3], shown.err.splitlines(), strict=True)] == [True] * 2
+    assert fnkd(monkeypatch, 'predict', file, *photos, '--json') == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [('error' in row, row['photo']) for row in rows] == [
+        (number in (1, 2), str(photo)) for number, photo in enumerate(photos)
+    ]
+    assert fnkd(monkeypatch, 'predict', file, photos[1], '--json') == 1
+
+
 def test_the_terminal_shows_progress_and_results_the_file_all(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     plain, _ = write_configs(tmp_path, tmp_path)

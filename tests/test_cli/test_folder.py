@@ -142,7 +142,7 @@ def test_the_model_is_timms_and_predicts(trained: tuple[Path, dict[str, folder.T
     file = root / 'out' / 'fnkd' / f'{MODEL}.safetensors'
     timm.create_model(MODEL, num_classes=3, checkpoint_path=str(file))
     chosen = sorted((root / 'photos' / 'val').rglob('*.jpg'))
-    rows = bundle.predict(root / 'out' / 'fnkd', chosen)
+    rows = list(bundle.predict(root / 'out' / 'fnkd', chosen))
     right = sum(next(iter(row['classes'])) == path.parent.name for row, path in zip(rows, chosen, strict=True))
     assert 100 * right / len(chosen) == pytest.approx(found['fnkd'].accuracy)
     assert all(sum(row['classes'].values()) == pytest.approx(1, abs=1e-3) for row in rows)
@@ -205,7 +205,7 @@ def test_another_training_in_the_same_folder_is_named_by_what_differs(
 def test_predict_refuses_a_folder(trained: tuple[Path, dict[str, folder.Trained]]) -> None:
     root, _ = trained
     with pytest.raises(SetupError, match=r'is a folder; give its photos'):
-        bundle.predict(root / 'out' / 'fnkd', [root / 'photos'])
+        list(bundle.predict(root / 'out' / 'fnkd', [root / 'photos']))
 
 
 def test_a_table_of_methods() -> None:
