@@ -24,6 +24,8 @@ class Cache:
     """The distilled config whose teacher is cached."""
     views: int
     """One for each epoch, so that each epoch has its own augmentations."""
+    options: Options = field(default_factory=dict)
+    """Config options of the students, such as their part of the training set."""
 
     @property
     def complete(self) -> bool:
@@ -80,7 +82,7 @@ class Job:
         cache = self.cache
         assert cache is not None
         flags = ['--out', str(cache.folder), '--views', str(cache.views)]
-        return [str(cache.config), *flags, '--cfg-options', *_pairs(self._paths(checkpoint))]
+        return [str(cache.config), *flags, '--cfg-options', *_pairs({**cache.options, **self._paths(checkpoint)})]
 
     def _paths(self, teacher: Path | None) -> dict[str, Path]:
         paths = {'teacher_checkpoint': teacher, 'data_root': self.data_root}

@@ -198,8 +198,9 @@ class Study:
         if not self.table.cached_views:
             return None
         views = self.table.cached_views
-        folder = teacher.folder.with_name(f'{teacher.folder.name}_{distilled[0].stem}_{views}')
-        return Cache(folder, distilled[0], views)
+        options = self.table.final_options
+        name = f'{teacher.folder.name}_{distilled[0].stem}_{views}_{_key(options)}'
+        return Cache(teacher.folder.with_name(name), distilled[0], views, options)
 
     def _student(self, method: Method, suffix: str, seed: int, options: Options) -> Job:
         name = f'{re.sub("[^a-z0-9]+", "_", method.title.lower())}_{suffix}'
@@ -218,11 +219,14 @@ class Study:
     ) -> Job:
         options = {**options, **self._options}
         # The folder depends on the options, so a training is never resumed from one with other options.
-        key = hashlib.sha256(json.dumps([config, seed, options, *flags], sort_keys=True).encode()).hexdigest()[:8]
-        folder = self.folder / f'{name}_{key}'
+        folder = self.folder / f'{name}_{_key([config, seed, options, *flags])}'
         return Job(
             name, CONFIGS / config, folder, seed, options, teacher, self._data_root, flags, on_device=self.on_device
         )
+
+
+def _key(options: Any) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

@@ -73,7 +73,8 @@ def test_finals_read_a_cache_that_the_teachers_training_makes(tmp_path: Path) ->
     from experiments.study import Study
     from experiments.tables import digits
 
-    table = replace(digits(1), cached_views=2, final_options={'val_dataloader.dataset.split': 'test'})
+    part = {'val_dataloader.dataset.split': 'test', 'train_dataloader.dataset.indices': 32}
+    table = replace(digits(1), cached_views=2, final_options=part)
     study = Study(table, Results(tmp_path / 'r.json'), tmp_path / 'runs', range(1), TINY)
     plain, _, kd, fnkd = table.methods
     assert [job.name for job in study.ready([plain, kd])] == ['teacher', 'plain_seed0']

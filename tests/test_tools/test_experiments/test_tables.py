@@ -8,7 +8,8 @@ from mmengine.config import Config
 
 TUNED = ['digits', 'cub2010', 'cub2010_128px', 'cub2010_small']
 CIFAR100 = ['cifar100', 'cifar100_8x4', 'cifar100_60e']
-TABLES = [*TUNED, *CIFAR100]
+SWEEPS = ['cub2010_small_sweep']
+TABLES = [*TUNED, *CIFAR100, *SWEEPS]
 
 
 @pytest.mark.parametrize('name', TABLES)
@@ -30,13 +31,14 @@ def test_every_method_has_as_many_trials_and_its_own_config(name: str) -> None:
 def test_a_cache_has_a_view_for_each_epoch() -> None:
     from experiments import tables
 
-    table = tables.cub2010_small()
-    for method in table.methods:
-        assert Config.fromfile(tables.CONFIGS / method.config).train_cfg.max_epochs == table.cached_views
-    assert not table.final_options
+    for table in (tables.cub2010_small(), tables.cub2010_small_sweep()):
+        for method in table.methods:
+            cfg = Config.fromfile(tables.CONFIGS / method.config)
+            cfg.merge_from_dict(dict(table.final_options))
+            assert cfg.train_cfg.max_epochs == table.cached_views
 
 
-@pytest.mark.parametrize('name', TUNED)
+@pytest.mark.parametrize('name', [*TUNED, *SWEEPS])
 def test_what_is_tuned_is_not_scored_on_the_test_set(name: str) -> None:
     from experiments import tables
 
