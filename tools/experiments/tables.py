@@ -249,7 +249,7 @@ def cub2010_128px() -> Table:
         'val_dataloader.dataset.pipeline.2.crop_size': 128,
     }
     length = {**size, **_cub2010_length(15, 0.5)}
-    rates = [0.0025], [0.005], [0.01], [0.02]
+    rates = [0.0025], [0.005], [0.01], [0.00125]
     smooth, kd = [LR, EPS_UNIFORM, EPS_NEAR], [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
         title='CUB-200-2010 at 128 pixels, EfficientNet-Lite2 → Lite0, both from ImageNet weights, 15 epochs',
@@ -259,7 +259,9 @@ def cub2010_128px() -> Table:
             pair.lsr(grid([LR, EPS], [0.005, 0.1], [0.01, 0.1], [0.02, 0.1], [0.01, 0.3])),
             pair.alsr(grid(smooth, [0.005, 0.1, 0.1], [0.01, 0.1, 0.1], [0.02, 0.1, 0.1], [0.01, 0.05, 0.3])),
             Method('HE', HE_CONFIG, grid([LR, SCALE], [0.005, 16], [0.01, 16], [0.02, 16], [0.01, 32])),
-            pair.distilled('KD', 'kd', grid(kd, *([*r, 4, 0.9, 0.1] for r in rates[1:]), [0.01, 2, 0.9, 0.1])),
+            pair.distilled(
+                'KD', 'kd', grid(kd, *([r, 4, 0.9, 0.1] for r in (0.005, 0.01, 0.0025)), [0.01, 2, 0.9, 0.1])
+            ),
             pair.distilled("KD, FNKD's weights and T", 'kd', grid(kd, *([*r, 3, 1, 1] for r in rates))),
             *(pair.distilled(f'FNKD, {m}', 'fnkd', grid([LR, MODE], *([*r, m] for r in rates))) for m in MODES),
             pair.distilled('TTM', 'ttm', grid([LR], *rates)),
