@@ -249,7 +249,7 @@ def cub2010_128px() -> Table:
         'val_dataloader.dataset.pipeline.2.crop_size': 128,
     }
     length = {**size, **_cub2010_length(15, 0.5)}
-    # Chosen after trials on held-out images: KD had 47.7 % at 0.02, and the control its best at 0.0025, then the lowest.
+    # Chosen after trials on held-out images: KD had 47.7 % at 0.02, and the control its best at 0.0025, the lowest.
     rates = [0.0025], [0.005], [0.01], [0.00125]
     smooth, kd = [LR, EPS_UNIFORM, EPS_NEAR], [LR, TEMPERATURE, WEIGHT, HARD]
     return Table(
