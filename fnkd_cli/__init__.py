@@ -132,7 +132,7 @@ def predict(
     for row in _load('bundle').predict(model, photos):
         rows.append(row)
         if 'error' in row:
-            print(f'error: {row["error"]}', file=sys.stderr)
+            _complain(row['error'], 1)
         elif not as_json:
             named = '  '.join(f'{name} {100 * p:.1f} %' for name, p in row['classes'].items())
             print(f'{row["photo"]:<{width}}  {named}', flush=True)

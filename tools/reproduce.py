@@ -12,11 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-# One thread for each process, without busy waiting: there are as many processes as cores. Large pages make a step on a
-# CPU a fifth faster; the workers start with them.
-os.environ.update(
-    OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0', GLIBC_TUNABLES='glibc.malloc.hugetlb=1'
-)
+# One thread for each process, without busy waiting: there are as many processes as cores. Large pages shorten a
+# step on a CPU (docs/speed.md); the workers start with them.
+os.environ.update(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0')
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
 # Use the package of this checkout, also in the worker processes.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
