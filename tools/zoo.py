@@ -76,7 +76,7 @@ def input_shape(cfg: Config) -> tuple[int, int, int]:
     """The model's input: the channels of its data preprocessor and the last crop size of its pipelines."""
     sizes = [
         size
-        for loader in (cfg.train_dataloader, cfg.test_dataloader)
+        for loader in (cfg.train_dataloader, cfg.val_dataloader)
         for node in dicts_in(loader.dataset.pipeline)
         if (size := node.get('crop_size', node.get('scale') if 'RandomResizedCrop' in node['type'] else None))
     ]
@@ -84,9 +84,10 @@ def input_shape(cfg: Config) -> tuple[int, int, int]:
     return (len(cfg.data_preprocessor.mean), *((side, side) if isinstance(side, int) else side))
 
 
-def complexity(config: Path) -> dict[str, int]:
-    """The student's parameters, and its multiply-adds for one image."""
+def complexity(config: Path, options: dict[str, Any]) -> dict[str, int]:
+    """The student's parameters, and its multiply-adds for one image of the size that the options set."""
     cfg = plain_config(Config.fromfile(config))
+    cfg.merge_from_dict({key: value for key, value in options.items() if '_dataloader.' in key})
     model = get_model(cfg)
     flops = FlopAnalyzer(model, torch.zeros(1, *input_shape(cfg)))
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
@@ -105,7 +106,7 @@ def model_entry(root: Path, folder: Path, runs: list[dict[str, Any]], collection
     return {
         'Name': model_name(command),
         'Metadata': {
-            **complexity(config),
+            **complexity(config, runs[0]['options']),
             **({'Flags': ' '.join(flags)} if flags else {}),
             'Options': runs[0]['options'],
             'Seeds': sorted(run['seed'] for run in runs),

@@ -90,7 +90,7 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
         "crop = [dict(type='RandomResizedCrop', scale=32)]\n"
         "test_crop = [dict(type='Resize', scale=40), dict(type='CenterCrop', crop_size=32)]\n"
         'train_dataloader = dict(dataset=dict(pipeline=crop))\n'
-        "test_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=test_crop))\n"
+        "val_dataloader = dict(dataset=dict(type='CustomDataset', pipeline=test_crop))\n"
     )
     assert zoo.input_shape(Config.fromfile(config)) == (3, 32, 32)
     stem, classifier = 3 * 4 * 7**2 * 16**2, 32 * 4
@@ -102,7 +102,11 @@ def test_flops_of_a_known_network(zoo: ModuleType, tmp_path: Path) -> None:
     # Two for each number that a norm sees (each stage's shortcut but the first's has one), one for each that is pooled.
     seen = 4 * 16**2 + sum(4 * width * side**2 for width, side in stages)
     seen += sum(width * side**2 for width, side in stages[1:])
-    assert zoo.complexity(config)['FLOPs'] == stem + blocks + classifier + 2 * seen + 32
+    flops = stem + blocks + classifier + 2 * seen + 32
+    assert zoo.complexity(config, {})['FLOPs'] == flops
+    larger = {'val_dataloader.dataset.pipeline.1.crop_size': 64, 'optim_wrapper.optimizer.lr': 0.02}
+    # Four times as many pixels in each layer but the classifier.
+    assert zoo.complexity(config, larger)['FLOPs'] == 4 * (flops - classifier) + classifier
 
 
 def test_names(zoo: ModuleType) -> None:
