@@ -21,7 +21,7 @@ class DistillHead(nn.Module):
         hard_weight: Factor of the student's own losses, >= 0.
         warmup: The part of the training, in [0, 1], over which the weight of the soft losses grows linearly: in epoch
             ``i`` of ``n``, counted from 1, their factor is ``min(1, i / (warmup * n))``; the same of iterations where
-            the loop counts those. 0 for none.
+            the loop counts those. 0 for none; of several epochs, a part up to the first has no effect.
         wrong_teacher_weight: Factor in [0, 1] of the soft loss of images that the teacher (of an ensemble, the mean)
             misclassifies; 0 excludes them. Under mixup and CutMix the label is the heavier class.
 

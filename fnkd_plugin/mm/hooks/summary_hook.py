@@ -35,7 +35,7 @@ class SummaryHook(Hook):
         if runner._val_loop is not None:
             rows.append(('validation set', _dataset(runner.val_loop.dataloader.dataset)))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        rows += [('student', f'{_student(runner.cfg, model)}, {parameters:,} parameters'), *_method(runner.cfg)]
+        rows += [('student', f'{_student(runner.cfg, model)}, {parameters:,} parameters'), *_method(runner.cfg, runner.max_epochs)]
         if isinstance(model, Distiller):
             accuracy = _teacher_result(runner) or 'not evaluated (--evaluate-teacher)'
             rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))
@@ -82,7 +82,7 @@ def _student(cfg: Any, model: nn.Module) -> str:
     return ' + '.join(filter(None, parts)) + (f' of depth {depth}' if depth else '') or type(model).__name__
 
 
-def _method(cfg: Any) -> Rows:
+def _method(cfg: Any, epochs: int) -> Rows:
     model = plain_model(cfg) if cfg.get('model') else {}
     loss = model.get('loss') or (model.get('head') or {}).get('loss')
     hard = _call(loss) if loss else 'the default loss'
@@ -91,7 +91,13 @@ def _method(cfg: Any) -> Rows:
     head = cfg.model.head
     soft = head.soft_loss if isinstance(head.soft_loss, (list, tuple)) else [head.soft_loss]
     parts = [f'{head.get("hard_weight", 1):g} × {hard}', *map(_call, soft)]
-    return [('method', ' + '.join(parts) + (f', warm-up {head.warmup:.0%}' if head.get('warmup') else ''))]
+    return [('method', ' + '.join(parts) + _warmup(head.get('warmup', 0), epochs))]
+
+
+def _warmup(share: float, epochs: int) -> str:
+    if not share:
+        return ''
+    return f', warm-up {share:.0%}' + (f' (no effect in {epochs} epochs)' if epochs > 1 and share * epochs <= 1 else '')
 
 
 def _call(config: Any) -> str:

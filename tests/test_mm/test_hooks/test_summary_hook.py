@@ -19,11 +19,13 @@ def _log(folder: Path) -> str:
     return next(folder.glob('*/*.log')).read_text()
 
 
-@pytest.mark.parametrize('evaluated', [True, False])
-def test_a_distilled_run_outside_of_the_tools(evaluated: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ('evaluated', 'warmup', 'shown'), [(True, 0.5, 'warm-up 50% (no effect in 2 epochs)'), (False, 0.75, 'warm-up 75%\n')]
+)
+def test_a_distilled_run_outside_of_the_tools(evaluated: bool, warmup: float, shown: str, tmp_path: Path) -> None:
     options = {**VALIDATION, 'train_cfg': dict(by_epoch=True, max_epochs=2, val_interval=1)}
     plain = config(resnet(), tmp_path, **{**options, 'custom_hooks': options['custom_hooks'] if evaluated else []})
-    runner = Runner.from_cfg(distill(plain, timm_teacher(tmp_path), 'kd', hard_weight=0.25))
+    runner = Runner.from_cfg(distill(plain, timm_teacher(tmp_path), 'kd', hard_weight=0.25, warmup=warmup))
     runner.train()
     log = _log(tmp_path)
     count = sum(parameter.numel() for parameter in runner.model.parameters())
@@ -31,6 +33,7 @@ def test_a_distilled_run_outside_of_the_tools(evaluated: bool, tmp_path: Path) -
         'training set     RandomImages: 4 classes, 16 images',
         f'ResNet + LinearClsHead of depth 18, {count:,} parameters',
         '0.25 × CrossEntropyLoss(loss_weight=1.0) + KDLoss(temperature=4.0, loss_weight=0.5)',
+        shown,
         'TimmTeacher(test_resnet)',
         str(tmp_path / 'epoch_2.pth'),
     ):
