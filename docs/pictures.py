@@ -36,8 +36,13 @@ PANELS = {
         },
     ),
     'cub2010': (
-        'CUB-200-2010, EfficientNet-Lite2 → Lite0\n5 epochs from ImageNet weights',
-        {'plain': 'plain', 'lsr': 'LSR', 'alsr': 'ALSR', 'kd': 'KD', 'fnkd_clip': 'FNKD, clip'},
+        'CUB-200-2010, EfficientNet-Lite2 → Lite0\n15 epochs from ImageNet weights',
+        {
+            'plain': 'plain',
+            'kd': 'KD',
+            'kd_fnkd_s_weights_and_t': "KD, FNKD's weights",
+            'fnkd_normalize': 'FNKD',
+        },
     ),
 }
 """By results file: a title, and the methods that are shown, by the beginnings of their runs' names."""

@@ -80,7 +80,7 @@ def as_rich(study: Study) -> RichTable:
     heads = columns(study)[:-1]
     kept = _filled(found, len(heads))
     for i in kept:
-        table.add_column(heads[i], justify='right' if i else 'left', no_wrap=True)
+        table.add_column(heads[i], justify='right' if i else 'left', no_wrap=bool(i))
     for row in found:
         if row[0] == 'teacher':
             table.add_section()

@@ -35,7 +35,10 @@ class SummaryHook(Hook):
         if runner._val_loop is not None:
             rows.append(('validation set', _dataset(runner.val_loop.dataloader.dataset)))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        rows += [('student', f'{_student(runner.cfg, model)}, {parameters:,} parameters'), *_method(runner.cfg, runner.max_epochs)]
+        rows += [
+            ('student', f'{_student(runner.cfg, model)}, {parameters:,} parameters'),
+            *_method(runner.cfg, runner.max_epochs),
+        ]
         if isinstance(model, Distiller):
             accuracy = _teacher_result(runner) or 'not evaluated (--evaluate-teacher)'
             rows.insert(-1, ('teacher', f'{model.distillation.teacher.name}: {accuracy}'))

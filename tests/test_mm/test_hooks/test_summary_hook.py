@@ -20,7 +20,8 @@ def _log(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ('evaluated', 'warmup', 'shown'), [(True, 0.5, 'warm-up 50% (no effect in 2 epochs)'), (False, 0.75, 'warm-up 75%\n')]
+    ('evaluated', 'warmup', 'shown'),
+    [(True, 0.5, 'warm-up 50% (no effect in 2 epochs)'), (False, 0.75, 'warm-up 75%\n')],
 )
 def test_a_distilled_run_outside_of_the_tools(evaluated: bool, warmup: float, shown: str, tmp_path: Path) -> None:
     options = {**VALIDATION, 'train_cfg': dict(by_epoch=True, max_epochs=2, val_interval=1)}
