@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TUNED = ['digits', 'cub2010', 'cub2010_small']
 CIFAR100 = ['cifar100', 'cifar100_8x4', 'cifar100_60e']
 SWEEPS = ['cub2010_small_sweep']
-SHOWN = ['digits', 'cub2010', 'cub2010_small', 'cifar100_60e']
+SHOWN = ['digits', 'cub2010', 'cub2010_small', 'cub2010_small_sweep', 'cifar100_60e']
 TABLES = [*TUNED, *CIFAR100, *SWEEPS]
 
 
