@@ -246,7 +246,7 @@ def cub2010() -> Table:
         final_options=length,
         teacher_options=length,
         note=(
-            f'{OWN_SPLIT} {SEEN} The learning rates of the trials of KD, FNKD and TTM were set after a look at the '
+            f'{OWN_SPLIT} {SEEN} The learning rates of the trials with a teacher were set after a look at the '
             'accuracies of some trials.'
         ),
     )
