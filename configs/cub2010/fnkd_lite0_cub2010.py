@@ -12,3 +12,5 @@ model = dict(
     ),
     head=dict(type='DistillHead', soft_loss=dict(type='FNKDLoss')),
 )
+# At the plain config's 0.01 FNKD diverged (docs/results.md, The learning rate); 0.0025 was the best of the trials.
+optim_wrapper = dict(optimizer=dict(lr=0.0025))
