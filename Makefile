@@ -22,7 +22,7 @@ help:
 	@echo 'make test      all but the slow tests; TEST_ARGS="-k norm -x" goes to pytest'
 	@echo 'make test-all  every test'
 	@echo 'make test-cuda what holds on a GPU alone'
-	@echo 'make docs      the documentation, in docs/_build/html'
+	@echo 'make docs      the documentation, in docs/_build/html (Python 3.11 or later)'
 	@echo 'make lint      ruff and mypy; make format applies the fixes of ruff'
 	@echo 'make clean     remove caches and build files from this checkout'
 	@echo
@@ -54,7 +54,7 @@ ruff: setup
 mypy: setup
 	$(RUN) -m mypy
 
-# The pages, with the notebook executed; warnings are errors.
+# The pages, with the notebook executed; warnings are errors. Sphinx needs Python 3.11.
 docs: setup
 	rm -rf docs/_build
 	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
