@@ -39,6 +39,8 @@ PANELS = {
         'CUB-200-2010, EfficientNet-Lite2 → Lite0\n15 epochs from ImageNet weights',
         {
             'plain': 'plain',
+            'lsr': 'LSR',
+            'he': 'HE, no teacher',
             'kd': 'KD',
             'kd_fnkd_s_weights_and_t': "KD, FNKD's weights",
             'fnkd_normalize': 'FNKD',
@@ -73,7 +75,7 @@ def draw_results(path: Path, root: Path = ROOT) -> None:
         everything = [a for values in found.values() for a in values] + [teacher]
         axis.set_xlim(min(everything) - 2, max(everything) + 1.5)
         axis.invert_yaxis()
-        axis.set_title(title, fontsize=9, color=INK, loc='left')
+        axis.set_title(title, fontsize=9, color=INK, loc='left', pad=12)
         axis.set_xlabel('test accuracy, %', fontsize=8, color=INK)
         axis.tick_params(labelsize=8, colors=INK)
         axis.spines[['top', 'right', 'left']].set_visible(False)
@@ -145,7 +147,7 @@ def draw_curves(path: Path, root: Path = ROOT) -> None:
             label, colour = CURVES[name.rpartition('_seed')[0]]
             first = name.endswith('_seed0')
             axis.plot(run['step'], run[key], color=colour, lw=1.2, alpha=0.9, label=label if first else None)
-        axis.set_title(title, fontsize=9, color=INK, loc='left')
+        axis.set_title(title, fontsize=9, color=INK, loc='left', pad=12)
         axis.set_xlabel('iteration', fontsize=8, color=INK)
         axis.tick_params(labelsize=8, colors=INK)
         axis.grid(color='#e8ecef')
