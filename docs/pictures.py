@@ -147,7 +147,7 @@ def draw_curves(path: Path, root: Path = ROOT) -> None:
             label, colour = CURVES[name.rpartition('_seed')[0]]
             first = name.endswith('_seed0')
             axis.plot(run['step'], run[key], color=colour, lw=1.2, alpha=0.9, label=label if first else None)
-        axis.set_title(title, fontsize=9, color=INK, loc='left', pad=12)
+        axis.set_title(title, fontsize=9, color=INK, loc='left')
         axis.set_xlabel('iteration', fontsize=8, color=INK)
         axis.tick_params(labelsize=8, colors=INK)
         axis.grid(color='#e8ecef')

@@ -72,6 +72,35 @@ def test_the_readme_is_one_screen_that_sells_and_one_that_starts() -> None:
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1000
 
 
+# The rows of the table of learning rates: the beginnings of the runs' names, and an option that the row fixes.
+RATE_ROWS: dict[str, dict[str, float]] = {
+    'plain': {},
+    'lsr': {'model.loss.eps': 0.1},
+    'he': {'model.head.scale': 16},
+    'kd': {'model.head.soft_loss.temperature': 4},
+    'kd_fnkd_s_weights_and_t': {},
+    'fnkd_normalize': {},
+}
+
+
+def test_the_table_of_learning_rates_is_that_of_the_results() -> None:
+    """``tools/reproduce.py --docs`` does not write this table."""
+    stored = [
+        json.loads((ROOT / 'benchmarks' / f'{name}.json').read_text())['runs'] for name in ('cub2010', 'curves_cub2010')
+    ]
+    tried = [(name, run) for name, run in stored[0].items() if '_trial' in name]
+    tried.append(('kd_trial4', stored[1]['KD at a learning rate of 0.02']))
+    section = (ROOT / 'docs' / 'results.md').read_text().split('### The learning rate')[1]
+    head, _, *rows = [line.split('|')[1:-1] for line in section.strip().split('\n\n')[0].splitlines()]
+    for (prefix, fixed), (_, *cells) in zip(RATE_ROWS.items(), rows, strict=True):
+        shown = {float(rate): float(cell) for rate, cell in zip(head[1:], cells, strict=True) if cell.strip()}
+        assert shown == {
+            run['options']['optim_wrapper.optimizer.lr']: pytest.approx(run['accuracy'], abs=0.0501)
+            for name, run in tried
+            if re.fullmatch(rf'{prefix}_trial\d', name) and fixed.items() <= run['options'].items()
+        }
+
+
 def _pictures() -> Any:
     spec = importlib.util.spec_from_file_location('pictures', ROOT / 'docs' / 'pictures.py')
     assert spec is not None and spec.loader is not None
